@@ -1,0 +1,173 @@
+"""Image folders, streamed by workers: labeled (``train/CLASS/*.jpg``, ``test/CLASS/*.jpg``) or without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from keyhole.data.splits import Batch, epoch_order
+from keyhole.errors import DataError, SettingError
+
+_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+_TEST_NAMES = ("test", "val", "validation")
+
+
+@dataclass(frozen=True)
+class FolderSplit:
+    """Images read from disk as they are needed, resized to one size.
+
+    Attributes:
+        paths: The image files.
+        labels: Class of each image, -1 where it is not known.
+        indices: Position of each image in the sorted list of all files.
+        classes: Names of the classes; empty without labels.
+        size_px: Height and width that a batch has. A test view is the largest centered crop of that shape, a
+            training view a random crop of 35 to 100 percent of the area, mirrored half of the time.
+        channels: 3 for color, 1 for gray.
+        workers: Processes that read; 0 reads in this process.
+        device: Where batches are put.
+    """
+
+    paths: tuple[Path, ...]
+    labels: Int64[Tensor, " n"]
+    indices: Int64[Tensor, " n"]
+    classes: tuple[str, ...]
+    size_px: tuple[int, int]
+    channels: int = 3
+    workers: int = 0
+    device: torch.device = torch.device("cpu")
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.paths)
+
+    def subset(self, positions: Sequence[int] | Int64[Tensor, " m"]) -> FolderSplit:
+        """Return the images at these positions of this split, in that order."""
+        where = torch.as_tensor(positions, dtype=torch.int64)
+        paths = tuple(self.paths[i] for i in where.tolist())
+        return replace(self, paths=paths, labels=self.labels[where], indices=self.indices[where])
+
+    def to(self, device: torch.device) -> FolderSplit:
+        """Return the same images with batches on that device."""
+        return replace(self, device=device)
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Yield all images in order, as a test sees them: no augmentation."""
+        yield from self._stream(np.arange(len(self)), batch_size, views=None, drop_last=False)
+
+    def training_batches(
+        self, batch_size: int, *, seed: int, epoch: int, start: int = 0, augment: bool = True
+    ) -> Iterator[Batch]:
+        """Yield one epoch, shuffled and augmented, from step ``start``; the last incomplete batch is left out."""
+        if len(self) < batch_size:
+            raise SettingError(f"Batch size {batch_size} is above the {len(self)} training images; lower it.")
+        order = epoch_order(len(self), seed=seed, epoch=epoch)[start * batch_size :]
+        yield from self._stream(order, batch_size, views=(seed, epoch) if augment else None, drop_last=True)
+
+    def _stream(
+        self, order: np.ndarray, batch_size: int, *, views: tuple[int, int] | None, drop_last: bool
+    ) -> Iterator[Batch]:
+        reader = _Reader(self, order, views)
+        loader = DataLoader(reader, batch_size, num_workers=self.workers, drop_last=drop_last, collate_fn=_collate)
+        for images, positions in loader:
+            moved = images.to(self.device).permute(0, 3, 1, 2).to(torch.float32).div_(255)
+            yield Batch(moved, self.labels[positions].to(self.device), self.indices[positions].to(self.device))
+
+
+@dataclass(frozen=True)
+class _Reader(Dataset[tuple[Tensor, int]]):
+    split: FolderSplit
+    order: np.ndarray
+    views: tuple[int, int] | None
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, step: int) -> tuple[Tensor, int]:
+        position = int(self.order[step])
+        image = _open(self.split.paths[position], self.split.channels)
+        if self.views is None:
+            view = ImageOps.fit(image, self.split.size_px[::-1], Image.Resampling.BICUBIC)
+        else:
+            view = _random_view(image, self.split.size_px, np.random.default_rng([*self.views, position]))
+        pixels = np.array(view, np.uint8)
+        return torch.from_numpy(pixels.reshape(*self.split.size_px, self.split.channels)), position
+
+
+def _collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    return torch.stack([pixels for pixels, _ in items]), torch.tensor([position for _, position in items])
+
+
+def _open(path: Path, channels: int) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"Cannot read the image {path}: {error}. Repair or remove it.") from error
+
+
+def _random_view(image: Image.Image, size_px: tuple[int, int], random: np.random.Generator) -> Image.Image:
+    scale = np.sqrt(random.uniform(0.35, 1.0))
+    stretch = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3))) ** 0.5
+    width = min(image.width, max(1, round(image.width * scale * stretch)))
+    height = min(image.height, max(1, round(image.height * scale / stretch)))
+    left, top = int(random.integers(0, image.width - width + 1)), int(random.integers(0, image.height - height + 1))
+    box = (left, top, left + width, top + height)
+    view = image.resize(size_px[::-1], Image.Resampling.BICUBIC, box=box)
+    return ImageOps.mirror(view) if random.integers(2) else view
+
+
+def load_folder(
+    root: Path, *, size_px: tuple[int, int], channels: int = 3, workers: int = 0
+) -> tuple[FolderSplit, FolderSplit | None]:
+    """Return the training images and, where there is one, the test images of a folder.
+
+    Args:
+        root: Holds ``train/CLASS/*`` and perhaps ``test/CLASS/*`` (or ``val``, ``validation``); or images in
+            any sub-folders, which then have no labels and serve to choose hints.
+        size_px: Height and width that batches shall have.
+        channels: 3 for color, 1 for gray.
+        workers: Processes that read.
+
+    Raises:
+        DataError: The folder is missing, holds no image, or its test classes differ from its training classes.
+    """
+    if not root.is_dir():
+        raise DataError(f"No folder {root}. Give --root a folder of images, or one that holds train/CLASS/.")
+    if not (root / "train").is_dir():
+        paths = _images(root)
+        if not paths:
+            raise DataError(f"No image under {root}; expected files ending in {', '.join(sorted(_ENDINGS))}.")
+        nothing = torch.full((len(paths),), -1)
+        return FolderSplit(paths, nothing, torch.arange(len(paths)), (), size_px, channels, workers), None
+    train = _labeled(root / "train", size_px, channels, workers)
+    test_root = next((root / name for name in _TEST_NAMES if (root / name).is_dir()), None)
+    if test_root is None:
+        return train, None
+    test = _labeled(test_root, size_px, channels, workers)
+    if test.classes != train.classes:
+        odd = sorted(set(test.classes) ^ set(train.classes))
+        raise DataError(f"{test_root} and {root / 'train'} have different classes: {odd[0]!r} is only in one of them.")
+    return train, test
+
+
+def _labeled(folder: Path, size_px: tuple[int, int], channels: int, workers: int) -> FolderSplit:
+    classes = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+    found = [(path, label) for label, name in enumerate(classes) for path in _images(folder / name)]
+    if not found:
+        raise DataError(f"No image under {folder}; expected {folder}/CLASS/IMAGE.jpg.")
+    labels = torch.tensor([label for _, label in found])
+    paths = tuple(path for path, _ in found)
+    return FolderSplit(paths, labels, torch.arange(len(found)), classes, size_px, channels, workers)
+
+
+def _images(folder: Path) -> tuple[Path, ...]:
+    return tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS and path.is_file()))

@@ -1,0 +1,76 @@
+"""Accuracy of a network on a split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from keyhole.data.splits import Split
+from keyhole.errors import DataError, DivergenceError
+from keyhole.models.network import Network
+from keyhole.progress import Progress, silent
+from keyhole.runtime import autocast
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How often a network is right.
+
+    Attributes:
+        top1: Share of images whose class has the highest logit, 0 to 1.
+        top5: Share of images whose class is among the five highest (all of them where there are fewer classes).
+        images: Number of images.
+    """
+
+    top1: float
+    top5: float
+    images: int
+
+
+@torch.no_grad()
+def evaluate(
+    network: Network,
+    split: Split,
+    *,
+    device: torch.device | None = None,
+    precision: str = "fp32",
+    batch_size: int = 250,
+    progress: Progress = silent,
+) -> Accuracy:
+    """Return how often a network is right on a labeled split.
+
+    Args:
+        network: The network; it is moved to the device, and its mode is left as it was.
+        split: Images with labels.
+        device: Where to run.
+        precision: ``fp32`` or ``bf16`` autocast.
+        batch_size: Images at a time.
+        progress: Wraps the batches.
+
+    Raises:
+        DataError: The split has no labels or no images, or labels beyond the network's classes.
+        DivergenceError: A logit is NaN or infinite.
+    """
+    if not split.classes or not len(split):
+        raise DataError("Cannot evaluate: the images have no labels. Give a labeled folder (test/CLASS/IMAGE.jpg).")
+    if len(split.classes) > network.classes:
+        raise DataError(f"The data has {len(split.classes)} classes and {network.name} {network.classes} outputs.")
+    device = device or torch.device("cpu")
+    module = network.module
+    mode = module.training
+    module.to(device, memory_format=torch.channels_last).eval()
+    first = torch.zeros((), dtype=torch.int64, device=device)
+    among = torch.zeros((), dtype=torch.int64, device=device)
+    total = -(-len(split) // batch_size)
+    for batch in progress(split.to(device).batches(batch_size), label=f"evaluate {network.name}", total=total):
+        with autocast(device, precision):
+            logits = network(batch.images).float()
+        if not bool(torch.isfinite(logits).all()):
+            raise DivergenceError(f"{network.name} gave NaN or infinite logits; its weights are broken.")
+        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        hits = ranked == batch.labels[:, None]
+        first += hits[:, 0].sum()
+        among += hits.sum()
+    module.train(mode)
+    return Accuracy(float(first) / len(split), float(among) / len(split), len(split))

@@ -1,0 +1,469 @@
+"""One training loop for teachers, baselines and students.
+
+A cohort is a set of learners that see the same batches. Where there is a teacher, it runs once per batch, and all
+learners learn from that one pass; each has its own weights, adapters and optimizer.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from keyhole.data.splits import Batch, Split
+from keyhole.distillation.evaluation import evaluate
+from keyhole.distillation.losses import attention_loss, hint_loss, soft_target_loss
+from keyhole.distillation.terms import HintAdapter, Term, check_terms
+from keyhole.errors import DivergenceError, SettingError, WeightsError, unknown_name
+from keyhole.files import read_tensors, write_tensors
+from keyhole.models.frozen import freeze
+from keyhole.models.layers import Tapped, layers
+from keyhole.models.network import InputSpec, Network
+from keyhole.models.zoo import build
+from keyhole.progress import Progress, silent
+from keyhole.runtime import autocast, choose_device
+
+SCHEDULES = ("step", "cosine")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; the defaults are those of the published CIFAR-100 comparisons.
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch_size: Images a step.
+        lr: Learning rate at the start (after the warm-up).
+        momentum: Of stochastic gradient descent.
+        nesterov: Use Nesterov's form.
+        weight_decay: L2 penalty on all weights.
+        schedule: ``step`` multiplies by 0.1 at the milestones; ``cosine`` falls to 0 in every step.
+        milestones: Fractions of the epochs.
+        warmup_epochs: The rate rises linearly over so many epochs first.
+        augment: Pad, crop and flip.
+        seed: Fixes initialization, order and augmentation.
+        precision: ``bf16`` autocast or ``fp32``.
+        compile: ``auto`` compiles the frozen teacher where it pays: long runs with a compiler; or ``on``, ``off``.
+        device: ``auto``, ``cpu``, ``cuda``.
+    """
+
+    epochs: int
+    batch_size: int = 64
+    lr: float = 0.05
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    schedule: str = "step"
+    milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
+    warmup_epochs: float = 0.0
+    augment: bool = True
+    seed: int = 0
+    precision: str = "bf16"
+    compile: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Check ranges, naming the setting."""
+        if self.schedule not in SCHEDULES:
+            raise unknown_name("schedule", self.schedule, SCHEDULES)
+        for name, low in (("epochs", 1), ("batch_size", 1), ("lr", 0), ("momentum", 0), ("weight_decay", 0)):
+            if not low <= getattr(self, name) < math.inf:
+                raise SettingError(f"{name} is {getattr(self, name)}; expected a number >= {low}.")
+        if self.compile not in ("auto", "on", "off"):
+            raise SettingError(f"compile is {self.compile!r}; expected auto, on or off.")
+
+    def rate(self, epoch: float) -> float:
+        """Return the learning rate after so many epochs (a fraction counts).
+
+        Example:
+            >>> config = TrainConfig(epochs=240)
+            >>> [round(config.rate(epoch), 7) for epoch in (0, 149, 150, 180, 210)]
+            [0.05, 0.05, 0.005, 0.0005, 5e-05]
+        """
+        if epoch < self.warmup_epochs:
+            return self.lr * (epoch + 1e-3) / (self.warmup_epochs + 1e-3)
+        if self.schedule == "cosine":
+            done = (epoch - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1e-9)
+            return 0.5 * self.lr * (1 + math.cos(math.pi * min(done, 1.0)))
+        passed = sum(int(epoch) >= round(fraction * self.epochs) for fraction in self.milestones)
+        return float(self.lr * 0.1**passed)
+
+
+@dataclass(frozen=True)
+class HintPair:
+    """A layer of the student that learns from a layer of the teacher, both by dotted path."""
+
+    teacher: str
+    student: str
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One member of a cohort: what is trained, and on what.
+
+    Attributes:
+        name: How it is called in tables.
+        student: Name of the network (see :func:`keyhole.models.zoo.build`).
+        input: Size and normalization that the student expects; it gets the teacher's view, resized.
+        terms: The terms of its loss.
+        hints: Which of its layers learn from which layers of the teacher.
+    """
+
+    name: str
+    student: str
+    input: InputSpec
+    terms: tuple[Term, ...]
+    hints: tuple[HintPair, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an arm.
+
+    Attributes:
+        arm: The arm.
+        last: The network after the last epoch, on the CPU.
+        best: The network after the epoch that was best on the held-out images; the last one where none were held out.
+        best_epoch: That epoch, counted from 1.
+        history: One record an epoch: loss by term, learning rate, held-out top-1 (0 to 1) where images were held out.
+    """
+
+    arm: Arm
+    last: Network
+    best: Network
+    best_epoch: int
+    history: tuple[dict[str, Any], ...]
+
+
+@dataclass
+class _Learner:
+    arm: Arm
+    network: Network
+    tapped: Tapped
+    adapters: nn.ModuleList
+    optimizer: torch.optim.SGD
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_epoch: int = 0
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"student": self.network.module, "adapter": self.adapters}
+
+
+class Cohort:
+    """Learners that see the same batches, under one teacher or none.
+
+    Args:
+        arms: The members; each name once.
+        config: How to train.
+        classes: Number of classes.
+        teacher: The teacher; it is copied and frozen.
+        images: How many images the teacher will see in all, for ``compile="auto"``.
+
+    Raises:
+        SettingError: A term lacks its teacher or its hints, or two arms have one name.
+        UnknownNameError: A hint names a layer that does not exist.
+    """
+
+    def __init__(
+        self,
+        arms: Sequence[Arm],
+        config: TrainConfig,
+        *,
+        classes: int,
+        teacher: Network | None = None,
+        images: int = 0,
+    ) -> None:
+        names = [arm.name for arm in arms]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise SettingError(f"Two arms are called {twice!r}; give each a name of its own.")
+        self.config = config
+        self.device = choose_device(config.device)
+        self.teacher_input = teacher.input if teacher else None
+        self._teacher: nn.Module | None = None
+        channels: dict[str, int] = {}
+        for arm in arms:
+            check_terms(arm.terms, teacher=teacher is not None, hints=bool(arm.hints))
+        if teacher is not None and any(term.needs_teacher for arm in arms for term in arm.terms):
+            tapped = sorted({pair.teacher for arm in arms for pair in arm.hints})
+            channels = channels_of(teacher, tapped)
+            worth = config.compile == "on" or (config.compile == "auto" and images >= 200_000)
+            self._teacher = freeze(
+                teacher, tapped, device=self.device, precision=config.precision, compile=worth
+            )
+        self.learners = [self._enlist(arm, classes, channels) for arm in arms]
+
+    def _enlist(self, arm: Arm, classes: int, teacher_channels: Mapping[str, int]) -> _Learner:
+        torch.manual_seed(self.config.seed)
+        network = build(arm.student, classes=classes, input=arm.input)
+        tapped_names = list(dict.fromkeys(pair.student for pair in arm.hints))
+        own = channels_of(network, tapped_names)
+        adapted = arm.hints if any(term.name == "hint" for term in arm.terms) else ()
+        adapters = nn.ModuleList(HintAdapter(own[pair.student], teacher_channels[pair.teacher]) for pair in adapted)
+        for module in (network.module, adapters):
+            module.to(self.device).to(memory_format=torch.channels_last)
+        parameters = [*network.module.parameters(), *adapters.parameters()]
+        optimizer = torch.optim.SGD(
+            parameters,
+            lr=self.config.lr,
+            momentum=self.config.momentum,
+            nesterov=self.config.nesterov,
+            weight_decay=self.config.weight_decay,
+        )
+        return _Learner(arm, network, Tapped(network.module, tapped_names), adapters, optimizer)
+
+    def step(self, batch: Batch, rate: float) -> None:
+        """Let every learner take one step on a batch, after one pass of the teacher."""
+        views: dict[InputSpec, Tensor] = {}
+        taught: tuple[Tensor, dict[str, Tensor]] | None = None
+        if self._teacher is not None and self.teacher_input is not None:
+            image = self.teacher_input.prepare(batch.images)
+            dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
+            with torch.no_grad():
+                taught = self._teacher(image.to(dtype))
+            views[self.teacher_input] = image
+        for learner in self.learners:
+            spec = learner.arm.input
+            if spec not in views:
+                views[spec] = spec.prepare(batch.images)
+            self._learn(learner, views[spec], batch.labels, taught, rate)
+
+    def _learn(
+        self,
+        learner: _Learner,
+        view: Tensor,
+        labels: Tensor,
+        taught: tuple[Tensor, dict[str, Tensor]] | None,
+        rate: float,
+    ) -> None:
+        with autocast(self.device, self.config.precision):
+            logits, features = learner.tapped(view)
+            values = _losses(learner, logits, features, labels, taught)
+        total = sum((term.weight * values[term.name] for term in learner.arm.terms), start=logits.new_zeros(()))
+        total.backward()
+        for group in learner.optimizer.param_groups:
+            group["lr"] = rate
+        learner.optimizer.step()
+        learner.optimizer.zero_grad(set_to_none=True)
+        for name, value in (*values.items(), ("loss", total)):
+            learner.sums[name] = learner.sums.get(name, 0) + value.detach()
+
+    def train_mode(self) -> None:
+        """Put all learners into training mode."""
+        for learner in self.learners:
+            learner.network.module.train()
+            learner.adapters.train()
+
+    def check_finite(self, where: str) -> None:
+        """Raise where a loss is NaN or infinite.
+
+        Raises:
+            DivergenceError: Names the arm and the term.
+        """
+        for learner in self.learners:
+            for name, value in learner.sums.items():
+                if not math.isfinite(float(value)):
+                    raise DivergenceError(
+                        f"Arm {learner.arm.name}: {name} is {float(value)} {where}. The last good checkpoint is kept; "
+                        "lower --lr or the weight of a term, or use --precision fp32."
+                    )
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return all that a later process needs to go on bit by bit: tensors and JSON values."""
+        tensors = {"rng": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            tensors["rng_cuda"] = torch.cuda.get_rng_state()
+        for i, learner in enumerate(self.learners):
+            for part, module in learner.modules().items():
+                tensors |= {f"{i}.{part}.{name}": tensor for name, tensor in module.state_dict().items()}
+            for k, parameter in enumerate(learner.optimizer.param_groups[0]["params"]):
+                if (buffer := learner.optimizer.state[parameter].get("momentum_buffer")) is not None:
+                    tensors[f"{i}.momentum.{k}"] = buffer
+            tensors |= {f"{i}.best.{name}": tensor for name, tensor in learner.best.items()}
+            tensors |= {f"{i}.sum.{name}": tensor for name, tensor in learner.sums.items()}
+        values = [{"history": learner.history, "best_epoch": learner.best_epoch} for learner in self.learners]
+        return tensors, {"arms": [learner.arm.name for learner in self.learners], "learners": values}
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Take over a state that :meth:`state` gave.
+
+        Raises:
+            WeightsError: It is the state of another cohort.
+        """
+        names = [learner.arm.name for learner in self.learners]
+        if values.get("arms") != names:
+            raise WeightsError(f"The checkpoint holds the arms {values.get('arms')}, expected {names}.")
+        torch.set_rng_state(tensors["rng"])
+        if "rng_cuda" in tensors and self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["rng_cuda"])
+        for i, learner in enumerate(self.learners):
+            for part, module in learner.modules().items():
+                module.load_state_dict(_under(tensors, f"{i}.{part}."))
+            momenta = _under(tensors, f"{i}.momentum.")
+            for k, parameter in enumerate(learner.optimizer.param_groups[0]["params"]):
+                if str(k) in momenta:
+                    buffer = torch.empty_like(parameter).copy_(momenta[str(k)])
+                    learner.optimizer.state[parameter]["momentum_buffer"] = buffer
+            learner.best = _under(tensors, f"{i}.best.")
+            learner.sums = {name: value.to(self.device) for name, value in _under(tensors, f"{i}.sum.").items()}
+            learner.history = list(values["learners"][i]["history"])
+            learner.best_epoch = int(values["learners"][i]["best_epoch"])
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _losses(
+    learner: _Learner,
+    logits: Tensor,
+    features: Mapping[str, Tensor],
+    labels: Tensor,
+    taught: tuple[Tensor, dict[str, Tensor]] | None,
+) -> dict[str, Tensor]:
+    values: dict[str, Tensor] = {}
+    for term in learner.arm.terms:
+        if term.name == "ce":
+            values["ce"] = functional.cross_entropy(logits.float(), labels)
+            continue
+        assert taught is not None, "check_terms saw to it that there is a teacher"
+        teacher_logits, hints = taught
+        if term.name == "kd":
+            values["kd"] = soft_target_loss(logits, teacher_logits, temperature=term.temperature)
+        elif term.name == "hint":
+            pairs = zip(learner.arm.hints, learner.adapters, strict=True)
+            parts = [hint_loss(adapter(features[p.student]), hints[p.teacher]) for p, adapter in pairs]
+            values["hint"] = torch.stack(parts).sum()
+        else:
+            parts = [attention_loss(features[p.student], hints[p.teacher]) for p in learner.arm.hints]
+            values["at"] = torch.stack(parts).sum()
+    return values
+
+
+def channels_of(network: Network, names: Sequence[str]) -> dict[str, int]:
+    """Return the channels of named layers."""
+    if not names:
+        return {}
+    found = {layer.name: layer.channels for layer in layers(network, ",".join(names))}
+    for name in names:
+        if name not in found:
+            raise unknown_name("layer", name, found, see="keyhole layers")
+    return found
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """Where a run keeps the state from which a killed process goes on.
+
+    Attributes:
+        path: The file; replaced whole each time.
+        every_s: Seconds between two writes inside an epoch; each epoch's end is written as well.
+        resume: Go on from the file where there is one.
+    """
+
+    path: Path
+    every_s: float = 120.0
+    resume: bool = False
+
+
+def fit(
+    cohort: Cohort,
+    train: Split,
+    held_out: Split | None = None,
+    *,
+    checkpointing: Checkpointing | None = None,
+    progress: Progress = silent,
+    log: Callable[[dict[str, Any]], None] | None = None,
+) -> list[Outcome]:
+    """Train a cohort to the end and return what became of each arm.
+
+    Args:
+        cohort: The learners.
+        train: The training images.
+        held_out: Images to choose the best epoch on; never test images.
+        checkpointing: Keep the state on disk, and perhaps go on from it.
+        progress: Wraps the steps of each epoch.
+        log: Called with one record per arm and epoch.
+
+    Raises:
+        DivergenceError: A loss became NaN or infinite; the last good checkpoint is kept.
+    """
+    config = cohort.config
+    train = train.to(cohort.device)
+    held_out = held_out.to(cohort.device) if held_out is not None and len(held_out) else None
+    steps = len(train) // config.batch_size
+    epoch, step, seconds = _restore(cohort, checkpointing)
+    for epoch in range(epoch, config.epochs):
+        started = saved = time.perf_counter()
+        cohort.train_mode()
+        batches = train.training_batches(
+            config.batch_size, seed=config.seed, epoch=epoch, start=step, augment=config.augment
+        )
+        label = f"epoch {epoch + 1}/{config.epochs}"
+        for batch in progress(batches, label=label, total=steps, done=step):
+            cohort.step(batch, config.rate(epoch + step / steps))
+            step += 1
+            due = checkpointing is not None and time.perf_counter() - saved > checkpointing.every_s
+            if due or step % 100 == 0:
+                cohort.check_finite(f"in epoch {epoch + 1}, step {step}")
+            if due:
+                saved = time.perf_counter()
+                _save(cohort, checkpointing, epoch, step, seconds + saved - started)
+        cohort.check_finite(f"in epoch {epoch + 1}")
+        rate = config.rate(epoch + (steps - 1) / steps)
+        for learner in cohort.learners:
+            record = _close_epoch(cohort, learner, epoch + 1, steps, rate, held_out)
+            if log is not None:
+                log({**record, "arm": learner.arm.name})
+        step = 0
+        seconds += time.perf_counter() - started
+        _save(cohort, checkpointing, epoch + 1, 0, seconds)
+    return [_outcome(learner) for learner in cohort.learners]
+
+
+def _close_epoch(
+    cohort: Cohort, learner: _Learner, epoch: int, steps: int, rate: float, held_out: Split | None
+) -> dict[str, Any]:
+    record: dict[str, Any] = {"epoch": epoch, "rate": rate}
+    record |= {name: float(value) / steps for name, value in learner.sums.items()}
+    learner.sums = {}
+    score = None
+    if held_out is not None:
+        found = evaluate(learner.network, held_out, device=cohort.device, precision=cohort.config.precision)
+        record["held_out_top1"] = score = found.top1
+    if score is None or score >= max((past["held_out_top1"] for past in learner.history), default=0.0):
+        learner.best = {name: tensor.detach().clone() for name, tensor in learner.network.module.state_dict().items()}
+        learner.best_epoch = epoch
+    learner.history.append(record)
+    return record
+
+
+def _save(cohort: Cohort, checkpointing: Checkpointing | None, epoch: int, step: int, seconds: float) -> None:
+    if checkpointing is None:
+        return
+    tensors, values = cohort.state()
+    values |= {"epoch": epoch, "step": step, "seconds": seconds, "config": asdict(cohort.config)}
+    write_tensors(checkpointing.path, tensors, values)
+
+
+def _restore(cohort: Cohort, checkpointing: Checkpointing | None) -> tuple[int, int, float]:
+    if checkpointing is None or not checkpointing.resume or not checkpointing.path.is_file():
+        return 0, 0, 0.0
+    tensors, values = read_tensors(checkpointing.path)
+    cohort.restore(tensors, values)
+    return int(values["epoch"]), int(values["step"]), float(values["seconds"])
+
+
+def _outcome(learner: _Learner) -> Outcome:
+    last, best = (build(learner.arm.student, classes=learner.network.classes, input=learner.arm.input) for _ in "lb")
+    last.module.load_state_dict(learner.network.module.state_dict())
+    best.module.load_state_dict(learner.best)
+    return Outcome(learner.arm, last, best, learner.best_epoch, tuple(learner.history))

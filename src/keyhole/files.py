@@ -1,0 +1,152 @@
+"""Files that are written whole or not at all, and read without executing anything.
+
+Every file of a run goes through :func:`write_bytes`: a temporary file in the same folder, flushed to the
+disk, then renamed over the old one. A killed process or a full disk leaves the old file as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from keyhole.errors import DataError, RunError, WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def write_bytes(path: Path, data: bytes | Callable[[Path], None]) -> None:
+    """Write a file whole or not at all.
+
+    Args:
+        path: Where the file shall stand; its folder is made when missing.
+        data: The content, or a function that writes it to the path that it is given.
+
+    Raises:
+        RunError: The folder cannot be made or written, or the disk is full; an older file at ``path`` is untouched.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            if isinstance(data, bytes):
+                file.write(data)
+        if not isinstance(data, bytes):
+            data(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RunError(
+            f"Cannot write {path}: {reason}. Free space or choose another --out; an older file there is untouched."
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file whole or not at all; raises like :func:`write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, whole or not at all; NaN is refused, as JSON has none."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Return the value of a JSON file.
+
+    Raises:
+        DataError: The file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}. Expected a JSON file there.") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}). Write it anew, or name another file.") from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line to a log; raises like :func:`write_bytes`."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise RunError(f"Cannot append to {path}: {error.strerror}. Free space or choose another --out.") from error
+
+
+def md5(path: Path) -> str:
+    """Return the MD5 of a file, the checksum that the official data sets publish."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors and JSON metadata as one safetensors file, whole or not at all.
+
+    Args:
+        path: Where the file shall stand.
+        tensors: Name to tensor, on any device; shared memory is copied.
+        metadata: Values that JSON can hold; stored as one string under ``keyhole``.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
+    text = {"keyhole": json.dumps(dict(metadata), allow_nan=False)}
+
+    def save(target: Path) -> None:
+        try:
+            save_file(plain, target, metadata=text)
+        except SafetensorError as error:  # safetensors reports a full disk in its own type
+            raise OSError(None, str(error)) from error
+
+    write_bytes(path, save)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a safetensors file on the CPU and the metadata of :func:`write_tensors` (else empty).
+
+    Raises:
+        WeightsError: The file is missing, truncated, or not safetensors.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: cast("Tensor", file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            metadata = json.loads((file.metadata() or {}).get("keyhole", "{}"))
+    except OSError as error:
+        raise WeightsError(f"Cannot read {path}: {error.strerror or error}. Expected a safetensors file.") from error
+    except (SafetensorError, ValueError) as error:
+        raise WeightsError(
+            f"{path} is not a whole safetensors file ({error}). Copy or make it again."
+        ) from error
+    return tensors, metadata
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays as one ``.npz`` file, whole or not at all."""
+
+    def save(target: Path) -> None:
+        with target.open("wb") as file:
+            np.savez_compressed(file, **cast("dict[str, Any]", dict(arrays)))
+
+    write_bytes(path, save)

@@ -1,0 +1,127 @@
+"""A teacher made ready to be watched: frozen, batch norm folded into the convolutions before it, in one precision."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from keyhole.models.layers import Tapped
+from keyhole.models.network import Network
+
+
+def freeze(
+    network: Network,
+    names: Sequence[str] = (),
+    *,
+    device: torch.device | None = None,
+    precision: str = "fp32",
+    compile: bool = False,
+) -> nn.Module:
+    """Return a frozen copy of a network that gives its logits and the features of named layers.
+
+    The copy takes prepared images and returns ``(logits, {name: feature})``. Batch norm is folded into the convolution before
+    it wherever that leaves the output as it was (checked on random images); layers that are tapped are not folded.
+
+    Args:
+        network: The network; it is not changed.
+        names: Dotted paths of the layers to capture.
+        device: Where it shall run.
+        precision: ``bf16`` or ``fp32``, the precision of weights and features.
+        compile: Use ``torch.compile``.
+    """
+    device = device or torch.device("cpu")
+    module = fold_batch_norm(network, keep=names).to(device).eval().requires_grad_(False)
+    if precision == "bf16":
+        module = module.to(torch.bfloat16)
+    tapped: nn.Module = Tapped(module.to(memory_format=torch.channels_last), names)
+    if compile:
+        tapped.compile(dynamic=False)
+    return tapped
+
+
+def fold_batch_norm(network: Network, *, keep: Sequence[str] = ()) -> nn.Module:
+    """Return a copy of a network's module with batch norm folded into the convolutions before it.
+
+    A pair is folded when a batch norm is given the very tensor that a convolution returned. The copy is kept only when its
+    output equals the original's to rounding; a network that uses the convolution's output elsewhere stays as it is.
+
+    Args:
+        network: The network; it is not changed.
+        keep: Layers whose output shall not change.
+
+    Example:
+        >>> from keyhole.models.zoo import build
+        >>> folded = fold_batch_norm(build("resnet8", classes=10))
+        >>> any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+        False
+    """
+    original = network.module
+    folded = copy.deepcopy(original).eval()
+    images = torch.rand(2, network.input.channels, *network.input.size_px)
+    images = images.to(next(folded.parameters()).device)
+    mode = original.training
+    with torch.no_grad():
+        expected = original.eval()(images)
+        original.train(mode)
+        modules = dict(folded.named_modules())
+        for conv_name, norm_name in _pairs(folded, images):
+            if conv_name not in keep and norm_name not in keep:
+                _fold(modules[conv_name], modules[norm_name])
+                parent, _, child = norm_name.rpartition(".")
+                setattr(modules[parent], child, nn.Identity())
+        close = torch.allclose(folded(images), expected, rtol=1e-3, atol=1e-4)
+    return folded if close else copy.deepcopy(original).eval()
+
+
+def _pairs(module: nn.Module, images: Tensor) -> list[tuple[str, str]]:
+    made: dict[int, tuple[str, Tensor]] = {}
+    calls: dict[str, int] = {}
+    pairs: list[tuple[str, str]] = []
+
+    def after(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            made[id(output)] = (name, output)
+
+        return hook
+
+    def before(name: str) -> Any:
+        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            if id(inputs[0]) in made:
+                pairs.append((made[id(inputs[0])][0], name))
+
+        return hook
+
+    handles = []
+    for name, sub in module.named_modules():
+        if type(sub) is nn.Conv2d:
+            handles.append(sub.register_forward_hook(after(name)))
+        elif type(sub) is nn.BatchNorm2d and sub.track_running_stats:
+            handles.append(sub.register_forward_pre_hook(before(name)))
+    try:
+        module(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [pair for pair in pairs if calls[pair[0]] == 1 and calls[pair[1]] == 1]
+
+
+def _fold(conv: nn.Module, norm: nn.Module) -> None:
+    assert_types = isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+    if not assert_types or norm.running_mean is None or norm.running_var is None:
+        return
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    bias = -norm.running_mean * scale
+    if norm.bias is not None:
+        bias = bias + norm.bias
+    if conv.bias is not None:
+        bias = bias + conv.bias * scale
+    conv.weight = nn.Parameter(conv.weight * scale[:, None, None, None])
+    conv.bias = nn.Parameter(bias)

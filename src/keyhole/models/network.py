@@ -1,0 +1,108 @@
+"""A network with what it needs to be used: its input size, its normalization, its number of classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from keyhole.errors import SettingError, ShapeError
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a network expects of its images, after they were scaled to [0, 1].
+
+    Attributes:
+        size_px: Height and width.
+        mean: One value a channel, subtracted.
+        std: One value a channel, divided by.
+    """
+
+    size_px: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Check that the values belong together."""
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise SettingError(
+                f"Mean has {len(self.mean)} values and std {len(self.std)}; expected one each per color channel."
+            )
+        if min(self.std) <= 0 or min(self.size_px) < 1:
+            raise SettingError(f"Input size {self.size_px} and std {self.std} must be positive.")
+
+    @property
+    def channels(self) -> int:
+        """Number of color channels."""
+        return len(self.mean)
+
+    def prepare(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c height width"]:
+        """Return images in [0, 1] resized to the input size (area when shrinking) and normalized.
+
+        Raises:
+            ShapeError: The images have another number of channels.
+        """
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise ShapeError(
+                f"Images have the shape {tuple(images.shape)}; expected (n, {self.channels}, height, width) in [0, 1]."
+            )
+        if tuple(images.shape[-2:]) != self.size_px:
+            shrinks = images.shape[-2] >= self.size_px[0] and images.shape[-1] >= self.size_px[1]
+            mode = "area" if shrinks else "bilinear"
+            images = functional.interpolate(images, self.size_px, mode=mode)
+        mean = images.new_tensor(self.mean).view(1, -1, 1, 1)
+        std = images.new_tensor(self.std).view(1, -1, 1, 1)
+        return (images - mean) / std
+
+
+@dataclass(frozen=True)
+class Network:
+    """A PyTorch module, untouched, and what it needs beside its weights.
+
+    Attributes:
+        name: The name by which it can be built again, such as ``resnet20`` or ``timm:resnet50``.
+        module: The module; logits of shape (n, classes) come out.
+        input: What it expects of its images.
+        classes: Number of classes.
+    """
+
+    name: str
+    module: nn.Module
+    input: InputSpec
+    classes: int
+
+    def __call__(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
+        """Return the logits for images in [0, 1] of any size; gradients and mode are as the caller set them."""
+        logits: Tensor = self.module(self.input.prepare(images))
+        return logits
+
+    @property
+    def parameters(self) -> int:
+        """Number of trainable and frozen parameters; running statistics are not counted."""
+        return sum(p.numel() for p in self.module.parameters())
+
+
+def count_macs(network: Network) -> int:
+    """Return the multiply-accumulates of one image in convolutions and matrix products.
+
+    Example:
+        >>> from keyhole.models.zoo import build
+        >>> count_macs(build("resnet20", classes=100))
+        40818688
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(network.module.parameters()).device
+    image = torch.zeros(1, network.input.channels, *network.input.size_px, device=device)
+    was_training = network.module.training
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), counter:
+            network.module.eval()(image)
+    finally:
+        network.module.train(was_training)
+    return int(counter.get_total_flops()) // 2

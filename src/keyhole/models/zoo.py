@@ -1,0 +1,213 @@
+"""Networks by name: built in, ``timm:NAME``, or ``package.module:function``; and their weights."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from keyhole.errors import SettingError, UnknownNameError, WeightsError, unknown_name
+from keyhole.files import read_tensors, write_tensors
+from keyhole.models.network import InputSpec, Network
+from keyhole.models.resnet import CIFAR_RESNETS, CifarResNet
+
+# The normalization of the published CIFAR-100 weights: mean and standard deviation of the training images.
+CIFAR100_INPUT = InputSpec((32, 32), (0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761))
+
+
+def build(
+    name: str,
+    *,
+    classes: int,
+    input: InputSpec | None = None,
+    weights: Path | str | None = None,
+) -> Network:
+    """Return the network of a name, on the CPU, in evaluation mode.
+
+    Args:
+        name: A built-in name (``resnet20``), ``timm:NAME``, or ``package.module:function``; the function is
+            called with ``classes`` and returns a module.
+        classes: Number of outputs.
+        input: Size and normalization. Built-in networks take that of CIFAR-100 when it is missing, timm
+            networks their own; a function has none, so it must be given.
+        weights: A ``.safetensors`` file, or a state dict saved by ``torch.save``, which is read without
+            executing anything. Without it the weights are random.
+
+    Raises:
+        UnknownNameError: No such network; the nearest names are listed.
+        SettingError: ``input`` is missing where it must be given, or the function returns no module.
+        WeightsError: The file cannot be read, or belongs to another architecture.
+
+    Example:
+        >>> build("resnet110", classes=100).parameters
+        1736564
+    """
+    if name.startswith("timm:"):
+        network = _build_timm(name, classes, input)
+    elif ":" in name:
+        network = _build_function(name, classes, input)
+    elif name in CIFAR_RESNETS:
+        spec = input or CIFAR100_INPUT
+        depth, channels = CIFAR_RESNETS[name]
+        module = CifarResNet(depth, classes, channels=channels, inputs=spec.channels)
+        network = Network(name, module, spec, classes)
+    else:
+        raise unknown_name("model", name, CIFAR_RESNETS, see="timm:NAME or package.module:function also work")
+    if weights is not None:
+        load_weights(network.module, Path(weights))
+    network.module.eval()
+    return network
+
+
+def save(network: Network, path: Path, *, about: Mapping[str, Any] | None = None) -> None:
+    """Write a network so that :func:`load` gives it back: weights, architecture, input, classes.
+
+    Args:
+        network: Any network of this package.
+        path: Where to write, usually ``student.safetensors``.
+        about: More JSON values to keep with it, such as the recipe.
+    """
+    described = {"name": network.name, "classes": network.classes, "input": asdict(network.input)}
+    write_tensors(path, network.module.state_dict(), {"network": described, "about": dict(about or {})})
+
+
+def load(path: Path | str) -> Network:
+    """Return a network that :func:`save` wrote, ready to use: on the CPU, in evaluation mode.
+
+    Raises:
+        WeightsError: The file is missing, broken, or was not written by Keyhole.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     save(build("resnet8", classes=10), Path(folder) / "student.safetensors")
+        ...     student = load(Path(folder) / "student.safetensors")
+        >>> student(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+    tensors, metadata = read_tensors(Path(path))
+    described = metadata.get("network")
+    if described is None:
+        raise WeightsError(f"{path} does not say which network it holds; build it by name with these weights instead.")
+    raw = described["input"]
+    spec = InputSpec((raw["size_px"][0], raw["size_px"][1]), tuple(raw["mean"]), tuple(raw["std"]))
+    network = build(described["name"], classes=described["classes"], input=spec)
+    fill(network.module, tensors, source=str(path))
+    return network
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Fill a module from a weight file.
+
+    Args:
+        module: The module to fill.
+        path: A ``.safetensors`` file, or one of ``torch.save`` holding a state dict, perhaps under ``state_dict``,
+            ``model`` or ``net``. Only tensors are read; a pickle that wants to run code is refused.
+
+    Raises:
+        WeightsError: The file cannot be read, or belongs to another architecture; then the first tensor that
+            does not fit is named.
+    """
+    if not path.is_file():
+        raise WeightsError(f"No weight file at {path}. Give --weights the path of an existing file.")
+    tensors = read_tensors(path)[0] if path.suffix == ".safetensors" else _read_torch(path)
+    fill(module, tensors, source=str(path))
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
+    """Copy tensors into a module, or change nothing and say what does not fit.
+
+    Raises:
+        WeightsError: A tensor is missing, unknown, of another shape, or not finite.
+    """
+    prefix = "module."
+    if tensors and all(name.startswith(prefix) for name in tensors):  # saved from DataParallel
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    own = module.state_dict()
+    for name, tensor in own.items():
+        if name not in tensors:
+            if name.endswith("num_batches_tracked"):
+                continue
+            raise WeightsError(f"{source} has no tensor {name} {tuple(tensor.shape)}; it belongs to another model.")
+        found = tensors[name]
+        if found.shape != tensor.shape:
+            raise WeightsError(
+                f"{source} belongs to another model: {name} has the shape {tuple(found.shape)}, "
+                f"expected {tuple(tensor.shape)}."
+            )
+        if found.is_floating_point() and not bool(torch.isfinite(found).all()):
+            raise WeightsError(f"{source}: {name} holds NaN or infinity. Take another weight file.")
+    if extra := next((name for name in tensors if name not in own), None):
+        raise WeightsError(
+            f"{source} belongs to another model: it holds {extra} {tuple(tensors[extra].shape)}, which the model lacks."
+        )
+    module.load_state_dict({name: tensors.get(name, tensor) for name, tensor in own.items()})
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    if path.stat().st_size == 0:
+        raise WeightsError(f"{path} is empty. Copy or download it again.")
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
+            raise WeightsError(
+                f"{path} holds more than tensors, and reading it could run code, so it was not read. "
+                "Save the state dict alone, best as safetensors."
+            ) from error
+        raise WeightsError(f"{path} is not a weight file of torch.save: {_one_line(error)}.") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise WeightsError(f"{path} is truncated or no weight file: {_one_line(error)}. Copy it again.") from error
+    for key in ("state_dict", "model", "net"):
+        if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
+            value = value[key]
+            break
+    if not isinstance(value, Mapping) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
+        raise WeightsError(f"{path} holds no state dict (name to tensor). Save model.state_dict().")
+    return dict(value)
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:160].rstrip(".") if text else type(error).__name__
+
+
+def _build_timm(name: str, classes: int, spec: InputSpec | None) -> Network:
+    try:
+        import timm
+    except ImportError as error:
+        raise SettingError(f"{name} needs timm. Install it: pip install 'keyhole[timm]'.") from error
+    short = name.removeprefix("timm:")
+    if not timm.is_model(short.split(".")[0]):
+        raise unknown_name("timm model", short, timm.list_models(), see="timm.list_models()")
+    module = timm.create_model(short, pretrained=False, num_classes=classes)
+    if spec is None:
+        config: dict[str, Any] = module.pretrained_cfg
+        size = config["input_size"]
+        spec = InputSpec((size[1], size[2]), tuple(config["mean"]), tuple(config["std"]))
+    return Network(name, module, spec, classes)
+
+
+def _build_function(name: str, classes: int, spec: InputSpec | None) -> Network:
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UnknownNameError(f"Cannot import {module_name!r} of {name!r}: {_one_line(error)}.") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise unknown_name(f"function in {module_name}", function_name, callables)
+    made = function(classes=classes)
+    if not isinstance(made, nn.Module):
+        raise SettingError(f"{name} returned a {type(made).__name__}; expected a torch.nn.Module.")
+    if spec is None:
+        raise SettingError(f"{name} needs its input: give --input-size, --mean and --std.")
+    return Network(name, made, spec, classes)
