@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from keyhole.models.layers import Tapped
+from keyhole.models.layers import Reduce, Tapped
 from keyhole.models.network import Network
 
 
@@ -20,6 +20,7 @@ def freeze(
     device: torch.device | None = None,
     precision: str = "fp32",
     compile: bool = False,
+    reduce: Reduce | None = None,
 ) -> nn.Module:
     """Return a frozen copy of a network that gives its logits and the features of named layers.
 
@@ -32,12 +33,13 @@ def freeze(
         device: Where it shall run.
         precision: ``bf16`` or ``fp32``, the precision of weights and features.
         compile: Use ``torch.compile``.
+        reduce: What to keep of a feature (see :func:`keyhole.models.layers.tap`).
     """
     device = device or torch.device("cpu")
     module = fold_batch_norm(network, keep=names).to(device).eval().requires_grad_(False)
     if precision == "bf16":
         module = module.to(torch.bfloat16)
-    tapped: nn.Module = Tapped(module.to(memory_format=torch.channels_last), names)
+    tapped: nn.Module = Tapped(module.to(memory_format=torch.channels_last), names, reduce=reduce)
     if compile:
         tapped.compile(dynamic=False)
     return tapped

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from keyhole.errors import SettingError, ShapeError, unknown_name
 from keyhole.models.network import Network
+
+
+Reduce = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Layer:
 
 
 @contextmanager
-def tap(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def tap(module: nn.Module, names: Sequence[str], *, reduce: Reduce | None = None) -> Iterator[dict[str, Tensor]]:
     """Capture the outputs of named layers in every forward pass inside the ``with`` block.
 
     The dictionary is filled anew by each forward pass; a layer that runs twice leaves its last output, and of a
@@ -53,6 +56,7 @@ def tap(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     Args:
         module: Any module.
         names: Dotted paths of its sub-modules.
+        reduce: What to keep of an output, such as its average; called at once, so that the output can be freed.
 
     Raises:
         UnknownNameError: A path does not exist; the nearest ones are listed.
@@ -70,17 +74,17 @@ def tap(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
         if inner is not module:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         for name in names:
-            handle = find_layer(inner, name).register_forward_hook(_keep(features, name))
+            handle = find_layer(inner, name).register_forward_hook(_keep(features, name, reduce))
             stack.callback(handle.remove)
         yield features
 
 
-def _keep(features: dict[str, Tensor], name: str) -> Any:
+def _keep(features: dict[str, Tensor], name: str, reduce: Reduce | None) -> Any:
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
         value = _first_tensor(output)
         if value is None:
             raise ShapeError(f"Layer {name} returned a {type(output).__name__}; expected a tensor. Tap another layer.")
-        features[name] = value
+        features[name] = value if reduce is None else reduce(value)
 
     return hook
 
@@ -91,6 +95,7 @@ class Tapped(nn.Module):
     Args:
         module: The module; it shares its weights with this one.
         names: Dotted paths of its sub-modules.
+        reduce: What to keep of an output.
 
     Example:
         >>> net = Tapped(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), ["0"])
@@ -99,13 +104,13 @@ class Tapped(nn.Module):
         (5, 3)
     """
 
-    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, module: nn.Module, names: Sequence[str], *, reduce: Reduce | None = None) -> None:
         super().__init__()
         self.module = module
         self.names = tuple(names)
         self._features: dict[str, Tensor] = {}
         self._handles = [
-            find_layer(module, name).register_forward_hook(_keep(self._features, name)) for name in self.names
+            find_layer(module, name).register_forward_hook(_keep(self._features, name, reduce)) for name in self.names
         ]
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,0 +1,334 @@
+"""What one forward pass leaves behind: enough to compute every similarity of all layers, for any part of the images.
+
+The images are cut into 20 fixed blocks. For each block the pass leaves sums of products between all channels
+(or the pooled features that give them, whichever is smaller), and a few sums that the unbiased estimators need. Sums of
+blocks are sums of images, so the similarity over any selection of blocks needs no other pass.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from keyhole.data.splits import Split
+from keyhole.errors import DivergenceError, SettingError
+from keyhole.hints.metrics import gaussian_kernel, median_distance
+from keyhole.models.frozen import freeze
+from keyhole.models.layers import as_map
+from keyhole.models.network import Network
+from keyhole.progress import Progress, silent
+
+BLOCKS = 20
+
+
+class Products(Protocol):
+    """Sums over each block of the products between the channels of two layers."""
+
+    def between(self, rows: slice, columns: slice) -> Float[Tensor, "b p q"]:
+        """Return the sums between two ranges of channels, block by block, in float64."""
+        ...
+
+
+@dataclass
+class Moments:
+    """Sums over blocks of images, from which all similarities follow.
+
+    Features were shifted by the mean of the first minibatch, which no similarity notices and which keeps the sums exact.
+
+    Attributes:
+        names: The layers.
+        starts: First channel of each layer in the row of all channels, and their total at the end.
+        counts: Images in each block.
+        products: Sums of products between channels.
+        sums: Sum of each channel, by block.
+        squares: Sum over images of |x_i|^2 for each layer, by block.
+        norms: Sum over images of |x_i|^2 |x_j|^2 for each pair of layers, by block.
+        weighted: Sum over images of each channel times |x_j|^2, by block.
+        rbf: Sum over minibatches of their size times the unbiased HSIC of Gaussian kernels, by block; None when not asked for.
+        seconds: Time in the tapped forward pass, and in the sums.
+    """
+
+    names: tuple[str, ...]
+    starts: tuple[int, ...]
+    counts: Float[Tensor, " b"]
+    products: Products
+    sums: Float[Tensor, "b c"]
+    squares: Float[Tensor, "b l"]
+    norms: Float[Tensor, "b l l"]
+    weighted: Float[Tensor, "b c l"]
+    rbf: Float[Tensor, "b l l"] | None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def channels(self, layer: int) -> slice:
+        """Return where the channels of a layer stand in the row of all channels."""
+        return slice(self.starts[layer], self.starts[layer + 1])
+
+
+@dataclass(frozen=True)
+class _KeptFeatures:
+    """Pooled features, in memory or in a file; products are made when they are asked for."""
+
+    features: Float[Tensor, "n c"]
+    bounds: tuple[int, ...]
+
+    def add(self, first: int, features: Tensor, _block: int) -> None:
+        self.features[first : first + len(features)] = features
+
+    def between(self, rows: slice, columns: slice) -> Float[Tensor, "b p q"]:
+        out = []
+        for first, last in zip(self.bounds, self.bounds[1:], strict=False):
+            block = self.features[first:last]
+            out.append(block[:, rows].double().T @ block[:, columns].double())
+        return torch.stack(out)
+
+
+@dataclass(frozen=True)
+class _KeptSums:
+    """Sums of products themselves, in memory or in a file."""
+
+    sums: Float[Tensor, "b c c"]
+
+    def add(self, _first: int, features: Tensor, block: int) -> None:
+        double = features.double()
+        self.sums[block] += double.T @ double
+
+    def between(self, rows: slice, columns: slice) -> Float[Tensor, "b p q"]:
+        return self.sums[:, rows, columns]
+
+
+@dataclass(frozen=True)
+class ObserveConfig:
+    """How to look at the layers.
+
+    Attributes:
+        grid: Features are averaged over a grid x grid raster of the image; 1 averages over all of it.
+        batch_size: Images at a time, and the minibatch of the Gaussian kernels.
+        memory_mib: What may be kept in memory; more is spilled to a temporary file.
+        precision: ``bf16`` or ``fp32`` for the forward pass; features are fp32 and sums fp64 always.
+        compile: Use ``torch.compile`` for the network.
+        rbf: Also make the sums of the Gaussian kernels.
+        bandwidth: Their width, as a factor of the median distance.
+    """
+
+    grid: int = 1
+    batch_size: int = 250
+    memory_mib: int = 1024
+    precision: str = "fp32"
+    compile: bool = False
+    rbf: bool = True
+    bandwidth: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.grid < 1 or self.batch_size < 4 or self.memory_mib < 1 or self.bandwidth <= 0:
+            raise SettingError(
+                f"grid {self.grid}, batch size {self.batch_size}, memory {self.memory_mib} MiB, bandwidth {self.bandwidth}: "
+                "expected at least 1, 4, 1 and above 0."
+            )
+
+
+@torch.no_grad()
+def observe(
+    network: Network,
+    images: Split,
+    names: Sequence[str],
+    *,
+    config: ObserveConfig = ObserveConfig(),
+    device: torch.device | None = None,
+    progress: Progress = silent,
+) -> Moments:
+    """Run a network once over images and keep what the similarities of its layers need.
+
+    Args:
+        network: The network; it is copied, with batch norm folded.
+        images: The images, seen as a test sees them; labels are not used.
+        names: The layers, dotted paths.
+        config: How to look.
+        device: Where to run the network.
+        progress: Wraps the batches.
+
+    Raises:
+        SettingError: Fewer than two images.
+        UnknownNameError: A layer does not exist.
+        DivergenceError: A feature is NaN or infinite; names the layer.
+
+    Example:
+        >>> from keyhole.data.digits import load_digits
+        >>> from keyhole.data.sources import default_input
+        >>> from keyhole.models.zoo import build
+        >>> net = build("resnet8", classes=10, input=default_input("digits"))
+        >>> moments = observe(net, load_digits()[0], ["layer1.0", "layer3.0"])
+        >>> moments.starts, int(moments.counts.sum())
+        ((0, 16, 80), 1297)
+    """
+    if len(images) < 2:
+        raise SettingError(f"Layers are compared over at least 2 images; got {len(images)}.")
+    device = device or torch.device("cpu")
+
+    def pool(feature: Tensor) -> Tensor:
+        mapped = as_map(feature).float()
+        return mapped.mean((2, 3)) if config.grid == 1 else functional.adaptive_avg_pool2d(mapped, config.grid).flatten(1)
+
+    teacher = freeze(network, names, device=device, precision=config.precision, compile=config.compile, reduce=pool)
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    bounds = block_bounds(len(images))
+    collector: _Collector | None = None
+    seconds = {"tapped_forward": 0.0, "sums": 0.0}
+    total = sum(1 for _ in _pieces(bounds, config.batch_size))
+    stream = _by_piece(images.to(device), bounds, config.batch_size)
+    for block, first, batch in progress(stream, label="look at layers", total=total):
+        started = time.perf_counter()
+        _, features = teacher(network.input.prepare(batch).to(dtype))
+        rows = [features[name].cpu() for name in names]
+        passed = time.perf_counter()
+        collector = collector or _Collector.begin(names, rows, bounds, config)
+        collector.add(block, first, rows)
+        seconds["tapped_forward"] += passed - started
+        seconds["sums"] += time.perf_counter() - passed
+    assert collector is not None, "there are at least two images"
+    return collector.moments(seconds)
+
+
+def block_bounds(count: int) -> tuple[int, ...]:
+    """Return where the blocks of ``count`` images begin and end: 20 blocks, or fewer so that each holds 4 images."""
+    blocks = max(1, min(BLOCKS, count // 4))
+    return tuple(round(count * k / blocks) for k in range(blocks + 1))
+
+
+def _pieces(bounds: Sequence[int], batch_size: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (block, first, last): each block in equal parts of at most ``batch_size``, none of them tiny."""
+    for block, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        parts = max(1, min(-(-(last - first) // batch_size), (last - first) // 4))
+        edges = [first + round((last - first) * k / parts) for k in range(parts + 1)]
+        for begin, end in zip(edges, edges[1:], strict=False):
+            yield block, begin, end
+
+
+def _by_piece(images: Split, bounds: Sequence[int], batch_size: int) -> Iterator[tuple[int, int, Tensor]]:
+    waiting: list[Tensor] = []
+    stream = images.batches(batch_size)
+    for block, first, last in _pieces(bounds, batch_size):
+        while sum(map(len, waiting)) < last - first:
+            waiting.append(next(stream).images)
+        together = torch.cat(waiting) if len(waiting) > 1 else waiting[0]
+        waiting = [together[last - first :]] if len(together) > last - first else []
+        yield block, first, together[: last - first]
+
+
+@dataclass
+class _Collector:
+    names: tuple[str, ...]
+    starts: tuple[int, ...]
+    bounds: tuple[int, ...]
+    config: ObserveConfig
+    shift: Tensor
+    widths: list[float]
+    products: _KeptFeatures | _KeptSums
+    sums: Tensor
+    squares: Tensor
+    norms: Tensor
+    weighted: Tensor
+    rbf: Tensor | None
+
+    @classmethod
+    def begin(
+        cls, names: Sequence[str], rows: Sequence[Tensor], bounds: tuple[int, ...], config: ObserveConfig
+    ) -> _Collector:
+        starts = tuple(int(x) for x in np.cumsum([0, *(row.shape[1] for row in rows)]))
+        blocks, channels, layers = len(bounds) - 1, starts[-1], len(rows)
+        widths = [config.bandwidth * median_distance(row) for row in rows] if config.rbf else []
+        return cls(
+            names=tuple(names),
+            starts=starts,
+            bounds=bounds,
+            config=config,
+            shift=torch.cat([row.double().mean(0) for row in rows]).float(),
+            widths=widths,
+            products=_room(bounds, channels, config.memory_mib << 20),
+            sums=torch.zeros(blocks, channels, dtype=torch.float64),
+            squares=torch.zeros(blocks, layers, dtype=torch.float64),
+            norms=torch.zeros(blocks, layers, layers, dtype=torch.float64),
+            weighted=torch.zeros(blocks, channels, layers, dtype=torch.float64),
+            rbf=torch.zeros(blocks, layers, layers, dtype=torch.float64) if config.rbf else None,
+        )
+
+    def add(self, block: int, first: int, rows: Sequence[Tensor]) -> None:
+        features = torch.cat(list(rows), dim=1)
+        if not bool(torch.isfinite(features.sum())):
+            broken = next(name for name, row in zip(self.names, rows, strict=True) if not bool(torch.isfinite(row).all()))
+            raise DivergenceError(f"Layer {broken} gave NaN or infinity at image {first}; check the weights.")
+        features = features - self.shift
+        self.products.add(first, features, block)
+        double = features.double()
+        parts = [double[:, a:b] for a, b in zip(self.starts, self.starts[1:], strict=False)]
+        squares = torch.stack([part.square().sum(1) for part in parts], dim=1)
+        self.sums[block] += double.sum(0)
+        self.squares[block] += squares.sum(0)
+        self.norms[block] += squares.T @ squares
+        self.weighted[block] += double.T @ squares
+        if self.rbf is not None and len(features) >= 4:
+            self.rbf[block] += len(features) * _pairwise_hsic(
+                [features[:, a:b] for a, b in zip(self.starts, self.starts[1:], strict=False)], self.widths
+            )
+
+    def moments(self, seconds: dict[str, float]) -> Moments:
+        counts = torch.tensor(np.diff(self.bounds), dtype=torch.float64)
+        return Moments(
+            names=self.names,
+            starts=self.starts,
+            counts=counts,
+            products=self.products,
+            sums=self.sums,
+            squares=self.squares,
+            norms=self.norms,
+            weighted=self.weighted,
+            rbf=self.rbf,
+            seconds=seconds,
+        )
+
+
+def _pairwise_hsic(rows: Sequence[Tensor], widths: Sequence[float]) -> Float[Tensor, "l l"]:
+    """Return the unbiased HSIC between all layers of one minibatch (Song et al. 2012, equation 5, for all pairs at once)."""
+    n = len(rows[0])
+    kernels = torch.stack([gaussian_kernel(row, width) for row, width in zip(rows, widths, strict=True)])
+    kernels.diagonal(dim1=1, dim2=2).zero_()
+    flat = kernels.flatten(1).double()
+    totals = kernels.double().sum(2)
+    sums = totals.sum(1)
+    mean = torch.outer(sums, sums) / ((n - 1) * (n - 2))
+    return (flat @ flat.T + mean - 2 / (n - 2) * (totals @ totals.T)) / (n * (n - 3))
+
+
+def _room(bounds: tuple[int, ...], channels: int, memory: int) -> _KeptFeatures | _KeptSums:
+    images, blocks = bounds[-1], len(bounds) - 1
+    if images * channels * 4 <= blocks * channels**2 * 8:
+        return _KeptFeatures(_zeros((images, channels), torch.float32, memory), bounds)
+    return _KeptSums(_zeros((blocks, channels, channels), torch.float64, memory))
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, memory: int) -> Tensor:
+    numpy_type = np.float32 if dtype == torch.float32 else np.float64
+    size = int(np.prod(shape)) * np.dtype(numpy_type).itemsize
+    if size <= memory:
+        return torch.zeros(shape, dtype=dtype)
+    try:
+        # the file has no name and goes with the last reference to the array
+        with tempfile.TemporaryFile(prefix="keyhole-", dir=tempfile.gettempdir()) as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk shall be an error here, not a crash later
+            return torch.from_numpy(np.memmap(file, numpy_type, mode="w+", shape=shape))
+    except OSError as error:
+        raise SettingError(
+            f"Cannot spill {size >> 20} MiB to {Path(tempfile.gettempdir())}: {error.strerror}. "
+            "Free space there, or raise --memory, or take fewer --samples."
+        ) from error

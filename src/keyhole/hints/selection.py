@@ -1,0 +1,197 @@
+"""Choose the layers that teach: one from each cluster, or by one of the controls that a choice must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from keyhole.errors import SettingError, ShapeError, unknown_name
+from keyhole.hints.clustering import CLUSTERINGS, Clusters, kmeans, silhouette
+from keyhole.hints.moments import Moments
+from keyhole.hints.similarity import consensus, similarity
+from keyhole.models.layers import Layer, stage_ends
+from keyhole.progress import Progress, silent
+
+CONTROLS = ("stage-ends", "uniform", "random", "reverse", "all")
+SELECTORS = (*CLUSTERINGS, *CONTROLS)
+CENTERS = ("medoid", "index")
+HINT_RULES = ("center", "last")
+_MOST_CLUSTERS = 10
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How layers are chosen.
+
+    Attributes:
+        clustering: ``kmeans``, ``segments``, ``agglomerative``; or a control, which looks at no similarity: ``stage-ends`` (the last
+            ``count`` stage ends), ``uniform`` (the middles of ``count`` equal parts), ``random``, ``all``; ``reverse``
+            takes the kmeans centers deepest first, so that the student's first stage learns from the deepest.
+        count: How many hints; None takes the count of clusters with the highest silhouette.
+        center: Of ``kmeans``: ``medoid`` or ``index``.
+        hint: Which layer of a cluster teaches: its ``center`` or its ``last``.
+        seed: Of ``random``.
+    """
+
+    clustering: str = "kmeans"
+    count: int | None = 3
+    center: str = "medoid"
+    hint: str = "center"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the names."""
+        for kind, name, known in (
+            ("clustering", self.clustering, SELECTORS),
+            ("center", self.center, CENTERS),
+            ("hint rule", self.hint, HINT_RULES),
+        ):
+            if name not in known:
+                raise unknown_name(kind, name, known)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The chosen layers.
+
+    Attributes:
+        hints: Their positions among the candidates, in the order in which they are given to the student.
+        clusters: The clusters, where there are any.
+        silhouettes: Mean silhouette by count of clusters; empty for controls.
+    """
+
+    hints: tuple[int, ...]
+    clusters: Clusters | None
+    silhouettes: dict[int, float]
+
+
+def select(candidates: Sequence[Layer], similarities: Float[np.ndarray, "l l"] | None, rule: Rule = Rule()) -> Selection:
+    """Choose layers by a rule.
+
+    Args:
+        candidates: The layers to choose from, in the order of depth.
+        similarities: Between them, from any metric; controls but ``reverse`` need none.
+        rule: How to choose.
+
+    Raises:
+        SettingError: More hints than layers or stages, or a clustering without similarities.
+        ShapeError: The matrix does not fit the candidates.
+
+    Example:
+        >>> from keyhole.models.layers import layers
+        >>> from keyhole.models.zoo import build
+        >>> candidates = layers(build("resnet20", classes=10))
+        >>> [candidates[i].name for i in select(candidates, None, Rule("stage-ends")).hints]
+        ['layer1.2', 'layer2.2', 'layer3.2']
+    """
+    total = len(candidates)
+    if rule.count is not None and not 1 <= rule.count <= total:
+        raise SettingError(f"Cannot choose {rule.count} hints from {total} layers; choose 1 to {total}.")
+    if rule.clustering in CONTROLS and rule.clustering != "reverse":
+        return Selection(_control(candidates, rule), None, {})
+    if similarities is None:
+        raise SettingError(f"Clustering {rule.clustering} needs similarities; measure them first.")
+    if similarities.shape != (total, total):
+        raise ShapeError(f"Similarities have the shape {similarities.shape}; expected one row for each of {total} layers.")
+    distance = to_distance(similarities)
+    silhouettes = _silhouettes(distance, rule)
+    count = rule.count or (max(silhouettes, key=lambda k: (silhouettes[k], -k)) if silhouettes else 1)
+    clusters = _cluster(distance, rule, count)
+    hints = hint_layers(clusters, rule.hint)
+    return Selection(hints[::-1] if rule.clustering == "reverse" else hints, clusters, silhouettes)
+
+
+def to_distance(similarities: Float[np.ndarray, "l l"]) -> Float[np.ndarray, "l l"]:
+    """Return 1 - similarity, symmetric, never below 0, with zeros on the diagonal."""
+    distance = np.clip(1 - (similarities + similarities.T) / 2, 0, None)
+    np.fill_diagonal(distance, 0)
+    return distance
+
+
+def hint_layers(clusters: Clusters, rule: str) -> tuple[int, ...]:
+    """Return the layer of each cluster that teaches, its ``center`` or its ``last``, in the order of depth."""
+    if rule == "last":
+        return tuple(sorted(clusters.members(k)[-1] for k in range(len(clusters.centers))))
+    return tuple(sorted(clusters.centers))
+
+
+def _cluster(distance: np.ndarray, rule: Rule, count: int) -> Clusters:
+    if rule.clustering in ("kmeans", "reverse"):
+        return kmeans(distance, count, center=rule.center)
+    return CLUSTERINGS[rule.clustering](distance, count)
+
+
+def _silhouettes(distance: np.ndarray, rule: Rule) -> dict[int, float]:
+    found = {}
+    for count in range(2, min(_MOST_CLUSTERS, len(distance) - 1) + 1):
+        value = silhouette(distance, _cluster(distance, rule, count))
+        if value is not None:
+            found[count] = value
+    return found
+
+
+def _control(candidates: Sequence[Layer], rule: Rule) -> tuple[int, ...]:
+    total = len(candidates)
+    if rule.clustering == "all":
+        return tuple(range(total))
+    position = {layer.name: i for i, layer in enumerate(candidates)}
+    ends = [position[layer.name] for layer in stage_ends(candidates)]
+    count = rule.count or len(ends)
+    if rule.clustering == "stage-ends":
+        if count > len(ends):
+            raise SettingError(f"Cannot choose {count} stage ends; the network has {len(ends)} stages. Lower --count.")
+        return tuple(ends[-count:])
+    if rule.clustering == "uniform":
+        return tuple(int((k + 0.5) * total / count) for k in range(count))
+    chosen = np.random.default_rng(rule.seed).choice(total, count, replace=False)
+    return tuple(sorted(int(i) for i in chosen))
+
+
+def stability(
+    candidates: Sequence[Layer],
+    moments: Moments,
+    metrics: Sequence[str],
+    rule: Rule,
+    *,
+    draws: int = 100,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> dict[str, float]:
+    """Return how often each layer is chosen over half-samples of the images, from 0 to 1, without another pass.
+
+    A half-sample is 10 of the 20 blocks of images, drawn without replacement. The count of hints is the same in all of them.
+
+    Args:
+        candidates: The layers to choose from.
+        moments: What the pass over the images kept.
+        metrics: One metric, or several for their consensus.
+        rule: How to choose; its count must be set.
+        draws: Number of half-samples.
+        seed: Of the draws.
+        progress: Wraps the layers of each metric.
+
+    Raises:
+        SettingError: There are too few images for halves, or the count is not set.
+
+    Reference:
+        Meinshausen and Buehlmann (2010), Stability selection, https://arxiv.org/abs/0809.2932 (halves without replacement).
+    """
+    blocks = len(moments.counts)
+    if blocks < 2 or rule.count is None:
+        raise SettingError(f"Stability needs a set count and at least 8 images; there are {int(moments.counts.sum())}.")
+    random = np.random.default_rng([seed, 3])
+    parts = torch.zeros(draws, blocks, dtype=torch.bool)
+    for row in parts:
+        row[torch.from_numpy(random.permutation(blocks)[: blocks // 2])] = True
+    found = [similarity(moments, metric, parts=parts, progress=progress) for metric in metrics]
+    times = np.zeros(len(candidates))
+    for draw in range(draws):
+        matrices = [values[draw] for values in found]
+        matrix = matrices[0] if len(matrices) == 1 else consensus(matrices)
+        distance = to_distance(matrix)
+        times[list(hint_layers(_cluster(distance, rule, rule.count), rule.hint))] += 1
+    return {layer.name: float(times[i] / draws) for i, layer in enumerate(candidates)}
