@@ -57,7 +57,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, see: str = "") -
         kind: What was being named, such as ``"layer"``.
         name: The name that was asked for.
         known: Every name that exists.
-        see: What lists all of them, such as a command; left out when empty.
+        see: A sentence on where to find all of them; left out when empty.
 
     Example:
         >>> print(unknown_name("metric", "linear_cca", ["r2_cca", "linear_cka", "rbf_cka"]))
@@ -67,5 +67,5 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, see: str = "") -
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     listed = ", ".join(near or names[:6]) or "none"
     label = "nearest known" if near else "known"
-    more = f" All of them: {see}." if see else ""
+    more = f" {see}" if see else ""
     return UnknownNameError(f"Unknown {kind} {name!r}; {label}: {listed}.{more}")

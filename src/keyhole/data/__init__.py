@@ -1,0 +1,1 @@
+"""Images: data sets by name, their parts, and batches of views."""

@@ -7,10 +7,10 @@ Reference:
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
 import pickle
 import tarfile
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,12 +150,12 @@ def _download(what: _Cifar, root: Path, progress: Progress) -> None:
             total = int(answer.headers.get("Content-Length", 0)) >> 20
             pieces = iter(lambda: answer.read(1 << 20), b"")
             data = b"".join(progress(pieces, label=f"{what.archive} (MiB)", total=total))
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise DataError(_missing(what, root / what.folder, str(reason))) from error
     found = hashlib.md5(data, usedforsecurity=False).hexdigest()
     if found != what.archive_md5:
-        raise DataError(f"{url} gave a file with MD5 {found}, expected {what.archive_md5}. Nothing was kept; try again.")
+        raise DataError(f"{url} gave a file with MD5 {found}, expected {what.archive_md5}. Nothing was kept; retry.")
     wanted = {f"{what.folder}/{name}" for name, _ in (*what.train, *what.test, what.meta)}
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
         for member in archive.getmembers():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Int64
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -43,7 +43,7 @@ class FolderSplit:
     size_px: tuple[int, int]
     channels: int = 3
     workers: int = 0
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -76,14 +76,24 @@ class FolderSplit:
         self, order: np.ndarray, batch_size: int, *, views: tuple[int, int] | None, drop_last: bool
     ) -> Iterator[Batch]:
         reader = _Reader(self, order, views)
-        loader = DataLoader(reader, batch_size, num_workers=self.workers, drop_last=drop_last, collate_fn=_collate)
-        for images, positions in loader:
+        loader = DataLoader(
+            reader,
+            batch_size,
+            num_workers=self.workers,
+            drop_last=drop_last,
+            collate_fn=_collate,
+            generator=torch.Generator(),  # else each pass would draw from the global state
+        )
+        for read in loader:
+            if isinstance(read, DataError):
+                raise read
+            images, positions = read
             moved = images.to(self.device).permute(0, 3, 1, 2).to(torch.float32).div_(255)
             yield Batch(moved, self.labels[positions].to(self.device), self.indices[positions].to(self.device))
 
 
 @dataclass(frozen=True)
-class _Reader(Dataset[tuple[Tensor, int]]):
+class _Reader(Dataset["tuple[Tensor, int] | DataError"]):
     split: FolderSplit
     order: np.ndarray
     views: tuple[int, int] | None
@@ -91,9 +101,12 @@ class _Reader(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, step: int) -> tuple[Tensor, int]:
+    def __getitem__(self, step: int) -> tuple[Tensor, int] | DataError:
         position = int(self.order[step])
-        image = _open(self.split.paths[position], self.split.channels)
+        try:
+            image = _open(self.split.paths[position], self.split.channels)
+        except DataError as error:  # returned, because a worker that raises wraps the message in its own traceback
+            return error
         if self.views is None:
             view = ImageOps.fit(image, self.split.size_px[::-1], Image.Resampling.BICUBIC)
         else:
@@ -102,15 +115,25 @@ class _Reader(Dataset[tuple[Tensor, int]]):
         return torch.from_numpy(pixels.reshape(*self.split.size_px, self.split.channels)), position
 
 
-def _collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    return torch.stack([pixels for pixels, _ in items]), torch.tensor([position for _, position in items])
+def _collate(items: list[tuple[Tensor, int] | DataError]) -> tuple[Tensor, Tensor] | DataError:
+    read = []
+    for item in items:
+        if isinstance(item, DataError):
+            return item
+        read.append(item)
+    return torch.stack([pixels for pixels, _ in read]), torch.tensor([position for _, position in read])
 
 
 def _open(path: Path, channels: int) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
-    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            elif "transparency" in image.info:  # Pillow warns when it drops the alpha of a palette
+                image = image.convert("RGBA")
+            return image.convert("L" if channels == 1 else "RGB")
+    except Exception as error:  # the decoders raise nearly anything on broken bytes
         raise DataError(f"Cannot read the image {path}: {error}. Repair or remove it.") from error
 
 

@@ -102,8 +102,9 @@ class MemorySplit:
         """Return the same images on that device."""
         if self.pixels.device == device:
             return self
-        moved = (tensor.to(device) for tensor in (self.pixels, self.labels, self.indices))
-        return replace(self, **dict(zip(("pixels", "labels", "indices"), moved, strict=True)))
+        return replace(
+            self, pixels=self.pixels.to(device), labels=self.labels.to(device), indices=self.indices.to(device)
+        )
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yield all images in order, as a test sees them: no augmentation."""
@@ -188,4 +189,5 @@ def hold_out(split: Split, count: int, *, seed: int = 0) -> tuple[Split, Split]:
     if not 0 <= count < len(split):
         raise SettingError(f"Cannot hold out {count} of {len(split)} training images; choose 0 to {len(split) - 1}.")
     order = np.random.default_rng([seed, 2]).permutation(len(split))
-    return split.subset(torch.from_numpy(np.sort(order[count:]))), split.subset(torch.from_numpy(np.sort(order[:count])))
+    kept, held = (torch.from_numpy(np.sort(part)) for part in (order[count:], order[:count]))
+    return split.subset(kept), split.subset(held)

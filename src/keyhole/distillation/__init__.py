@@ -1,0 +1,1 @@
+"""Students: losses, terms, matching, and the training loop."""

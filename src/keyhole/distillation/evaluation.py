@@ -8,7 +8,7 @@ import torch
 
 from keyhole.data.splits import Split
 from keyhole.errors import DataError, DivergenceError
-from keyhole.models.network import Network
+from keyhole.models.network import Network, evaluating
 from keyhole.progress import Progress, silent
 from keyhole.runtime import autocast
 
@@ -53,24 +53,23 @@ def evaluate(
         DivergenceError: A logit is NaN or infinite.
     """
     if not split.classes or not len(split):
-        raise DataError("Cannot evaluate: the images have no labels. Give a labeled folder (test/CLASS/IMAGE.jpg).")
+        lack = "the images have no labels" if len(split) else "there are no images"
+        raise DataError(f"Cannot evaluate: {lack}. Give a labeled folder (test/CLASS/IMAGE.jpg).")
     if len(split.classes) > network.classes:
         raise DataError(f"The data has {len(split.classes)} classes and {network.name} {network.classes} outputs.")
     device = device or torch.device("cpu")
-    module = network.module
-    mode = module.training
-    module.to(device, memory_format=torch.channels_last).eval()
+    module = network.module.to(device).to(memory_format=torch.channels_last)
     first = torch.zeros((), dtype=torch.int64, device=device)
     among = torch.zeros((), dtype=torch.int64, device=device)
     total = -(-len(split) // batch_size)
-    for batch in progress(split.to(device).batches(batch_size), label=f"evaluate {network.name}", total=total):
-        with autocast(device, precision):
-            logits = network(batch.images).float()
-        if not bool(torch.isfinite(logits).all()):
-            raise DivergenceError(f"{network.name} gave NaN or infinite logits; its weights are broken.")
-        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        hits = ranked == batch.labels[:, None]
-        first += hits[:, 0].sum()
-        among += hits.sum()
-    module.train(mode)
+    with evaluating(module):
+        for batch in progress(split.to(device).batches(batch_size), label=f"evaluate {network.name}", total=total):
+            with autocast(device, precision):
+                logits = network(batch.images).float()
+            if not bool(torch.isfinite(logits).all()):
+                raise DivergenceError(f"{network.name} gave NaN or infinite logits; its weights are broken.")
+            ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
+            hits = ranked == batch.labels[:, None]
+            first += hits[:, 0].sum()
+            among += hits.sum()
     return Accuracy(float(first) / len(split), float(among) / len(split), len(split))

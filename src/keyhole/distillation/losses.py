@@ -15,8 +15,8 @@ def soft_target_loss(
 ) -> Float[Tensor, ""]:
     """Return how far the student's softened class probabilities are from the teacher's.
 
-    The Kullback-Leibler divergence at a temperature, times the temperature squared, averaged over the images; 0 when the
-    logits agree up to a constant per image.
+    The Kullback-Leibler divergence at a temperature, times the temperature squared, averaged over the images; 0 when
+    the logits agree up to a constant per image.
 
     Args:
         student: Logits of the student.
@@ -100,7 +100,7 @@ def attention_loss(student: Float[Tensor, "n c h w"], teacher: Float[Tensor, "n 
         True
     """
     if student.shape[0] != teacher.shape[0]:
-        raise ShapeError(f"Features come from {student.shape[0]} and {teacher.shape[0]} images; expected the same ones.")
+        raise ShapeError(f"Features come from {student.shape[0]} and {teacher.shape[0]} images; expected the same.")
     student, teacher = to_common_size(student.float(), teacher.detach().float())
     return functional.mse_loss(_attention(student), _attention(teacher))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -65,11 +64,12 @@ def parse_terms(text: str, *, temperature: float = 4.0) -> tuple[Term, ...]:
         >>> [(term.name, term.weight) for term in parse_terms("ce,kd,hint=50")]
         [('ce', 1.0), ('kd', 1.0), ('hint', 50.0)]
     """
-    parts = [part.strip().partition("=") for part in text.split(",") if part.strip()]
+    parts = [[side.strip() for side in part.partition("=")] for part in text.split(",") if part.strip()]
     names = [name for name, _, _ in parts]
     if not names or len(set(names)) < len(names):
         raise SettingError(f"Terms {text!r} must name each term once, such as ce,kd,hint.")
-    defaults = {**TERM_WEIGHTS, "ce": 0.1, "kd": 0.9} if set(names) == {"ce", "kd"} else TERM_WEIGHTS
+    published = set(names) == {"ce", "kd"} and not any(weight for _, _, weight in parts)
+    defaults = {**TERM_WEIGHTS, "ce": 0.1, "kd": 0.9} if published else TERM_WEIGHTS
     terms = []
     for name, _, weight in parts:
         try:
@@ -83,8 +83,8 @@ def parse_terms(text: str, *, temperature: float = 4.0) -> tuple[Term, ...]:
 class HintAdapter(nn.Module):
     """Bring a student's feature to the teacher's channels: a 1x1 convolution with batch norm.
 
-    It is trained with the student and thrown away afterwards. Height and width stay; the loss averages the larger of the two
-    features down.
+    It is trained with the student and thrown away afterwards. Height and width stay; the loss averages the larger of
+    the two features down.
 
     Example:
         >>> HintAdapter(16, 64)(torch.zeros(2, 16, 8, 8)).shape
@@ -113,3 +113,6 @@ def check_terms(terms: Sequence[Term], *, teacher: bool, hints: bool) -> None:
             raise SettingError(f"Term {term.name} needs a teacher; give --teacher or leave the term out.")
         if term.needs_hints and not hints:
             raise SettingError(f"Term {term.name} needs hints; give --hints auto or a hints.json, or leave it out.")
+    if hints and not any(term.needs_hints for term in terms):
+        named = ",".join(term.name for term in terms)
+        raise SettingError(f"Hints serve none of the terms {named}; add hint or at, or leave the hints out.")

@@ -6,9 +6,12 @@ learners learn from that one pass; each has its own weights, adapters and optimi
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,14 +24,14 @@ from keyhole.data.splits import Batch, Split
 from keyhole.distillation.evaluation import evaluate
 from keyhole.distillation.losses import attention_loss, hint_loss, soft_target_loss
 from keyhole.distillation.terms import HintAdapter, Term, check_terms
-from keyhole.errors import DivergenceError, SettingError, WeightsError, unknown_name
+from keyhole.errors import DataError, DivergenceError, RunError, SettingError, WeightsError, unknown_name
 from keyhole.files import read_tensors, write_tensors
 from keyhole.models.frozen import freeze
 from keyhole.models.layers import Tapped, layers
 from keyhole.models.network import InputSpec, Network
-from keyhole.models.zoo import build
+from keyhole.models.zoo import build, fill
 from keyhole.progress import Progress, silent
-from keyhole.runtime import autocast, choose_device
+from keyhole.runtime import PRECISIONS, autocast, choose_device
 
 SCHEDULES = ("step", "cosine")
 
@@ -73,9 +76,14 @@ class TrainConfig:
         """Check ranges, naming the setting."""
         if self.schedule not in SCHEDULES:
             raise unknown_name("schedule", self.schedule, SCHEDULES)
-        for name, low in (("epochs", 1), ("batch_size", 1), ("lr", 0), ("momentum", 0), ("weight_decay", 0)):
+        zero = ("lr", "momentum", "weight_decay", "warmup_epochs", "seed")
+        for name, low in (("epochs", 1), ("batch_size", 1), *((name, 0) for name in zero)):
             if not low <= getattr(self, name) < math.inf:
                 raise SettingError(f"{name} is {getattr(self, name)}; expected a number >= {low}.")
+        if self.nesterov and not self.momentum:
+            raise SettingError("nesterov needs a momentum above 0; got 0.")
+        if self.precision not in PRECISIONS:
+            raise SettingError(f"precision is {self.precision!r}; expected {' or '.join(PRECISIONS)}.")
         if self.compile not in ("auto", "on", "off"):
             raise SettingError(f"compile is {self.compile!r}; expected auto, on or off.")
 
@@ -158,6 +166,21 @@ class _Learner:
         return {"student": self.network.module, "adapter": self.adapters}
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """A batch as each network sees it, and the teacher's answer.
+
+    Attributes:
+        batch: The batch.
+        views: Its images, prepared, by what a network expects.
+        taught: The teacher's logits and features; None without a teacher.
+    """
+
+    batch: Batch
+    views: Mapping[InputSpec, Tensor]
+    taught: tuple[Tensor, dict[str, Tensor]] | None
+
+
 class Cohort:
     """Learners that see the same batches, under one teacher or none.
 
@@ -200,6 +223,20 @@ class Cohort:
                 teacher, tapped, device=self.device, precision=config.precision, compile=worth
             )
         self.learners = [self._enlist(arm, classes, channels) for arm in arms]
+        self._draws = any(_draws_random_numbers(learner.network) for learner in self.learners)
+        self._workers = self._hire()
+        torch.manual_seed(config.seed)
+
+    def _hire(self) -> ThreadPoolExecutor | None:
+        """Return one worker a core, each computing on one thread, where there is work for several.
+
+        Networks this small leave a second core of one operation half idle, and a second network keeps it busy. What
+        draws random numbers as it runs (dropout) shares one generator, so it has to take turns.
+        """
+        cores, work = torch.get_num_threads(), len(self.learners) + (self._teacher is not None)
+        if self.device.type != "cpu" or self._draws or cores < 2 or work < 2:
+            return None
+        return ThreadPoolExecutor(min(cores, work), "keyhole", initializer=torch.set_num_threads, initargs=(1,))
 
     def _enlist(self, arm: Arm, classes: int, teacher_channels: Mapping[str, int]) -> _Learner:
         torch.manual_seed(self.config.seed)
@@ -220,33 +257,53 @@ class Cohort:
         )
         return _Learner(arm, network, Tapped(network.module, tapped_names), adapters, optimizer)
 
-    def step(self, batch: Batch, rate: float) -> None:
-        """Let every learner take one step on a batch, after one pass of the teacher."""
-        views: dict[InputSpec, Tensor] = {}
-        taught: tuple[Tensor, dict[str, Tensor]] | None = None
-        if self._teacher is not None and self.teacher_input is not None:
-            image = self.teacher_input.prepare(batch.images)
-            dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
-            with torch.no_grad():
-                taught = self._teacher(image.to(dtype))
-            views[self.teacher_input] = image
-        for learner in self.learners:
-            spec = learner.arm.input
-            if spec not in views:
-                views[spec] = spec.prepare(batch.images)
-            self._learn(learner, views[spec], batch.labels, taught, rate)
+    def lessons(self, batches: Iterable[Batch]) -> Iterator[Lesson]:
+        """Yield each batch with the teacher's answer; on the CPU the next answer is made while the students learn."""
+        waiting: Future[Lesson] | None = None
+        for batch in batches:
+            if self._workers is None:
+                yield self._teach(batch)
+                continue
+            coming = self._workers.submit(self._teach, batch)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = coming
+        if waiting is not None:
+            yield waiting.result()
 
-    def _learn(
-        self,
-        learner: _Learner,
-        view: Tensor,
-        labels: Tensor,
-        taught: tuple[Tensor, dict[str, Tensor]] | None,
-        rate: float,
-    ) -> None:
+    def _teach(self, batch: Batch) -> Lesson:
+        views: dict[InputSpec, Tensor] = {}
+        for spec in (self.teacher_input, *(learner.arm.input for learner in self.learners)):
+            if spec is not None and spec not in views:
+                views[spec] = spec.prepare(batch.images)
+        if self._teacher is None or self.teacher_input is None:
+            return Lesson(batch, views, None)
+        dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
+        with torch.no_grad():
+            return Lesson(batch, views, self._teacher(views[self.teacher_input].to(dtype)))
+
+    def step(self, lesson: Lesson, rate: float) -> None:
+        """Let every learner take one step on a batch, side by side where there are cores for it."""
+        if self._workers is not None:
+            steps = [self._workers.submit(self._learn, learner, lesson, rate) for learner in self.learners]
+            for done in steps:
+                done.result()
+            return
+        if not self._draws:
+            for learner in self.learners:
+                self._learn(learner, lesson, rate)
+            return
+        dropout_seed = int(torch.randint(2**62, ()))  # of each learner, whoever else is in the cohort
+        state = torch.get_rng_state()
+        for learner in self.learners:
+            torch.manual_seed(dropout_seed)
+            self._learn(learner, lesson, rate)
+        torch.set_rng_state(state)
+
+    def _learn(self, learner: _Learner, lesson: Lesson, rate: float) -> None:
         with autocast(self.device, self.config.precision):
-            logits, features = learner.tapped(view)
-            values = _losses(learner, logits, features, labels, taught)
+            logits, features = learner.tapped(lesson.views[learner.arm.input])
+            values = _losses(learner, logits, features, lesson.batch.labels, lesson.taught)
         total = sum((term.weight * values[term.name] for term in learner.arm.terms), start=logits.new_zeros(()))
         total.backward()
         for group in learner.optimizer.param_groups:
@@ -263,13 +320,15 @@ class Cohort:
             learner.adapters.train()
 
     def check_finite(self, where: str) -> None:
-        """Raise where a loss is NaN or infinite.
+        """Raise where a loss is NaN or infinite, or a weight, which is so one step before the loss.
 
         Raises:
-            DivergenceError: Names the arm and the term.
+            DivergenceError: Names the arm and the term or the weight.
         """
         for learner in self.learners:
-            for name, value in learner.sums.items():
+            tensors = [module.state_dict() for module in learner.modules().values()]
+            weights = ((name, t.abs().sum()) for part in tensors for name, t in part.items() if t.is_floating_point())
+            for name, value in (*learner.sums.items(), *weights):
                 if not math.isfinite(float(value)):
                     raise DivergenceError(
                         f"Arm {learner.arm.name}: {name} is {float(value)} {where}. The last good checkpoint is kept; "
@@ -306,7 +365,7 @@ class Cohort:
             torch.cuda.set_rng_state(tensors["rng_cuda"])
         for i, learner in enumerate(self.learners):
             for part, module in learner.modules().items():
-                module.load_state_dict(_under(tensors, f"{i}.{part}."))
+                fill(module, _under(tensors, f"{i}.{part}."), source=f"The checkpoint of arm {names[i]}")
             momenta = _under(tensors, f"{i}.momentum.")
             for k, parameter in enumerate(learner.optimizer.param_groups[0]["params"]):
                 if str(k) in momenta:
@@ -316,6 +375,18 @@ class Cohort:
             learner.sums = {name: value.to(self.device) for name, value in _under(tensors, f"{i}.sum.").items()}
             learner.history = list(values["learners"][i]["history"])
             learner.best_epoch = int(values["learners"][i]["best_epoch"])
+
+
+def _draws_random_numbers(network: Network) -> bool:
+    """Return whether a forward pass in training mode draws random numbers, as dropout does."""
+    module = copy.deepcopy(network.module).train()
+    device = next(module.parameters()).device
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        module(torch.zeros(2, network.input.channels, *network.input.size_px, device=device))
+    drew = device.type != "cpu" or not torch.equal(before, torch.get_rng_state())
+    torch.set_rng_state(before)
+    return drew
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -355,8 +426,21 @@ def channels_of(network: Network, names: Sequence[str]) -> dict[str, int]:
     found = {layer.name: layer.channels for layer in layers(network, ",".join(names))}
     for name in names:
         if name not in found:
-            raise unknown_name("layer", name, found, see="keyhole layers")
+            raise unknown_name("layer", name, found, see="'keyhole layers' lists the candidates.")
     return found
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came out of :func:`fit`.
+
+    Attributes:
+        outcomes: One an arm, in the order given.
+        earlier_s: Seconds that earlier processes spent on a resumed run.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    earlier_s: float
 
 
 @dataclass(frozen=True)
@@ -382,8 +466,8 @@ def fit(
     checkpointing: Checkpointing | None = None,
     progress: Progress = silent,
     log: Callable[[dict[str, Any]], None] | None = None,
-) -> list[Outcome]:
-    """Train a cohort to the end and return what became of each arm.
+) -> Trained:
+    """Train a cohort to the end.
 
     Args:
         cohort: The learners.
@@ -394,22 +478,26 @@ def fit(
         log: Called with one record per arm and epoch.
 
     Raises:
+        DataError: The images lack labels that a term needs, or have more classes than the learners.
         DivergenceError: A loss became NaN or infinite; the last good checkpoint is kept.
+        RunError: The checkpoint was made with other settings.
     """
     config = cohort.config
+    _check_labels(cohort, train)
     train = train.to(cohort.device)
     held_out = held_out.to(cohort.device) if held_out is not None and len(held_out) else None
     steps = len(train) // config.batch_size
-    epoch, step, seconds = _restore(cohort, checkpointing)
-    for epoch in range(epoch, config.epochs):
+    begin, step, earlier = _restore(cohort, checkpointing)
+    seconds = earlier
+    for epoch in range(begin, config.epochs):
         started = saved = time.perf_counter()
         cohort.train_mode()
         batches = train.training_batches(
             config.batch_size, seed=config.seed, epoch=epoch, start=step, augment=config.augment
         )
         label = f"epoch {epoch + 1}/{config.epochs}"
-        for batch in progress(batches, label=label, total=steps, done=step):
-            cohort.step(batch, config.rate(epoch + step / steps))
+        for lesson in progress(cohort.lessons(batches), label=label, total=steps, done=step):
+            cohort.step(lesson, config.rate(epoch + step / steps))
             step += 1
             due = checkpointing is not None and time.perf_counter() - saved > checkpointing.every_s
             if due or step % 100 == 0:
@@ -426,7 +514,16 @@ def fit(
         step = 0
         seconds += time.perf_counter() - started
         _save(cohort, checkpointing, epoch + 1, 0, seconds)
-    return [_outcome(learner) for learner in cohort.learners]
+    return Trained(tuple(_outcome(learner) for learner in cohort.learners), earlier)
+
+
+def _check_labels(cohort: Cohort, train: Split) -> None:
+    for learner in cohort.learners:
+        if any(term.name == "ce" for term in learner.arm.terms) and not train.classes:
+            raise DataError(f"Arm {learner.arm.name}: term ce needs labeled images (train/CLASS/IMAGE.jpg).")
+        if len(train.classes) > learner.network.classes:
+            outputs = learner.network.classes
+            raise DataError(f"The data has {len(train.classes)} classes and arm {learner.arm.name} {outputs} outputs.")
 
 
 def _close_epoch(
@@ -458,6 +555,13 @@ def _restore(cohort: Cohort, checkpointing: Checkpointing | None) -> tuple[int, 
     if checkpointing is None or not checkpointing.resume or not checkpointing.path.is_file():
         return 0, 0, 0.0
     tensors, values = read_tensors(checkpointing.path)
+    made, wanted = values["config"], json.loads(json.dumps(asdict(cohort.config)))
+    for name in wanted.keys() - {"compile", "device"}:
+        if made.get(name) != wanted[name]:
+            raise RunError(
+                f"{checkpointing.path} was made with {name} {made.get(name)}, not {wanted[name]}. "
+                "Use the old value or start anew."
+            )
     cohort.restore(tensors, values)
     return int(values["epoch"]), int(values["step"]), float(values["seconds"])
 

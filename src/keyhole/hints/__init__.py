@@ -1,0 +1,1 @@
+"""Hint points: similarity of all layers, clustering, selection, stability."""

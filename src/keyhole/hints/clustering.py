@@ -7,6 +7,7 @@ A distance matrix is symmetric with zeros on its diagonal; 1 - similarity is one
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -34,9 +35,9 @@ class Clusters:
 def kmeans(distance: Float[np.ndarray, "l l"], count: int, *, center: str = "medoid", rounds: int = 80) -> Clusters:
     """Group layers by Lloyd's iteration with layers as centers, as in the method of hint points by clustering.
 
-    The first centers are spread evenly over the depth, the first and the last layer included. Each layer joins the nearest center,
-    ties the earlier one, and a center stays in its own cluster, so none is lost. The iteration ends when
-    the centers repeat; where they run in a circle, the round with the smallest total distance counts.
+    The first centers are spread evenly over the depth, the first and the last layer included. Each layer joins the
+    nearest center, ties the earlier one, and a center stays in its own cluster, so none is lost. The iteration ends
+    when the centers repeat; where they run in a circle, the round with the smallest total distance counts.
 
     Args:
         distance: Between all layers, in the order of depth.
@@ -114,7 +115,7 @@ def segments(distance: Float[np.ndarray, "l l"], count: int) -> Clusters:
         ends.append(int(cut[k, ends[-1]]))
     edges = ends[::-1]
     labels = np.repeat(np.arange(count), np.diff(edges))
-    return _ordered(labels, [_medoid(distance, np.arange(a, b)) for a, b in zip(edges, edges[1:], strict=False)])
+    return _ordered(labels, [_medoid(distance, np.arange(a, b)) for a, b in pairwise(edges)])
 
 
 def agglomerative(distance: Float[np.ndarray, "l l"], count: int) -> Clusters:
@@ -166,7 +167,7 @@ def _check(distance: np.ndarray, count: int) -> None:
 
 
 def _assign(distance: np.ndarray, centers: list[int]) -> Int[np.ndarray, " l"]:
-    labels = distance[:, centers].argmin(axis=1)
+    labels = np.asarray(distance[:, centers].argmin(axis=1))
     labels[centers] = np.arange(len(centers))
     return labels
 

@@ -1,8 +1,8 @@
 """How alike two layers are, from their features over the same inputs: one plain function a metric.
 
-Every function takes an (n, p) and an (n, q) matrix, one row an input, computes in float64, and gives 1 for layers that carry the
-same thing and about 0 for unrelated ones. None changes when a layer is shifted, rescaled or rotated; R2-CCA
-does not change under any invertible linear map either.
+Every function takes an (n, p) and an (n, q) matrix, one row an input, computes in float64, and gives 1 for layers
+that carry the same thing and about 0 for unrelated ones. None changes when a layer is shifted, rescaled or rotated;
+R2-CCA does not change under any invertible linear map either.
 
 A layer that is constant over the inputs says nothing: its similarity to every layer, itself included, is 0.
 """
@@ -23,8 +23,8 @@ def r2_cca(x: Float[Tensor, "n p"], y: Float[Tensor, "m q"]) -> float:
     """Return the mean squared canonical correlation of two layers, from 0 to 1.
 
     The squared correlations are summed and divided by min(p, q); directions without variance (eigenvalues of the
-    covariance under 1e-10 of the largest) count as zero correlation, so a layer with dead channels is like itself by rank / p only.
-    With fewer inputs than channels the value is biased towards 1.
+    covariance under 1e-10 of the largest) count as zero correlation, so a layer with dead channels is like itself by
+    rank / p only. With fewer inputs than channels the value is biased towards 1.
 
     Args:
         x: Features of one layer, one row per input.
@@ -98,13 +98,12 @@ def debiased_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "m q"]) -> float:
     return _unbiased_alignment(x @ x.T, y @ y.T)
 
 
-def rbf_cka(
-    x: Float[Tensor, "n p"], y: Float[Tensor, "m q"], *, minibatch: int = 250, bandwidth: float = 1.0
-) -> float:
+def rbf_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "m q"], *, minibatch: int = 250, bandwidth: float = 1.0) -> float:
     """Return CKA with Gaussian kernels, by the unbiased estimator over minibatches: about 0 to 1.
 
-    The kernel is exp(-d^2 / (2 s^2)); s is ``bandwidth`` times the median distance between two inputs of the first minibatch, for
-    each layer by itself, and stays the same for all minibatches. HSIC is averaged over the minibatches, weighted by their size, before the ratio is taken.
+    The kernel is exp(-d^2 / (2 s^2)); s is ``bandwidth`` times the median distance between two inputs of the first
+    minibatch, for each layer by itself, and stays the same for all minibatches. HSIC is averaged over the
+    minibatches, weighted by their size, before the ratio is taken.
 
     Args:
         x: Features of one layer, one row per input.
@@ -117,8 +116,8 @@ def rbf_cka(
         DivergenceError: A feature is NaN or infinite.
 
     Reference:
-        Kornblith et al. (2019), https://arxiv.org/abs/1905.00414, section 3 (kernel and median rule); Nguyen et al. (2021),
-        https://arxiv.org/abs/2010.15327, equations 3 and 4 (minibatches).
+        Kornblith et al. (2019), https://arxiv.org/abs/1905.00414, section 3 (kernel and median rule); Nguyen et al.
+        (2021), https://arxiv.org/abs/2010.15327, equations 3 and 4 (minibatches).
 
     Example:
         >>> x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
@@ -139,8 +138,8 @@ def rbf_cka(
 def procrustes(x: Float[Tensor, "n p"], y: Float[Tensor, "m q"]) -> float:
     """Return how alike two layers are after the best rotation, from 0 to 1.
 
-    Both are centered and scaled to unit Frobenius norm; the value is the nuclear norm of their product, 1 - d^2 / 2 for the orthogonal
-    Procrustes distance d. The layer with fewer channels is padded with zeros.
+    Both are centered and scaled to unit Frobenius norm; the value is the nuclear norm of their product, 1 - d^2 / 2
+    for the orthogonal Procrustes distance d. The layer with fewer channels is padded with zeros.
 
     Args:
         x: Features of one layer, one row per input.
@@ -151,7 +150,8 @@ def procrustes(x: Float[Tensor, "n p"], y: Float[Tensor, "m q"]) -> float:
         DivergenceError: A feature is NaN or infinite.
 
     Reference:
-        Ding, Denain, Steinhardt (2021), https://arxiv.org/abs/2108.01661, section 2; Schonemann (1966), Psychometrika 31.
+        Ding, Denain, Steinhardt (2021), https://arxiv.org/abs/2108.01661, section 2; Schonemann (1966), Psychometrika
+        31.
 
     Example:
         >>> x = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 3.0]])

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -44,7 +45,8 @@ class Products(Protocol):
 class Moments:
     """Sums over blocks of images, from which all similarities follow.
 
-    Features were shifted by the mean of the first minibatch, which no similarity notices and which keeps the sums exact.
+    Features were shifted by the mean of the first minibatch, which no similarity notices and which keeps the sums
+    exact.
 
     Attributes:
         names: The layers.
@@ -55,7 +57,8 @@ class Moments:
         squares: Sum over images of |x_i|^2 for each layer, by block.
         norms: Sum over images of |x_i|^2 |x_j|^2 for each pair of layers, by block.
         weighted: Sum over images of each channel times |x_j|^2, by block.
-        rbf: Sum over minibatches of their size times the unbiased HSIC of Gaussian kernels, by block; None when not asked for.
+        rbf: Sum over minibatches of their size times the unbiased HSIC of Gaussian kernels, by block; None when not
+            asked for.
         seconds: Time in the tapped forward pass, and in the sums.
     """
 
@@ -87,7 +90,7 @@ class _KeptFeatures:
 
     def between(self, rows: slice, columns: slice) -> Float[Tensor, "b p q"]:
         out = []
-        for first, last in zip(self.bounds, self.bounds[1:], strict=False):
+        for first, last in pairwise(self.bounds):
             block = self.features[first:last]
             out.append(block[:, rows].double().T @ block[:, columns].double())
         return torch.stack(out)
@@ -144,7 +147,7 @@ def observe(
     images: Split,
     names: Sequence[str],
     *,
-    config: ObserveConfig = ObserveConfig(),
+    config: ObserveConfig | None = None,
     device: torch.device | None = None,
     progress: Progress = silent,
 ) -> Moments:
@@ -154,7 +157,7 @@ def observe(
         network: The network; it is copied, with batch norm folded.
         images: The images, seen as a test sees them; labels are not used.
         names: The layers, dotted paths.
-        config: How to look.
+        config: How to look; the defaults when missing.
         device: Where to run the network.
         progress: Wraps the batches.
 
@@ -175,10 +178,12 @@ def observe(
     if len(images) < 2:
         raise SettingError(f"Layers are compared over at least 2 images; got {len(images)}.")
     device = device or torch.device("cpu")
+    config = config or ObserveConfig()
+    grid = config.grid
 
     def pool(feature: Tensor) -> Tensor:
         mapped = as_map(feature).float()
-        return mapped.mean((2, 3)) if config.grid == 1 else functional.adaptive_avg_pool2d(mapped, config.grid).flatten(1)
+        return mapped.mean((2, 3)) if grid == 1 else functional.adaptive_avg_pool2d(mapped, grid).flatten(1)
 
     teacher = freeze(network, names, device=device, precision=config.precision, compile=config.compile, reduce=pool)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
@@ -208,10 +213,10 @@ def block_bounds(count: int) -> tuple[int, ...]:
 
 def _pieces(bounds: Sequence[int], batch_size: int) -> Iterator[tuple[int, int, int]]:
     """Yield (block, first, last): each block in equal parts of at most ``batch_size``, none of them tiny."""
-    for block, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for block, (first, last) in enumerate(pairwise(bounds)):
         parts = max(1, min(-(-(last - first) // batch_size), (last - first) // 4))
         edges = [first + round((last - first) * k / parts) for k in range(parts + 1)]
-        for begin, end in zip(edges, edges[1:], strict=False):
+        for begin, end in pairwise(edges):
             yield block, begin, end
 
 
@@ -266,12 +271,14 @@ class _Collector:
     def add(self, block: int, first: int, rows: Sequence[Tensor]) -> None:
         features = torch.cat(list(rows), dim=1)
         if not bool(torch.isfinite(features.sum())):
-            broken = next(name for name, row in zip(self.names, rows, strict=True) if not bool(torch.isfinite(row).all()))
+            broken = next(
+                name for name, row in zip(self.names, rows, strict=True) if not bool(torch.isfinite(row).all())
+            )
             raise DivergenceError(f"Layer {broken} gave NaN or infinity at image {first}; check the weights.")
         features = features - self.shift
         self.products.add(first, features, block)
         double = features.double()
-        parts = [double[:, a:b] for a, b in zip(self.starts, self.starts[1:], strict=False)]
+        parts = [double[:, a:b] for a, b in pairwise(self.starts)]
         squares = torch.stack([part.square().sum(1) for part in parts], dim=1)
         self.sums[block] += double.sum(0)
         self.squares[block] += squares.sum(0)
@@ -279,7 +286,7 @@ class _Collector:
         self.weighted[block] += double.T @ squares
         if self.rbf is not None and len(features) >= 4:
             self.rbf[block] += len(features) * _pairwise_hsic(
-                [features[:, a:b] for a, b in zip(self.starts, self.starts[1:], strict=False)], self.widths
+                [features[:, a:b] for a, b in pairwise(self.starts)], self.widths
             )
 
     def moments(self, seconds: dict[str, float]) -> Moments:
@@ -299,7 +306,7 @@ class _Collector:
 
 
 def _pairwise_hsic(rows: Sequence[Tensor], widths: Sequence[float]) -> Float[Tensor, "l l"]:
-    """Return the unbiased HSIC between all layers of one minibatch (Song et al. 2012, equation 5, for all pairs at once)."""
+    """Return the unbiased HSIC between all layers of one minibatch: Song et al. (2012), equation 5, for all pairs."""
     n = len(rows[0])
     kernels = torch.stack([gaussian_kernel(row, width) for row, width in zip(rows, widths, strict=True)])
     kernels.diagonal(dim1=1, dim2=2).zero_()

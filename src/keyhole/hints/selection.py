@@ -28,9 +28,10 @@ class Rule:
     """How layers are chosen.
 
     Attributes:
-        clustering: ``kmeans``, ``segments``, ``agglomerative``; or a control, which looks at no similarity: ``stage-ends`` (the last
-            ``count`` stage ends), ``uniform`` (the middles of ``count`` equal parts), ``random``, ``all``; ``reverse``
-            takes the kmeans centers deepest first, so that the student's first stage learns from the deepest.
+        clustering: ``kmeans``, ``segments``, ``agglomerative``; or a control, which looks at no similarity:
+            ``stage-ends`` (the last ``count`` stage ends), ``uniform`` (the middles of ``count`` equal parts),
+            ``random``, ``all``; ``reverse`` takes the kmeans centers deepest first, so that the student's first stage
+            learns from the deepest.
         count: How many hints; None takes the count of clusters with the highest silhouette.
         center: Of ``kmeans``: ``medoid`` or ``index``.
         hint: Which layer of a cluster teaches: its ``center`` or its ``last``.
@@ -69,7 +70,7 @@ class Selection:
     silhouettes: dict[int, float]
 
 
-def select(candidates: Sequence[Layer], similarities: Float[np.ndarray, "l l"] | None, rule: Rule = Rule()) -> Selection:
+def select(candidates: Sequence[Layer], similarities: Float[np.ndarray, "l l"] | None, rule: Rule) -> Selection:
     """Choose layers by a rule.
 
     Args:
@@ -96,7 +97,9 @@ def select(candidates: Sequence[Layer], similarities: Float[np.ndarray, "l l"] |
     if similarities is None:
         raise SettingError(f"Clustering {rule.clustering} needs similarities; measure them first.")
     if similarities.shape != (total, total):
-        raise ShapeError(f"Similarities have the shape {similarities.shape}; expected one row for each of {total} layers.")
+        raise ShapeError(
+            f"Similarities have the shape {similarities.shape}; expected one row for each of {total} layers."
+        )
     distance = to_distance(similarities)
     silhouettes = _silhouettes(distance, rule)
     count = rule.count or (max(silhouettes, key=lambda k: (silhouettes[k], -k)) if silhouettes else 1)
@@ -107,7 +110,7 @@ def select(candidates: Sequence[Layer], similarities: Float[np.ndarray, "l l"] |
 
 def to_distance(similarities: Float[np.ndarray, "l l"]) -> Float[np.ndarray, "l l"]:
     """Return 1 - similarity, symmetric, never below 0, with zeros on the diagonal."""
-    distance = np.clip(1 - (similarities + similarities.T) / 2, 0, None)
+    distance: np.ndarray = np.clip(1 - (similarities + similarities.T) / 2, 0, None)
     np.fill_diagonal(distance, 0)
     return distance
 
@@ -163,7 +166,8 @@ def stability(
 ) -> dict[str, float]:
     """Return how often each layer is chosen over half-samples of the images, from 0 to 1, without another pass.
 
-    A half-sample is 10 of the 20 blocks of images, drawn without replacement. The count of hints is the same in all of them.
+    A half-sample is 10 of the 20 blocks of images, drawn without replacement. The count of hints is the same in all
+    of them.
 
     Args:
         candidates: The layers to choose from.
@@ -178,7 +182,8 @@ def stability(
         SettingError: There are too few images for halves, or the count is not set.
 
     Reference:
-        Meinshausen and Buehlmann (2010), Stability selection, https://arxiv.org/abs/0809.2932 (halves without replacement).
+        Meinshausen and Buehlmann (2010), Stability selection, https://arxiv.org/abs/0809.2932 (halves without
+        replacement).
     """
     blocks = len(moments.counts)
     if blocks < 2 or rule.count is None:

@@ -131,8 +131,9 @@ class _Run:
     def _unbias(self, i: int, j: int, covariance: Float[Tensor, "s p q"]) -> Float[Tensor, " s"]:
         """Return n (n - 3) times the unbiased HSIC of linear kernels, from sums alone.
 
-        With centered features the kernel matrix K has row sums 0, so K without its diagonal has row sums -d, where d_i = |x_i|^2.
-        Song et al. (2012), equation 5, then is |X^T Y|^2 - d.e + (1.d)(1.e) / ((n-1)(n-2)) - 2 d.e / (n-2).
+        With centered features the kernel matrix K has row sums 0, so K without its diagonal has row sums -d, where
+        d_i = |x_i|^2. Song et al. (2012), equation 5, then is |X^T Y|^2 - d.e + (1.d)(1.e) / ((n-1)(n-2)) - 2 d.e /
+        (n-2).
         """
         n = self.counts
         dots, total_i, total_j = self._centered_norms(i, j, covariance)
@@ -171,11 +172,11 @@ class _Run:
         raw = _combine(self.parts, self.moments.products.between(self.moments.channels(i), columns))
         mean = self.sums[:, self.moments.channels(i)] / self.counts[:, None]
         raw = raw - mean[:, :, None] * self.sums[:, None, columns]
-        return list(raw.split([starts[j + 1] - starts[j] for j in range(first, last)], dim=2))
+        return list(torch.split(raw, [starts[j + 1] - starts[j] for j in range(first, last)], dim=2))
 
 
 def _combine(parts: Float[Tensor, "s b"], blocks: Float[Tensor, "b p q"]) -> Float[Tensor, "s p q"]:
-    return (parts @ blocks.flatten(1)).unflatten(1, blocks.shape[1:])
+    return (parts @ blocks.flatten(1)).reshape(len(parts), *blocks.shape[1:])
 
 
 def _nothing_if_constant(covariance: Float[Tensor, "s p p"], squares: Float[Tensor, " s"]) -> Float[Tensor, "s p p"]:
@@ -193,8 +194,8 @@ def _alignment(hsic: Float[Tensor, "s l l"]) -> Float[np.ndarray, "s l l"]:
 def consensus(matrices: Sequence[Float[np.ndarray, "l l"]]) -> Float[np.ndarray, "l l"]:
     """Return what several metrics agree on: the mean of their rank-normalized similarities, from 0 to 1.
 
-    In each matrix the pairs of different layers are replaced by their rank, 0 for the least alike and 1 for the most alike, ties
-    sharing the mean rank, so that no metric outweighs another by its scale. The diagonal is 1.
+    In each matrix the pairs of different layers are replaced by their rank, 0 for the least alike and 1 for the most
+    alike, ties sharing the mean rank, so that no metric outweighs another by its scale. The diagonal is 1.
 
     Example:
         >>> a = np.array([[1, 0.9, 0.1], [0.9, 1, 0.2], [0.1, 0.2, 1]])

@@ -1,0 +1,1 @@
+"""Networks: built in or by name, their layers, and frozen teachers."""

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from keyhole.models.layers import Reduce, Tapped
-from keyhole.models.network import Network
+from keyhole.models.layers import Reduce, Tapped, tap
+from keyhole.models.network import Network, random_images
 
 
 def freeze(
@@ -24,8 +24,8 @@ def freeze(
 ) -> nn.Module:
     """Return a frozen copy of a network that gives its logits and the features of named layers.
 
-    The copy takes prepared images and returns ``(logits, {name: feature})``. Batch norm is folded into the convolution before
-    it wherever that leaves the output as it was (checked on random images); layers that are tapped are not folded.
+    The copy takes prepared images and returns ``(logits, {name: feature})``. Batch norm is folded into the convolution
+    before it wherever that leaves output and features as they were (checked on random images).
 
     Args:
         network: The network; it is not changed.
@@ -48,8 +48,9 @@ def freeze(
 def fold_batch_norm(network: Network, *, keep: Sequence[str] = ()) -> nn.Module:
     """Return a copy of a network's module with batch norm folded into the convolutions before it.
 
-    A pair is folded when a batch norm is given the very tensor that a convolution returned. The copy is kept only when its
-    output equals the original's to rounding; a network that uses the convolution's output elsewhere stays as it is.
+    A pair is folded when a batch norm is given the very tensor that a convolution returned. The copy is kept only when
+    its output and the kept layers equal the original's to rounding; a network that uses the convolution's output
+    elsewhere stays as it is.
 
     Args:
         network: The network; it is not changed.
@@ -61,22 +62,28 @@ def fold_batch_norm(network: Network, *, keep: Sequence[str] = ()) -> nn.Module:
         >>> any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
         False
     """
-    original = network.module
-    folded = copy.deepcopy(original).eval()
-    images = torch.rand(2, network.input.channels, *network.input.size_px)
-    images = images.to(next(folded.parameters()).device)
-    mode = original.training
+    folded = copy.deepcopy(network.module).eval()
+    images = random_images(network, 2)
     with torch.no_grad():
-        expected = original.eval()(images)
-        original.train(mode)
+        expected = _outputs(folded, keep, images)
         modules = dict(folded.named_modules())
         for conv_name, norm_name in _pairs(folded, images):
             if conv_name not in keep and norm_name not in keep:
                 _fold(modules[conv_name], modules[norm_name])
                 parent, _, child = norm_name.rpartition(".")
-                setattr(modules[parent], child, nn.Identity())
-        close = torch.allclose(folded(images), expected, rtol=1e-3, atol=1e-4)
-    return folded if close else copy.deepcopy(original).eval()
+                setattr(modules[parent], child, nn.Identity().eval())
+        close = all(map(_close, _outputs(folded, keep, images), expected))
+    return folded if close else copy.deepcopy(network.module).eval()
+
+
+def _outputs(module: nn.Module, names: Sequence[str], images: Tensor) -> list[Tensor]:
+    with tap(module, names) as features:
+        output = module(images)
+    return [output, *features.values()]
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).abs().max() <= 1e-3 * expected.abs().max())
 
 
 def _pairs(module: nn.Module, images: Tensor) -> list[tuple[str, str]]:
@@ -94,7 +101,7 @@ def _pairs(module: nn.Module, images: Tensor) -> list[tuple[str, str]]:
     def before(name: str) -> Any:
         def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
             calls[name] = calls.get(name, 0) + 1
-            if id(inputs[0]) in made:
+            if inputs and id(inputs[0]) in made:
                 pairs.append((made[id(inputs[0])][0], name))
 
         return hook
@@ -114,9 +121,10 @@ def _pairs(module: nn.Module, images: Tensor) -> list[tuple[str, str]]:
 
 
 def _fold(conv: nn.Module, norm: nn.Module) -> None:
-    assert_types = isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-    if not assert_types or norm.running_mean is None or norm.running_var is None:
-        return
+    assert isinstance(conv, nn.Conv2d), "_pairs saw to it"
+    assert isinstance(norm, nn.BatchNorm2d), "_pairs saw to it"
+    assert norm.running_mean is not None, "_pairs saw to it"
+    assert norm.running_var is not None, "_pairs saw to it"
     scale = torch.rsqrt(norm.running_var + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight

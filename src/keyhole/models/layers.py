@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from keyhole.errors import SettingError, ShapeError, unknown_name
-from keyhole.models.network import Network
-
+from keyhole.models.network import Network, evaluating, random_images
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -50,8 +49,8 @@ def tap(module: nn.Module, names: Sequence[str], *, reduce: Reduce | None = None
 
     The dictionary is filled anew by each forward pass; a layer that runs twice leaves its last output, and of a
     tuple the first tensor is taken. The hooks are gone afterwards, whatever happens inside. A module that was
-    compiled before runs eagerly inside the block, because hooks set later are not part of its compiled graph; to
-    tap at compiled speed, compile :class:`Tapped`.
+    compiled before, or has a compiled part, runs eagerly inside the block, because hooks set later are not part of
+    its compiled graph; to tap at compiled speed, compile :class:`Tapped`.
 
     Args:
         module: Any module.
@@ -71,7 +70,7 @@ def tap(module: nn.Module, names: Sequence[str], *, reduce: Reduce | None = None
     inner = getattr(module, "_orig_mod", module)
     features: dict[str, Tensor] = {}
     with ExitStack() as stack:
-        if inner is not module:
+        if any(hasattr(sub, "_orig_mod") or sub._compiled_call_impl is not None for sub in module.modules()):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         for name in names:
             handle = find_layer(inner, name).register_forward_hook(_keep(features, name, reduce))
@@ -84,7 +83,7 @@ def _keep(features: dict[str, Tensor], name: str, reduce: Reduce | None) -> Any:
         value = _first_tensor(output)
         if value is None:
             raise ShapeError(f"Layer {name} returned a {type(output).__name__}; expected a tensor. Tap another layer.")
-        features[name] = value if reduce is None else reduce(value)
+        features[name] = value.clone() if reduce is None else reduce(value)  # a rectifier may overwrite it in place
 
     return hook
 
@@ -134,8 +133,9 @@ def find_layer(module: nn.Module, name: str) -> nn.Module:
     """
     found = dict(module.named_modules())
     if name not in found or name == "":
-        raise unknown_name("layer", name, (path for path in found if path), see="keyhole layers")
-    return found[name]
+        raise unknown_name("layer", name, (path for path in found if path), see="'keyhole layers' lists some.")
+    sub: nn.Module = found[name]
+    return sub
 
 
 def as_map(feature: Tensor) -> Float[Tensor, "n c h w"]:
@@ -176,8 +176,8 @@ def layers(network: Network, pattern: str | None = None) -> list[Layer]:
 
     Args:
         network: Any network; its mode and weights stay as they are.
-        pattern: Take instead the layers whose path matches this glob, such as ``layer*.0`` or ``*.conv2``; several
-            are separated by commas.
+        pattern: Take instead the layers whose path matches this glob, such as ``layer?.0`` or ``*.conv2``, where ``*``
+            takes in dots; several are separated by commas.
 
     Raises:
         UnknownNameError: No layer matches the pattern.
@@ -193,7 +193,7 @@ def layers(network: Network, pattern: str | None = None) -> list[Layer]:
         globs = [part.strip() for part in pattern.split(",")]
         names = [name for name in run.outputs if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
         if not names:
-            raise unknown_name("layer pattern", pattern, run.outputs, see="keyhole layers --pattern '*'")
+            raise unknown_name("layer pattern", pattern, run.outputs, see="--pattern '*' lists all of them.")
     else:
         names = _residual_blocks(network.module, run) or _repeated_blocks(network.module, run)
         names = names or _weighted_layers(network.module, run)
@@ -216,11 +216,11 @@ class _Run:
     result: frozenset[str]  # modules whose output is the network's own
 
 
-class _AdditionWatch(TorchDispatchMode):
+class _AdditionWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Note the innermost module that runs whenever two tensors of one shape are added."""
 
     def __init__(self, stack: list[str], parameters: set[int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.stack, self.parameters = stack, parameters
         self.found: list[tuple[str, tuple[int, ...]]] = []
 
@@ -240,9 +240,6 @@ def _watch(network: Network) -> _Run:
     outputs: dict[str, tuple[int, ...]] = {}
     last: dict[str, Tensor] = {}
     stack: list[str] = []
-    was_training = module.training
-    parameter = next(module.parameters())
-    image = torch.rand(2, network.input.channels, *network.input.size_px).to(parameter.device, parameter.dtype)
 
     def enter(name: str) -> Any:
         return lambda _module, _inputs: stack.append(name)
@@ -258,15 +255,14 @@ def _watch(network: Network) -> _Run:
         return hook
 
     with ExitStack() as hooks:
-        hooks.callback(module.train, was_training)
-        module.eval()
+        hooks.enter_context(evaluating(module))
         for name, sub in module.named_modules():
             if name:
                 hooks.callback(sub.register_forward_pre_hook(enter(name)).remove)
                 hooks.callback(sub.register_forward_hook(leave(name)).remove)
         watch = _AdditionWatch(stack, {id(p) for p in module.parameters()})
         with torch.no_grad(), watch:
-            result = _first_tensor(module(image))
+            result = _first_tensor(module(random_images(network, 2)))
     adders = {name for name, shape in watch.found if outputs.get(name) == shape}
     return _Run(outputs, adders, frozenset(name for name, value in last.items() if value is result))
 
@@ -293,11 +289,8 @@ def _repeated_blocks(module: nn.Module, run: _Run) -> list[str]:
 
 def _weighted_layers(module: nn.Module, run: _Run) -> list[str]:
     modules = dict(module.named_modules())
-    return [
-        name
-        for name in run.outputs
-        if name not in run.result and any(p.ndim > 1 for p in modules[name].parameters(recurse=False))
-    ]
+    weighted = [name for name in run.outputs if any(p.ndim > 1 for p in modules[name].parameters(recurse=False))]
+    return weighted[:-1]
 
 
 def _outermost(names: Sequence[str]) -> list[str]:
@@ -321,6 +314,4 @@ def stage_ends(candidates: Sequence[Layer]) -> list[Layer]:
         ['layer1.2', 'layer2.2', 'layer3.2']
     """
     following = [*candidates[1:], None]
-    return [
-        layer for layer, after in zip(candidates, following, strict=True) if after is None or after.size != layer.size
-    ]
+    return [layer for layer, after in zip(candidates, following, strict=False) if not after or after.size != layer.size]

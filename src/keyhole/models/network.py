@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -86,23 +88,37 @@ class Network:
         return sum(p.numel() for p in self.module.parameters())
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode; afterwards each of its parts is in the mode in which it was."""
+    modes = [(sub, sub.training) for sub in module.modules()]
+    try:
+        module.eval()
+        yield
+    finally:
+        for sub, training in modes:
+            sub.training = training
+
+
+def random_images(network: Network, count: int) -> Float[Tensor, "n c h w"]:
+    """Return images of noise as the network's module takes them; they are the same in each call."""
+    size = (count, network.input.channels, *network.input.size_px)
+    images = torch.rand(size, generator=torch.Generator().manual_seed(0))
+    weights = next(network.module.parameters(), images)
+    return images.to(weights.device, weights.dtype)
+
+
 def count_macs(network: Network) -> int:
     """Return the multiply-accumulates of one image in convolutions and matrix products.
 
     Example:
         >>> from keyhole.models.zoo import build
         >>> count_macs(build("resnet20", classes=100))
-        40818688
+        40818944
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    device = next(network.module.parameters()).device
-    image = torch.zeros(1, network.input.channels, *network.input.size_px, device=device)
-    was_training = network.module.training
     counter = FlopCounterMode(display=False)
-    try:
-        with torch.no_grad(), counter:
-            network.module.eval()(image)
-    finally:
-        network.module.train(was_training)
+    with torch.no_grad(), evaluating(network.module), counter:
+        network.module(random_images(network, 1))
     return int(counter.get_total_flops()) // 2

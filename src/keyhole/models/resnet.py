@@ -8,7 +8,6 @@ dicts load as they are.
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib
 import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +58,7 @@ def build(
         module = CifarResNet(depth, classes, channels=channels, inputs=spec.channels)
         network = Network(name, module, spec, classes)
     else:
-        raise unknown_name("model", name, CIFAR_RESNETS, see="timm:NAME or package.module:function also work")
+        raise unknown_name("model", name, CIFAR_RESNETS, see="timm:NAME and package.module:function work as well.")
     if weights is not None:
         load_weights(network.module, Path(weights))
     network.module.eval()
@@ -93,12 +92,13 @@ def load(path: Path | str) -> Network:
         torch.Size([2, 10])
     """
     tensors, metadata = read_tensors(Path(path))
-    described = metadata.get("network")
-    if described is None:
-        raise WeightsError(f"{path} does not say which network it holds; build it by name with these weights instead.")
-    raw = described["input"]
-    spec = InputSpec((raw["size_px"][0], raw["size_px"][1]), tuple(raw["mean"]), tuple(raw["std"]))
-    network = build(described["name"], classes=described["classes"], input=spec)
+    try:
+        name, classes, raw = (metadata["network"][key] for key in ("name", "classes", "input"))
+        spec = InputSpec((raw["size_px"][0], raw["size_px"][1]), tuple(raw["mean"]), tuple(raw["std"]))
+    except (LookupError, TypeError) as error:
+        message = f"{path} does not say which network it holds; build it by name with these weights instead."
+        raise WeightsError(message) from error
+    network = build(name, classes=classes, input=spec)
     fill(network.module, tensors, source=str(path))
     return network
 
@@ -127,10 +127,10 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> No
     Raises:
         WeightsError: A tensor is missing, unknown, of another shape, or not finite.
     """
-    prefix = "module."
-    if tensors and all(name.startswith(prefix) for name in tensors):  # saved from DataParallel
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     own = module.state_dict()
+    prefix = "module."
+    if not own.keys() & tensors.keys() and all(name.startswith(prefix) for name in tensors):  # saved from DataParallel
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     for name, tensor in own.items():
         if name not in tensors:
             if name.endswith("num_batches_tracked"):
@@ -157,13 +157,13 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
+        if "global" in str(error).lower():  # it names a function or class to be called
             raise WeightsError(
                 f"{path} holds more than tensors, and reading it could run code, so it was not read. "
                 "Save the state dict alone, best as safetensors."
             ) from error
-        raise WeightsError(f"{path} is not a weight file of torch.save: {_one_line(error)}.") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise WeightsError(f"{path} is truncated or no weight file of torch.save. Copy it again.") from error
+    except Exception as error:  # bytes of any kind, taken for a pickle, raise nearly anything
         raise WeightsError(f"{path} is truncated or no weight file: {_one_line(error)}. Copy it again.") from error
     for key in ("state_dict", "model", "net"):
         if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
@@ -186,10 +186,14 @@ def _build_timm(name: str, classes: int, spec: InputSpec | None) -> Network:
         raise SettingError(f"{name} needs timm. Install it: pip install 'keyhole[timm]'.") from error
     short = name.removeprefix("timm:")
     if not timm.is_model(short.split(".")[0]):
-        raise unknown_name("timm model", short, timm.list_models(), see="timm.list_models()")
-    module = timm.create_model(short, pretrained=False, num_classes=classes)
+        raise unknown_name("timm model", short, timm.list_models(), see="timm.list_models() gives all of them.")
+    channels: dict[str, Any] = {} if spec is None or spec.channels == 3 else {"in_chans": spec.channels}
+    try:
+        module = timm.create_model(short, pretrained=False, num_classes=classes, **channels)
+    except RuntimeError as error:  # a tag, after the dot, that this model does not have
+        raise UnknownNameError(f"Cannot build {name!r}: {_one_line(error)}. See timm.list_models().") from error
     if spec is None:
-        config: dict[str, Any] = module.pretrained_cfg
+        config = cast("dict[str, Any]", module.pretrained_cfg)
         size = config["input_size"]
         spec = InputSpec((size[1], size[2]), tuple(config["mean"]), tuple(config["std"]))
     return Network(name, module, spec, classes)
@@ -199,7 +203,7 @@ def _build_function(name: str, classes: int, spec: InputSpec | None) -> Network:
     module_name, _, function_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:  # the last two: an empty or a relative name
         raise UnknownNameError(f"Cannot import {module_name!r} of {name!r}: {_one_line(error)}.") from error
     function = getattr(module, function_name, None)
     if not callable(function):

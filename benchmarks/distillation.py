@@ -1,0 +1,211 @@
+"""Images per second of distillation, against the plain way and against the floor, in one run.
+
+    python benchmarks/distillation.py --root DIR [--teacher resnet110] [--student resnet20] [--steps 30] [--out FILE.json]
+
+Ours: one cohort step, bf16, channels last, images in memory, folded and compiled teacher. The plain way is what a user
+would write: fp32, NCHW, eager, a DataLoader with per-image transforms of torchvision. Both: KD and three FitNet hints, batch
+64, the same optimizer and augmentation. The two take turns, so that a machine that drifts slows both.
+
+The second table: eight students under one teacher against their own floor, one teacher pass and eight students alone
+on images that are ready,
+one after the other, each with all cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from keyhole.data.sources import open_data
+from keyhole.distillation.matching import match_hints
+from keyhole.distillation.terms import HintAdapter, parse_terms
+from keyhole.distillation.training import Arm, Cohort, TrainConfig
+from keyhole.hints.choice import synchronize
+from keyhole.models.layers import layers
+from keyhole.models.zoo import CIFAR100_INPUT, build
+from keyhole.runtime import choose_device, describe
+
+BATCH = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--teacher", default="resnet110")
+    parser.add_argument("--student", default="resnet20")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--students", type=int, default=8)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    device = choose_device(options.device)
+    data = open_data("cifar100", options.root).train
+
+    hints = ours(options, data, device, students=1)
+    other = plain(options, data, device)
+    pairs = [(rate(hints, options, device), rate(other, options, device)) for _ in range(options.rounds)]
+    many, floor = cohort_and_floor(options, data, device)
+    turns = [(seconds(many, options.steps // 3 + 1, device), floor(options.steps // 3 + 1)) for _ in range(options.rounds)]
+    result = {
+        "what": f"{options.teacher} -> {options.student}, KD and 3 hints, batch {BATCH}",
+        "ours_images_per_s": median(a for a, _ in pairs),
+        "plain_images_per_s": median(b for _, b in pairs),
+        "ours_over_plain": median(a / b for a, b in pairs),
+        "cohort_of": options.students,
+        "cohort_over_floor": median(a / b["total"] for a, b in turns),
+        "floor_share_teacher": median(b["teacher"] / b["total"] for _, b in turns),
+        "cohort_student_images_per_s": median(
+            (options.steps // 3 + 1) * BATCH * options.students / a for a, _ in turns
+        ),
+        "targets": {"ours_over_plain": 2.5, "cohort_over_floor": 1.1},
+        "environment": describe(),
+    }
+    if device.type == "cuda":
+        result["hours_of_240_epochs_extrapolated"] = 240 * 50_000 / result["ours_images_per_s"] / 3600
+    print(json.dumps({key: value for key, value in result.items() if key != "environment"}, indent=2))
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def ours(options, data, device, *, students: int, teacher: bool = True) -> Callable[[], None]:
+    """Return a function that does one step of a cohort."""
+    big = build(options.teacher, classes=100)
+    candidates = layers(big)
+    step = len(candidates) // 3
+    names = [candidates[k].name for k in (step // 2, step + step // 2, 2 * step + step // 2)]
+    pairs = match_hints(names, candidates, layers(build(options.student, classes=100)))
+    terms = parse_terms("ce,kd,hint")
+    arms = [Arm(f"arm {k}", options.student, CIFAR100_INPUT, terms, pairs) for k in range(students)]
+    compile = "on" if teacher else "off"
+    cohort = Cohort(arms, TrainConfig(epochs=1, device=device.type, compile=compile), classes=100, teacher=big)
+    cohort.train_mode()
+    lessons = cohort.lessons(endless(data.to(device)))
+
+    def go() -> None:
+        cohort.step(next(lessons), 0.01)
+
+    go.cohort, go.lessons = cohort, lessons
+    return go
+
+
+def endless(data):
+    epoch = 0
+    while True:
+        yield from data.training_batches(BATCH, seed=0, epoch=epoch)
+        epoch += 1
+
+
+class PerImage(Dataset):
+    """What torchvision's CIFAR100 data set does for one image."""
+
+    def __init__(self, data) -> None:
+        from torchvision import transforms
+
+        self.pixels, self.labels = data.pixels.numpy(), data.labels
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(CIFAR100_INPUT.mean, CIFAR100_INPUT.std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int):
+        return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
+
+
+def plain(options, data, device) -> Callable[[], None]:
+    """Return a function that does one step of the loop that a user would write."""
+    teacher = build(options.teacher, classes=100).module.eval().to(device)
+    student = build(options.student, classes=100).module.train().to(device)
+    stages = ("layer1", "layer2", "layer3")
+    kept: dict[tuple[str, str], torch.Tensor] = {}
+    for which, net in (("teacher", teacher), ("student", student)):
+        for stage in stages:
+            net.get_submodule(stage).register_forward_hook(
+                lambda _m, _i, output, key=(which, stage): kept.__setitem__(key, output)
+            )
+    adapters = nn.ModuleList(HintAdapter(c, c) for c in (16, 32, 64)).to(device)
+    parameters = [*student.parameters(), *adapters.parameters()]
+    optimizer = torch.optim.SGD(parameters, 0.01, momentum=0.9, weight_decay=5e-4)
+    loader = DataLoader(
+        PerImage(data), BATCH, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True, pin_memory=False
+    )
+
+    def forever():
+        while True:
+            yield from loader
+
+    batches = forever()
+
+    def go() -> None:
+        images, labels = next(batches)
+        images, labels = images.to(device), labels.to(device)
+        with torch.no_grad():
+            taught = teacher(images)
+        logits = student(images)
+        loss = functional.cross_entropy(logits, labels)
+        soft = functional.kl_div(
+            functional.log_softmax(logits / 4, 1), functional.softmax(taught / 4, 1), reduction="batchmean"
+        )
+        loss = loss + 16 * soft
+        for adapter, stage in zip(adapters, stages, strict=True):
+            loss = loss + 100 * functional.mse_loss(adapter(kept["student", stage]), kept["teacher", stage])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()  # such loops keep a running mean
+
+    return go
+
+
+def cohort_and_floor(options, data, device):
+    """Return a step of the whole cohort, and a function that times its parts alone on images that are ready,
+one after the other, each with all cores."""
+    many = ours(options, data, device, students=options.students)
+    cohort = many.cohort
+    lesson = next(many.lessons)
+
+    def floor(steps: int) -> dict[str, float]:
+        learner = cohort.learners[0]
+        teacher_s = seconds(lambda: cohort._teach(lesson.batch), steps, device)
+        one_s = seconds(lambda: cohort._learn(learner, lesson, 0.01), steps, device)
+        return {"teacher": teacher_s, "total": teacher_s + options.students * one_s}
+
+    return many, floor
+
+
+def seconds(go: Callable[[], object], steps: int, device) -> float:
+    go()
+    synchronize(device)
+    started = time.perf_counter()
+    for _ in range(steps):
+        go()
+    synchronize(device)
+    return time.perf_counter() - started
+
+
+def rate(go: Callable[[], None], options, device) -> float:
+    return options.steps * BATCH / seconds(go, options.steps, device)
+
+
+def median(values) -> float:
+    return round(float(torch.tensor(list(values), dtype=torch.float64).quantile(0.5)), 3)
+
+
+if __name__ == "__main__":
+    main()

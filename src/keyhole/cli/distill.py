@@ -1,0 +1,370 @@
+"""``keyhole train`` and ``keyhole distill``: one loop for teachers, baselines and students."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from keyhole.cli import options as o
+from keyhole.errors import DataError, SettingError, unknown_name
+
+if TYPE_CHECKING:
+    from keyhole.data.sources import Data
+    from keyhole.distillation.cohorts import Result
+    from keyhole.distillation.training import Arm, HintPair, TrainConfig
+    from keyhole.models.network import InputSpec, Network
+    from keyhole.runs import RunFolder
+
+Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training images.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images a step.")]
+Rate = Annotated[float, typer.Option("--lr", help="Learning rate.")]
+Decay = Annotated[float, typer.Option(help="Weight decay.")]
+Schedule = Annotated[str, typer.Option(help="step (x0.1 at the milestones) or cosine.")]
+Milestones = Annotated[str, typer.Option(help="Fractions of the epochs, for step.")]
+Warmup = Annotated[float, typer.Option(help="Epochs over which the rate rises first.")]
+Momentum = Annotated[float, typer.Option(help="Momentum.")]
+Nesterov = Annotated[bool, typer.Option("--nesterov", help="Nesterov's form of momentum.")]
+Augment = Annotated[bool, typer.Option(help="Pad, crop and flip.")]
+Holdout = Annotated[int, typer.Option(min=0, help="Training images held out to choose the best epoch on.")]
+Precision = Annotated[str, typer.Option(help="bf16 or fp32.")]
+Compile = Annotated[str, typer.Option(help="torch.compile for the frozen teacher: auto, on or off.")]
+
+
+def train(
+    model: o.Model,
+    out: o.Out,
+    data: o.DataName = "cifar100",
+    root: o.Root = None,
+    epochs: Epochs = 240,
+    holdout: Holdout = 0,
+    input_size: o.InputSize = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    batch_size: BatchSize = 64,
+    lr: Rate = 0.05,
+    momentum: Momentum = 0.9,
+    nesterov: Nesterov = False,
+    weight_decay: Decay = 5e-4,
+    schedule: Schedule = "step",
+    milestones: Milestones = "0.625,0.75,0.875",
+    warmup_epochs: Warmup = 0.0,
+    augment: Augment = True,
+    device: o.Device = "auto",
+    workers: o.Workers = 0,
+    precision: Precision = "bf16",
+    seed: o.Seed = 0,
+    resume: o.Resume = False,
+    json: o.Json = False,
+) -> None:
+    """Train a network on labels alone: a teacher, or a baseline.
+
+    Example: keyhole train --model resnet110 --data cifar100 --root DIR --epochs 240 --out RUN
+
+    Writes student.safetensors (last epoch), result.json, log.jsonl and report.html to --out.
+    """
+    arguments = o.recipe(locals())
+    from keyhole.data.sources import open_data
+    from keyhole.distillation.terms import parse_terms
+    from keyhole.distillation.training import Arm
+
+    config = _config(arguments, device)
+    spec = _needed(o.input_spec(model, data, input_size, mean, std), model)
+    opened = open_data(data, root, input=spec, workers=workers, progress=o.progress_bar())
+    arm = Arm(model, model, spec, parse_terms("ce"))
+    _run("train", [arm], opened, config, arguments, out, holdout=holdout, resume=resume, as_json=json)
+
+
+def distill(
+    teacher: o.Teacher,
+    out: o.Out,
+    student: Annotated[
+        str, typer.Option(help="The student, named like the teacher; arms of a cohort may name others.")
+    ] = "resnet20",
+    data: o.DataName = "cifar100",
+    root: o.Root = None,
+    weights: o.Weights = None,
+    hints: Annotated[
+        str | None,
+        typer.Option(help="auto, a hints.json, layers by commas, or a selector such as stage-ends or random."),
+    ] = None,
+    terms: Annotated[
+        str, typer.Option(help="ce, kd, hint, at; a weight may follow, as in ce,kd,hint=50.")
+    ] = "ce,kd,hint",
+    match: Annotated[str, typer.Option(help="Hints to student layers: order or size.")] = "order",
+    metric: Annotated[str, typer.Option(help="For --hints auto: as in keyhole hints.")] = "r2_cca",
+    count: Annotated[str, typer.Option(help="For --hints auto and selectors: a number, or auto.")] = "3",
+    samples: Annotated[int, typer.Option(help="For --hints auto: training images to look at.")] = 10_000,
+    layers: o.LayerGlob = None,
+    cohort: Annotated[Path | None, typer.Option(help="A TOML file of several arms under one teacher pass.")] = None,
+    temperature: Annotated[float, typer.Option(help="Of kd.")] = 4.0,
+    epochs: Epochs = 240,
+    holdout: Holdout = 5000,
+    student_size: Annotated[
+        int | None, typer.Option(help="Side in pixels that the student sees; the teacher's by default.")
+    ] = None,
+    classes: o.Classes = None,
+    input_size: o.InputSize = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    batch_size: BatchSize = 64,
+    lr: Rate = 0.05,
+    momentum: Momentum = 0.9,
+    nesterov: Nesterov = False,
+    weight_decay: Decay = 5e-4,
+    schedule: Schedule = "step",
+    milestones: Milestones = "0.625,0.75,0.875",
+    warmup_epochs: Warmup = 0.0,
+    augment: Augment = True,
+    compile: Compile = "auto",
+    device: o.Device = "auto",
+    workers: o.Workers = 0,
+    precision: Precision = "bf16",
+    seed: o.Seed = 0,
+    resume: o.Resume = False,
+    json: o.Json = False,
+) -> None:
+    """Train a small network with the hints of a big one.
+
+    Example: keyhole distill --teacher resnet56 --weights FILE --student resnet20 --data cifar100 --root DIR
+    --hints OUT/hints.json --terms ce,kd,hint --epochs 30 --out RUN
+
+    Writes student.safetensors (last epoch), student-best.safetensors, result.json, log.jsonl and report.html to --out.
+    """
+    arguments = o.recipe(locals())
+    if cohort is not None:
+        arguments["cohort"] = _read_toml(cohort)
+    config = _config(arguments, device)
+    network, opened = o.open_both(
+        teacher, weights, data, root, spec=(input_size, mean, std), classes=classes, workers=workers
+    )
+    o.check_teacher(network, opened, device=device)
+    own: dict[str, Any] = {
+        "name": student,
+        "student": student,
+        "terms": terms,
+        "hints": hints,
+        "match": match,
+        "metric": metric,
+        "count": count,
+        "samples": samples,
+        "layers": layers,
+        "student_size": student_size,
+        "temperature": temperature,
+        "seed": seed,
+    }
+    entries = [own] if cohort is None else [own | _known(entry, own) for entry in arguments["cohort"]["arm"]]
+    makers = _ArmMaker(network, opened, device, precision, holdout)
+    arms = [makers.make(entry) for entry in entries]
+    _run("distill", arms, opened, config, arguments, out, teacher=network, holdout=holdout, resume=resume, as_json=json)
+
+
+def _config(arguments: Mapping[str, Any], device: str) -> TrainConfig:
+    from keyhole.distillation.training import TrainConfig
+
+    names = {field.name for field in fields(TrainConfig)}
+    given = {name: value for name, value in arguments.items() if name in names}
+    try:
+        given["milestones"] = tuple(float(part) for part in str(given["milestones"]).split(","))
+    except ValueError as error:
+        raise SettingError(f"--milestones is {given['milestones']!r}; expected fractions such as 0.5,0.75.") from error
+    return TrainConfig(**{**given, "device": device})
+
+
+def _needed(spec: InputSpec | None, name: str) -> InputSpec:
+    if spec is None:
+        raise SettingError(f"{name} needs its input: give --input-size, --mean and --std.")
+    return spec
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        value = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}. --cohort takes a TOML file.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"{path} is not TOML: {error}.") from error
+    if set(value) != {"arm"} or not isinstance(value["arm"], list):
+        raise SettingError(
+            f"{path} holds {', '.join(value) or 'nothing'}; expected one [[arm]] table for each student."
+        )
+    return value
+
+
+def _known(entry: Mapping[str, Any], allowed: Mapping[str, Any]) -> dict[str, Any]:
+    for key in entry:
+        if key not in allowed:
+            raise unknown_name("key of an [[arm]]", key, allowed)
+    if "name" not in entry:
+        raise SettingError("An [[arm]] has no name; give each one a name of its own.")
+    return dict(entry)
+
+
+class _ArmMaker:
+    """Turn entries of a cohort into arms; similarities are measured once for all of them."""
+
+    def __init__(self, teacher: Network, data: Data, device: str, precision: str, held_out: int) -> None:
+        from keyhole.data.splits import hold_out
+        from keyhole.models.layers import layers
+
+        self.teacher, self.data, self.device, self.precision = teacher, data, device, precision
+        self.train = hold_out(data.train, held_out)[0]
+        self.candidates = layers(teacher)
+        self.chosen: dict[str, tuple[str, ...]] = {}
+
+    def make(self, entry: Mapping[str, Any]) -> Arm:
+        from dataclasses import replace
+
+        from keyhole.distillation.matching import match_hints
+        from keyhole.distillation.terms import parse_terms
+        from keyhole.distillation.training import Arm
+        from keyhole.models.layers import layers
+        from keyhole.models.zoo import build
+
+        terms = parse_terms(entry["terms"], temperature=float(entry["temperature"]))
+        spec = self.teacher.input
+        if size := entry["student_size"]:
+            spec = replace(spec, size_px=(size, size))
+        wanted = self._hints(entry) if any(term.needs_hints for term in terms) else ()
+        pairs: tuple[HintPair, ...] = ()
+        if wanted:
+            student = build(entry["student"], classes=self.data.classes, input=spec)
+            pairs = match_hints(wanted, self.candidates, layers(student), how=entry["match"])
+            note = ", ".join(f"{pair.teacher} -> {pair.student}" for pair in pairs)
+            o.note(f"{entry['name']}: {note}")
+        return Arm(entry["name"], entry["student"], spec, terms, pairs)
+
+    def _hints(self, entry: Mapping[str, Any]) -> tuple[str, ...]:
+        from keyhole.cli.hints import selection_rule
+        from keyhole.hints.selection import CONTROLS, SELECTORS, select
+
+        given = entry["hints"]
+        if given is None:
+            raise SettingError(f"Arm {entry['name']} has hint terms and no hints; give --hints auto or a hints.json.")
+        if isinstance(given, list):
+            return tuple(given)
+        if given.endswith(".json"):
+            return self._from_file(Path(given))
+        if given in CONTROLS and given != "reverse":
+            rule = selection_rule(given, str(entry["count"]), "medoid", "center", entry["seed"])
+            return tuple(self.candidates[i].name for i in select(self.candidates, None, rule).hints)
+        if given == "auto" or given in SELECTORS:
+            return self._choose(entry, "kmeans" if given == "auto" else given)
+        return tuple(part.strip() for part in given.split(","))
+
+    def _choose(self, entry: Mapping[str, Any], clustering: str) -> tuple[str, ...]:
+        from keyhole.cli.hints import selection_rule
+        from keyhole.hints.choice import ChoiceConfig, choose_hints
+        from keyhole.hints.moments import ObserveConfig
+        from keyhole.runtime import choose_device
+
+        key = repr([clustering, *(entry[name] for name in ("metric", "count", "samples", "layers", "seed"))])
+        if key not in self.chosen:
+            self.chosen[key] = choose_hints(
+                self.teacher,
+                self.train,
+                selection_rule(clustering, str(entry["count"]), "medoid", "center", entry["seed"]),
+                config=ChoiceConfig(
+                    samples=entry["samples"],
+                    metrics=tuple(entry["metric"].split(",")),
+                    layers=entry["layers"],
+                    draws=0,
+                    bare=False,
+                    seed=entry["seed"],
+                ),
+                look=ObserveConfig(precision=self.precision),
+                device=choose_device(self.device),
+                progress=o.progress_bar(),
+            ).hints
+        return self.chosen[key]
+
+    def _from_file(self, path: Path) -> tuple[str, ...]:
+        from keyhole.files import read_json
+
+        value = read_json(path)
+        if not isinstance(value, dict) or "hints" not in value:
+            raise DataError(f"{path} is no hints.json of 'keyhole hints': it has no hints.")
+        if value.get("teacher") != self.teacher.name:
+            o.note(f"Warning: {path} was made for {value.get('teacher')}, the teacher is {self.teacher.name}.")
+        return tuple(value["hints"])
+
+
+def _run(
+    command: str,
+    arms: Sequence[Arm],
+    data: Data,
+    config: TrainConfig,
+    arguments: Mapping[str, Any],
+    out: Path,
+    *,
+    teacher: Network | None = None,
+    holdout: int,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    from keyhole.distillation.cohorts import run_cohort
+    from keyhole.files import write_json, write_text
+    from keyhole.reports.pages import training_page
+    from keyhole.runs import open_run
+
+    run = open_run(out, command, arguments, resume=resume)
+
+    def log(record: dict[str, Any]) -> None:
+        run.append(record)
+        held = record.get("held_out_top1")
+        told = "" if held is None else f", held out {100 * held:.2f} %"
+        o.note(f"{record['arm']}: epoch {record['epoch']}/{config.epochs}, loss {record['loss']:.4f}{told}")
+
+    result = run_cohort(
+        arms,
+        data,
+        config,
+        teacher=teacher,
+        held_out=holdout,
+        checkpoint=run.checkpoint,
+        resume=resume,
+        log=log,
+        progress=o.progress_bar(),
+    )
+    _keep_students(result, run)
+    value = result.to_json()
+    write_text(run.path / "report.html", training_page(value, run.records()))
+    write_json(run.path / "result.json", value)
+    run.checkpoint.unlink(missing_ok=True)
+    o.emit(value, _table(value), as_json=as_json)
+
+
+def _keep_students(result: Result, run: RunFolder) -> None:
+    from keyhole.models.zoo import save
+
+    for number, score in enumerate(result.scores):
+        arm = score.outcome.arm
+        folder = run.path if len(result.scores) == 1 else run.path / f"{number}-{_file_name(arm.name)}"
+        about = {"arm": arm.name, "data": result.data, "epochs": result.config.epochs, "seed": result.config.seed}
+        save(score.outcome.last, folder / "student.safetensors", about={**about, "epoch": result.config.epochs})
+        save(
+            score.outcome.best, folder / "student-best.safetensors", about={**about, "epoch": score.outcome.best_epoch}
+        )
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name).strip("-") or "arm"
+
+
+def _table(value: Mapping[str, Any]) -> str:
+    rows = [("", "last", "best", "parameters", "x smaller")]
+    if value["teacher"]:
+        teacher = value["teacher"]
+        rows.append((f"teacher {teacher['name']}", f"{teacher['top1']:.2f}", "", f"{teacher['parameters']:,}", ""))
+    for arm in value["arms"]:
+        smaller = f"{arm['compression']['parameters']:.1f}" if arm["compression"] else ""
+        rows.append(
+            (arm["name"], f"{arm['top1']['last']:.2f}", f"{arm['top1']['best']:.2f}", f"{arm['parameters']:,}", smaller)
+        )
+    widths = [max(len(row[k]) for row in rows) for k in range(5)]
+    lines = [f"{row[0]:<{widths[0]}}  " + "  ".join(f"{row[k]:>{widths[k]}}" for k in range(1, 5)) for row in rows]
+    return "\n".join(["Top-1 in percent on the test images, last epoch and best on held-out images", *lines])

@@ -1,0 +1,116 @@
+"""``keyhole hints``: which layers of a teacher should teach."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from keyhole.cli import options as o
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from keyhole.hints.selection import Rule
+
+
+def hints(
+    teacher: o.Teacher,
+    out: o.Out,
+    data: o.DataName = "cifar100",
+    root: o.Root = None,
+    weights: o.Weights = None,
+    samples: Annotated[int, typer.Option(help="Training images to look at.")] = 10_000,
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="r2_cca, linear_cka, debiased_cka, rbf_cka, procrustes; several by commas decide by consensus."
+        ),
+    ] = "r2_cca",
+    clustering: Annotated[
+        str, typer.Option(help="kmeans, segments, agglomerative; controls: stage-ends, uniform, random, reverse, all.")
+    ] = "kmeans",
+    count: Annotated[str, typer.Option(help="Number of hints, or auto (highest silhouette).")] = "3",
+    center: Annotated[
+        str, typer.Option(help="Center of a kmeans cluster: medoid, or index (nearest the mean index).")
+    ] = "medoid",
+    hint: Annotated[str, typer.Option(help="Which layer of a cluster teaches: center or last.")] = "center",
+    layers: o.LayerGlob = None,
+    grid: Annotated[int, typer.Option(min=1, help="Average features over a grid x grid raster.")] = 1,
+    stability: Annotated[int, typer.Option(min=0, help="Half-samples for the stability; 0 leaves it out.")] = 100,
+    bare: Annotated[bool, typer.Option(help="Also time the forward pass alone, as the floor.")] = True,
+    memory: Annotated[
+        int, typer.Option(min=1, help="MiB of features kept in memory; more goes to a temporary file.")
+    ] = 1024,
+    classes: o.Classes = None,
+    input_size: o.InputSize = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    device: o.Device = "auto",
+    batch_size: Annotated[int, typer.Option(min=4, help="Images at a time.")] = 250,
+    workers: o.Workers = 0,
+    precision: Annotated[str, typer.Option(help="bf16 or fp32, of the forward pass.")] = "bf16",
+    seed: o.Seed = 0,
+    json: o.Json = False,
+) -> None:
+    """Choose the layers of a teacher that a student should learn from.
+
+    Example: keyhole hints --teacher resnet56 --weights FILE --data cifar100 --root DIR --out OUT
+
+    Writes hints.json, similarity.npz and report.html to --out.
+    """
+    arguments = o.recipe(locals(), leave_out=("memory",))
+    from keyhole.files import write_arrays, write_json, write_text
+    from keyhole.hints.choice import ChoiceConfig, choose_hints
+    from keyhole.hints.moments import ObserveConfig
+    from keyhole.reports.pages import hints_page
+    from keyhole.runs import open_run
+    from keyhole.runtime import choose_device
+
+    rule = selection_rule(clustering, count, center, hint, seed)
+    config = ChoiceConfig(
+        samples=samples, metrics=tuple(metric.split(",")), layers=layers, draws=stability, bare=bare, seed=seed
+    )
+    look = ObserveConfig(grid=grid, batch_size=batch_size, memory_mib=memory, precision=precision)
+    network, opened = o.open_both(
+        teacher, weights, data, root, spec=(input_size, mean, std), classes=classes, workers=workers
+    )
+    run = open_run(out, "hints", arguments, resume=True)
+    o.check_teacher(network, opened, device=device)
+    found = choose_hints(
+        network,
+        opened.train,
+        rule,
+        config=config,
+        look=look,
+        device=choose_device(device),
+        data=data,
+        progress=o.progress_bar(),
+    )
+    write_arrays(run.path / "similarity.npz", found.similarities)
+    write_text(run.path / "report.html", hints_page(found))
+    write_json(run.path / "hints.json", found.to_json())
+    o.emit(found.to_json(), _told(found.to_json(), run.path), as_json=json)
+
+
+def selection_rule(clustering: str, count: str, center: str, hint: str, seed: int) -> Rule:
+    """Return the rule that the options name."""
+    from keyhole.errors import SettingError
+    from keyhole.hints.selection import Rule
+
+    if count != "auto" and not count.isdecimal():
+        raise SettingError(f"--count is {count!r}; expected a whole number, or auto.")
+    return Rule(clustering, None if count == "auto" else int(count), center, hint, seed)
+
+
+def _told(value: dict[str, Any], out: Path) -> str:
+    lines = [f"{value['teacher']}: learn from {', '.join(value['hints'])}"]
+    for name in value["hints"]:
+        sure = value["stability"].get(name)
+        if sure is not None:
+            lines.append(f"  {name}: chosen in {100 * sure:.0f} % of the half-samples")
+    seconds = value["seconds"]
+    bare = seconds["bare_forward"]
+    ratio = f", {seconds['total'] / bare:.2f} bare forward passes" if bare else ""
+    lines.append(f"{seconds['total']:.1f} s over {value['samples']} images{ratio}; report: {out / 'report.html'}")
+    return "\n".join(lines)

@@ -1,0 +1,115 @@
+"""``keyhole evaluate``, ``keyhole layers`` and ``keyhole demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keyhole.cli import options as o
+
+
+def evaluate(
+    model: o.Model,
+    data: o.DataName = "cifar100",
+    root: o.Root = None,
+    weights: o.Weights = None,
+    classes: o.Classes = None,
+    input_size: o.InputSize = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    device: o.Device = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
+    workers: o.Workers = 0,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    json: o.Json = False,
+) -> None:
+    """Measure a network on the test images: top-1 and top-5 in percent.
+
+    Example: keyhole evaluate --model resnet56 --weights FILE --data cifar100 --root DIR --json
+    """
+    from keyhole.distillation.cohorts import percent
+    from keyhole.distillation.evaluation import evaluate as measure
+    from keyhole.runtime import choose_device
+
+    network, opened = o.open_both(
+        model, weights, data, root, spec=(input_size, mean, std), classes=classes, workers=workers
+    )
+    found = measure(
+        network,
+        opened.labeled_test(),
+        device=choose_device(device),
+        precision=precision,
+        batch_size=batch_size,
+        progress=o.progress_bar(),
+    )
+    value = {
+        "model": network.name,
+        "data": data,
+        "images": found.images,
+        "top1": percent(found.top1),
+        "top5": percent(found.top5),
+    }
+    o.emit(value, f"{network.name}: top-1 {value['top1']:.2f} %, top-5 {value['top5']:.2f} %", as_json=json)
+
+
+def layers(
+    model: o.Model,
+    pattern: Annotated[
+        str | None, typer.Option(help="List the layers that match this glob instead, such as '*.conv2'.")
+    ] = None,
+    weights: o.Weights = None,
+    classes: o.Classes = None,
+    input_size: o.InputSize = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    json: o.Json = False,
+) -> None:
+    """List the layers of a network that could teach, in the order of depth.
+
+    Example: keyhole layers --model resnet56
+    """
+    from dataclasses import asdict
+
+    from keyhole.models.layers import layers as find
+    from keyhole.models.layers import stage_ends
+    from keyhole.models.zoo import build, load
+
+    if model.endswith(".safetensors"):
+        network = load(model)
+    else:
+        spec = o.input_spec(model, "folder", input_size, mean, std)
+        network = build(
+            model, classes=classes or (1000 if model.startswith("timm:") else 100), input=spec, weights=weights
+        )
+    found = find(network, pattern)
+    ends = {layer.name for layer in stage_ends(found)}
+    width = max(len(layer.name) for layer in found)
+    lines = [
+        f"{layer.name:<{width}}  {layer.kind:<16} {layer.channels:>5} x {layer.size[0]} x {layer.size[1]}"
+        + ("  end of stage" if layer.name in ends else "")
+        for layer in found
+    ]
+    o.emit(
+        {"model": network.name, "layers": [{**asdict(layer), "size": list(layer.size)} for layer in found]},
+        "\n".join(lines),
+        as_json=json,
+    )
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo-out"),
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 5,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of teacher and students.")] = 30,
+    device: o.Device = "auto",
+    json: o.Json = False,
+) -> None:
+    """Show all of it on 1,797 small scans that come with scikit-learn, in a few minutes and with no download.
+
+    Example: keyhole demo --out demo-out
+    """
+    from keyhole.demo import run_demo
+
+    value = run_demo(out, seeds=seeds, epochs=epochs, device=device, progress=o.progress_bar(), note=o.note)
+    o.emit(value.summary, value.text, as_json=json)

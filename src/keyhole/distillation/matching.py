@@ -1,0 +1,97 @@
+"""Which layer of the student learns from which hint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from keyhole.distillation.training import HintPair
+from keyhole.errors import SettingError, unknown_name
+from keyhole.models.layers import Layer, stage_ends
+
+MATCHES = ("order", "size")
+
+
+def match_hints(
+    hints: Sequence[str], teacher: Sequence[Layer], student: Sequence[Layer], *, how: str = "order"
+) -> tuple[HintPair, ...]:
+    """Return the student layer for each hint.
+
+    Args:
+        hints: The chosen layers of the teacher, in the order in which they shall be given.
+        teacher: All candidate layers of the teacher, in the order of depth.
+        student: All candidate layers of the student, in the order of depth.
+        how: ``order``: hint i goes to the end of the student's stage i when there are as many hints as stages,
+            whatever their sizes; else hints go to student layers of about the same relative depth, never crossing,
+            each to another layer while there are enough. ``size``: each hint goes to the layer whose height and width
+            are nearest to its own, and among those to the one nearest in relative depth.
+
+    Raises:
+        SettingError: There is no hint, or the student has no layer.
+        UnknownNameError: A hint is no layer of the teacher.
+
+    Example:
+        >>> from keyhole.models.layers import layers
+        >>> from keyhole.models.zoo import build
+        >>> teacher, student = layers(build("resnet56", classes=10)), layers(build("resnet8", classes=10))
+        >>> [pair.student for pair in match_hints(["layer1.4", "layer2.4", "layer3.4"], teacher, student)]
+        ['layer1.0', 'layer2.0', 'layer3.0']
+    """
+    if how not in MATCHES:
+        raise unknown_name("match", how, MATCHES)
+    if not hints or not student:
+        raise SettingError(
+            f"There are {len(hints)} hints and {len(student)} student layers; expected at least one each."
+        )
+    position = {layer.name: i for i, layer in enumerate(teacher)}
+    for name in hints:
+        if name not in position:
+            raise unknown_name("hint layer", name, position, see="'keyhole layers' lists the candidates.")
+    depths = [(position[name] + 1) / len(teacher) for name in hints]
+    if how == "size":
+        targets = [
+            _nearest_size(teacher[position[name]], depth, student) for name, depth in zip(hints, depths, strict=True)
+        ]
+    else:
+        ends = stage_ends(student)
+        in_order = len(hints) == len(ends)
+        targets = list(ends) if in_order else [student[i] for i in _by_depth(depths, len(student))]
+    return tuple(HintPair(hint, target.name) for hint, target in zip(hints, targets, strict=True))
+
+
+def _nearest_size(hint: Layer, depth: float, student: Sequence[Layer]) -> Layer:
+    def off(item: tuple[int, Layer]) -> tuple[float, float]:
+        index, layer = item
+        steps = sum(abs(math.log2(a / b)) for a, b in zip(layer.size, hint.size, strict=True))
+        return round(steps, 6), abs((index + 1) / len(student) - depth)
+
+    return min(enumerate(student), key=off)[1]
+
+
+def _by_depth(depths: Sequence[float], layers: int) -> list[int]:
+    """Return layer positions that follow the order of the depths with the smallest total difference, by dynamic programming."""
+    order = np.argsort(depths, kind="stable")
+    step = 1 if len(depths) <= layers else 0  # each hint gets another layer while there are enough
+    own = (np.arange(layers) + 1) / layers
+    best = abs(own - depths[order[0]])
+    cuts: list[np.ndarray] = []
+    for hint in order[1:]:
+        running = np.minimum.accumulate(best)
+        first = np.array([int(np.argmin(best[: i + 1])) for i in range(layers)])
+        before = np.full(layers, np.inf)
+        before[step:] = running[: layers - step]
+        cuts.append(np.concatenate([np.zeros(step, int), first[: layers - step]]))
+        best = before + abs(own - depths[hint])
+    place = int(np.argmin(best))
+    places = [place]
+    for cut in reversed(cuts):
+        place = int(cut[place])
+        places.append(place)
+    found = [0] * len(depths)
+    for hint, at in zip(order, reversed(places), strict=True):
+        found[int(hint)] = at
+    if list(order) != sorted(order):  # hints given deepest first stay in the order given
+        found = [sorted(found)[i] for i in range(len(found))]
+    return found

@@ -1,0 +1,280 @@
+"""From a teacher and images to hint points, in one call: watch, compare, cluster, choose, and say how sure that is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from keyhole.data.splits import Split
+from keyhole.errors import DataError, SettingError, unknown_name
+from keyhole.hints.moments import Moments, ObserveConfig, observe
+from keyhole.hints.selection import Rule, Selection, select, stability
+from keyhole.hints.similarity import METRICS, consensus, similarity
+from keyhole.models.frozen import freeze
+from keyhole.models.layers import Layer, layers
+from keyhole.models.network import Network
+from keyhole.progress import Progress, silent
+
+CONSENSUS = "consensus"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The hint layers under one metric.
+
+    Attributes:
+        hints: The chosen layers, in the order in which they are given to the student.
+        clusters: The layers of each cluster; empty for controls.
+        silhouette: Mean silhouette by count of clusters; empty for controls.
+        stability: How often each layer is chosen over half-samples, 0 to 1; empty when it was not measured.
+    """
+
+    hints: tuple[str, ...]
+    clusters: tuple[tuple[str, ...], ...]
+    silhouette: dict[int, float]
+    stability: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Hints:
+    """Which layers of a teacher shall teach, and all that led there.
+
+    Attributes:
+        teacher: Name of the network.
+        data: Name of the data set.
+        sample_indices: The images looked at, by position in the official training order.
+        metric: The metric that decided; ``consensus`` where several were asked for.
+        rule: How layers were chosen.
+        layers: The candidates, in the order of depth.
+        choices: The choice under each metric that was asked for, and under their consensus.
+        similarities: One matrix over all candidates for every metric, asked for or not.
+        seconds: Where the time went.
+    """
+
+    teacher: str
+    data: str
+    sample_indices: tuple[int, ...]
+    metric: str
+    rule: Rule
+    layers: tuple[Layer, ...]
+    choices: dict[str, Choice]
+    similarities: dict[str, Float[np.ndarray, "l l"]]
+    seconds: dict[str, float | None]
+
+    @property
+    def hints(self) -> tuple[str, ...]:
+        """The chosen layers, in the order in which they are given to the student."""
+        return self.choices[self.metric].hints
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the matrices as values that JSON can hold."""
+        decided = self.choices[self.metric]
+        return {
+            "teacher": self.teacher,
+            "data": self.data,
+            "samples": len(self.sample_indices),
+            "metric": self.metric,
+            "clustering": self.rule.clustering,
+            "center": self.rule.center,
+            "hint": self.rule.hint,
+            "count": len(decided.hints),
+            "hints": list(decided.hints),
+            "clusters": [list(cluster) for cluster in decided.clusters],
+            "silhouette": {str(count): value for count, value in decided.silhouette.items()},
+            "stability": decided.stability,
+            "layers": [
+                {"name": layer.name, "channels": layer.channels, "size": list(layer.size)} for layer in self.layers
+            ],
+            "choices": {
+                name: {
+                    "hints": list(choice.hints),
+                    "clusters": [list(cluster) for cluster in choice.clusters],
+                    "silhouette": {str(count): value for count, value in choice.silhouette.items()},
+                    "stability": choice.stability,
+                }
+                for name, choice in self.choices.items()
+            },
+            "seconds": self.seconds,
+            "sample_indices": list(self.sample_indices),
+        }
+
+
+@dataclass(frozen=True)
+class ChoiceConfig:
+    """What to look at and what to measure beside the choice.
+
+    Attributes:
+        samples: How many images, drawn from the seed; all of them where there are fewer.
+        metrics: The metrics that decide; with several, their consensus does.
+        layers: Candidates by glob; None finds them.
+        draws: Half-samples for the stability; 0 leaves it out.
+        bare: Also time the forward pass without any hook, as the floor.
+        seed: Of the samples and the half-samples.
+    """
+
+    samples: int = 10_000
+    metrics: tuple[str, ...] = ("r2_cca",)
+    layers: str | None = None
+    draws: int = 100
+    bare: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check names and ranges."""
+        for metric in self.metrics:
+            if metric not in METRICS:
+                raise unknown_name("metric", metric, METRICS)
+        if not self.metrics or len(set(self.metrics)) < len(self.metrics):
+            raise SettingError(f"Metrics {','.join(self.metrics)!r} must name each metric once.")
+        if self.samples < 2 or self.draws < 0:
+            raise SettingError(f"samples is {self.samples} and draws {self.draws}; expected at least 2 and 0.")
+
+
+def choose_hints(
+    teacher: Network,
+    images: Split,
+    rule: Rule | None = None,
+    *,
+    config: ChoiceConfig | None = None,
+    look: ObserveConfig | None = None,
+    device: torch.device | None = None,
+    data: str = "images",
+    progress: Progress = silent,
+) -> Hints:
+    """Choose the layers of a teacher that a student shall learn from: one pass, no labels, no search.
+
+    Args:
+        teacher: The teacher, with its trained weights.
+        images: Training images; labels are not used.
+        rule: How layers are chosen.
+        config: What to look at; the defaults when missing, as for the next.
+        look: How to look.
+        device: Where to run the teacher.
+        data: Name of the data, for the record.
+        progress: Wraps the long loops.
+
+    Raises:
+        SettingError: More hints than layers, or too few images.
+        DivergenceError: A feature is NaN or infinite.
+
+    Reference:
+        Keser et al. (2023), https://doi.org/10.1016/j.eswa.2022.119040.
+
+    Example:
+        >>> from keyhole.data.sources import default_input, open_data
+        >>> from keyhole.models.zoo import build
+        >>> digits = open_data("digits")
+        >>> teacher = build("resnet14", classes=10, input=default_input("digits"))
+        >>> found = choose_hints(teacher, digits.train, Rule(count=2), config=ChoiceConfig(draws=10))
+        >>> len(found.hints), sorted(found.similarities)[0]
+        (2, 'debiased_cka')
+    """
+    if not len(images):
+        raise DataError("There are no images to look at.")
+    device = device or torch.device("cpu")
+    rule, config, look = rule or Rule(), config or ChoiceConfig(), look or ObserveConfig()
+    candidates = layers(teacher, config.layers)
+    random = np.random.default_rng([config.seed, 4])
+    positions = torch.from_numpy(random.permutation(len(images))[: config.samples].copy())
+    sample = images.subset(positions)
+    names = [layer.name for layer in candidates]
+    moments = observe(teacher, sample, names, config=replace(look, rbf=True), device=device, progress=progress)
+
+    started = time.perf_counter()
+    matrices = {name: similarity(moments, name, progress=progress)[0] for name in METRICS}
+    metrics_s = moments.seconds["sums"] + time.perf_counter() - started
+
+    started = time.perf_counter()
+    deciding = {name: matrices[name] for name in config.metrics}
+    if len(deciding) > 1:
+        deciding[CONSENSUS] = consensus(list(deciding.values()))
+    choices = {name: _choice(candidates, select(candidates, matrix, rule)) for name, matrix in deciding.items()}
+    selection_s = time.perf_counter() - started
+
+    metric = CONSENSUS if len(config.metrics) > 1 else config.metrics[0]
+    started = time.perf_counter()
+    choices[metric] = _with_stability(choices[metric], candidates, moments, rule, config, progress)
+    tapped_s = moments.seconds["tapped_forward"]
+    seconds = {
+        "bare_forward": None,
+        "tapped_forward": tapped_s,
+        "metrics": metrics_s,
+        "selection": selection_s,
+        "total": tapped_s + metrics_s + selection_s,
+        "stability": time.perf_counter() - started,
+    }
+    if config.bare:
+        seconds["bare_forward"] = bare_forward_seconds(teacher, sample, look, device, progress=progress)
+    return Hints(
+        teacher=teacher.name,
+        data=data,
+        sample_indices=tuple(sample.indices.tolist()),
+        metric=metric,
+        rule=rule,
+        layers=tuple(candidates),
+        choices=choices,
+        similarities=matrices | ({CONSENSUS: deciding[CONSENSUS]} if len(config.metrics) > 1 else {}),
+        seconds=seconds,
+    )
+
+
+def _choice(candidates: Sequence[Layer], selection: Selection) -> Choice:
+    grouped = selection.clusters
+    count = len(grouped.centers) if grouped else 0
+    return Choice(
+        hints=tuple(candidates[i].name for i in selection.hints),
+        clusters=tuple(tuple(candidates[i].name for i in grouped.members(k)) for k in range(count)) if grouped else (),
+        silhouette=selection.silhouettes,
+    )
+
+
+def _with_stability(
+    choice: Choice,
+    candidates: Sequence[Layer],
+    moments: Moments,
+    rule: Rule,
+    config: ChoiceConfig,
+    progress: Progress,
+) -> Choice:
+    if not choice.clusters or config.draws == 0 or len(moments.counts) < 2:
+        return choice
+    fixed = replace(rule, count=len(choice.hints))
+    found = stability(
+        candidates, moments, config.metrics, fixed, draws=config.draws, seed=config.seed, progress=progress
+    )
+    return replace(choice, stability=found)
+
+
+@torch.no_grad()
+def bare_forward_seconds(
+    network: Network, images: Split, look: ObserveConfig, device: torch.device, *, progress: Progress = silent
+) -> float:
+    """Return how long the network alone takes for the images: in memory, prepared, no hooks, after a warm-up."""
+    module = freeze(network, device=device, precision=look.precision, compile=look.compile)
+    dtype = torch.bfloat16 if look.precision == "bf16" else torch.float32
+    total = -(-len(images) // look.batch_size)
+    seconds = 0.0
+    batches = images.to(device).batches(look.batch_size)
+    for step, batch in enumerate(progress(batches, label="bare forward pass", total=total)):
+        prepared: Tensor = network.input.prepare(batch.images).to(dtype)
+        if step == 0:
+            module(prepared)
+        synchronize(device)
+        started = time.perf_counter()
+        module(prepared)
+        synchronize(device)
+        seconds += time.perf_counter() - started
+    return seconds
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the work on a GPU, so that the clock can be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

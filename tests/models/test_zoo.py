@@ -1,0 +1,402 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from conftest import shaken
+from keyhole.errors import KeyholeError, SettingError, UnknownNameError, WeightsError
+from keyhole.models import zoo
+from keyhole.models.network import InputSpec, Network
+from keyhole.models.zoo import build, load, load_weights, save
+
+GRAY = InputSpec((8, 8), (0.5,), (0.5,))
+
+
+def message_of(error: pytest.ExceptionInfo[KeyholeError]) -> str:
+    text = str(error.value)
+    assert len(text.splitlines()) == 1
+    return text
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    one, other = a.state_dict(), b.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# Saving and loading
+
+
+@pytest.mark.parametrize(("name", "input"), [("resnet8", None), ("resnet8x4", GRAY), ("timm:resnet18", None)])
+def test_a_saved_network_comes_back_bit_for_bit(tmp_path: Path, name: str, input: InputSpec | None) -> None:
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
+    network = shaken(build(name, classes=5, input=input))
+    network.module.train()
+    save(network, tmp_path / "deep" / "student.safetensors", about={"why": "test"})
+    found = load(tmp_path / "deep" / "student.safetensors")
+    assert same(found.module, network.module)
+    assert (found.name, found.classes, found.input) == (network.name, network.classes, network.input)
+    assert not found.module.training
+    images = torch.rand(2, found.input.channels, *found.input.size_px)
+    network.module.eval()
+    with torch.no_grad():
+        assert torch.equal(found(images), network(images))
+
+
+def test_a_network_whose_own_parts_are_called_module_comes_back(tmp_path: Path, module_folder: Path) -> None:
+    (module_folder / "wrapping_zoo.py").write_text(
+        "from torch import nn\n"
+        "class Wrapped(nn.Module):\n"
+        "    def __init__(self, classes):\n"
+        "        super().__init__()\n"
+        "        self.module = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
+        "    def forward(self, x):\n"
+        "        return self.module(x)\n"
+    )
+    network = build("wrapping_zoo:Wrapped", classes=3, input=GRAY)
+    save(network, tmp_path / "student.safetensors")
+    assert same(load(tmp_path / "student.safetensors").module, network.module)
+    parallel = {f"module.{name}": tensor for name, tensor in network.module.state_dict().items()}
+    torch.save(parallel, tmp_path / "parallel.pth")
+    other = build("wrapping_zoo:Wrapped", classes=3, input=GRAY, weights=tmp_path / "parallel.pth")
+    assert same(other.module, network.module)
+
+
+@pytest.mark.parametrize("form", ["plain", "safetensors", "old torch", "DataParallel", "state_dict", "model", "net", "no counts"])
+def test_weights_in_every_form_in_circulation(tmp_path: Path, form: str) -> None:
+    network = shaken(build("resnet8", classes=5))
+    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth")
+    state: dict[str, Any] = network.module.state_dict()
+    if form == "safetensors":
+        save_file(state, path)
+    elif form == "DataParallel":
+        torch.save({f"module.{name}": tensor for name, tensor in state.items()}, path)
+    elif form in ("state_dict", "model", "net"):
+        torch.save({"epoch": 3, form: state, "optimizer": {"lr": 0.1}}, path)
+    elif form == "no counts":
+        torch.save({name: tensor for name, tensor in state.items() if "num_batches" not in name}, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=form != "old torch")
+    other = build("resnet8", classes=5, weights=str(path))
+    assert same(other.module, network.module)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("resnet20", "cifar100_resnet20.pth"),
+        ("resnet32", "cifar100_resnet32.pth"),
+        ("resnet56", "cifar100_resnet56-f2eff4c8.pt"),
+    ],
+)
+def test_published_weights_load_strictly(shared: Path, name: str, file: str) -> None:
+    path = shared / "data" / "weights" / file
+    published = torch.load(path, weights_only=True)
+    network = build(name, classes=100, weights=path)
+    network.module.load_state_dict(published, strict=True)
+    assert same(build(name, classes=100, weights=path).module, network.module)
+
+
+# Weight files that do not fit, are broken, or want to run code
+
+
+class Evil:
+    """What a pickle can hold: an instruction to create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, (str(self.path),))
+
+
+def _evil(path: Path, mark: Path) -> None:
+    torch.save({"conv1.weight": torch.ones(1), "x": Evil(mark)}, path)
+
+
+def _evil_under_key(path: Path, mark: Path) -> None:
+    torch.save({"state_dict": {"conv1.weight": Evil(mark)}}, path)
+
+
+def _evil_raw(path: Path, mark: Path) -> None:
+    path.write_bytes(pickle.dumps(Evil(mark), protocol=2))
+
+
+def _evil_old(path: Path, mark: Path) -> None:
+    torch.save({"x": Evil(mark)}, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize("write", [_evil, _evil_under_key, _evil_raw, _evil_old])
+def test_a_file_that_wants_to_run_code_is_refused(tmp_path: Path, write: Callable[[Path, Path], None]) -> None:
+    path, mark = tmp_path / "w.pth", tmp_path / "mark"
+    write(path, mark)
+    network = build("resnet8", classes=5)
+    before = {name: tensor.clone() for name, tensor in network.module.state_dict().items()}
+    with pytest.raises(WeightsError) as caught:
+        load_weights(network.module, path)
+    message = message_of(caught)
+    assert str(path) in message
+    assert "could run code, so it was not read" in message
+    assert not mark.exists()
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.module.state_dict().items())
+
+
+def test_the_malicious_file_of_the_test_really_works(tmp_path: Path) -> None:
+    _evil(tmp_path / "w.pth", tmp_path / "mark")
+    torch.load(tmp_path / "w.pth", weights_only=False)
+    assert (tmp_path / "mark").is_dir()
+
+
+def test_a_saved_module_is_refused(tmp_path: Path) -> None:
+    network = build("resnet8", classes=5)
+    torch.save(network.module, tmp_path / "w.pth")
+    with pytest.raises(WeightsError) as caught:
+        load_weights(network.module, tmp_path / "w.pth")
+    assert "Save the state dict alone" in message_of(caught)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("content", [None, b"", b"<html>404</html>", b"version https://git-lfs.github.com/spec/v1\n", "folder"])
+def test_what_is_no_weight_file_is_one_line(tmp_path: Path, suffix: str, content: bytes | str | None) -> None:
+    path = tmp_path / f"w{suffix}"
+    if content == "folder":
+        path.mkdir()
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    with pytest.raises(WeightsError) as caught:
+        build("resnet8", classes=5, weights=path)
+    message = message_of(caught)
+    assert str(path) in message
+    assert "run code" not in message
+    assert ("No weight file" in message) == (content in (None, "folder"))
+
+
+@pytest.mark.parametrize("form", ["zip", "old", "safetensors"])
+def test_a_file_cut_off_anywhere_is_one_line(tmp_path: Path, form: str) -> None:
+    network = build("resnet8", classes=5)
+    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth")
+    if form == "safetensors":
+        save_file(network.module.state_dict(), path)
+    else:
+        torch.save(network.module.state_dict(), path, _use_new_zipfile_serialization=form == "zip")
+    content = path.read_bytes()
+    for length in (*range(1, 300, 7), *range(300, len(content), len(content) // 20), len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(WeightsError) as caught:
+            load_weights(network.module, path)
+        assert str(path) in message_of(caught)
+
+
+def test_a_file_with_flipped_bits_never_gives_a_traceback(tmp_path: Path) -> None:
+    network = build("resnet8", classes=5)
+    buffer = io.BytesIO()
+    torch.save(network.module.state_dict(), buffer, _use_new_zipfile_serialization=False)
+    content = bytearray(buffer.getvalue())
+    refused = 0
+    for position in range(0, 1500, 9):
+        broken = bytearray(content)
+        broken[position] ^= 0x55
+        (tmp_path / "w.pth").write_bytes(broken)
+        try:
+            load_weights(network.module, tmp_path / "w.pth")
+        except WeightsError as error:
+            assert len(str(error).splitlines()) == 1
+            refused += 1
+    assert refused > 100
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_another_architecture_names_the_first_tensor_and_both_shapes(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"w{suffix}"
+    state = build("resnet8x4", classes=5).module.state_dict()
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    with pytest.raises(WeightsError) as caught:
+        build("resnet8", classes=5, weights=path)
+    assert "conv1.weight has the shape (32, 3, 3, 3), expected (16, 3, 3, 3)" in message_of(caught)
+
+
+def test_too_few_and_too_many_tensors_are_named(tmp_path: Path) -> None:
+    torch.save(build("resnet8", classes=5).module.state_dict(), tmp_path / "8.pth")
+    torch.save(build("resnet14", classes=5).module.state_dict(), tmp_path / "14.pth")
+    with pytest.raises(WeightsError) as caught:
+        build("resnet14", classes=5, weights=tmp_path / "8.pth")
+    assert "has no tensor layer1.1.conv1.weight (16, 16, 3, 3)" in message_of(caught)
+    with pytest.raises(WeightsError) as caught:
+        build("resnet8", classes=5, weights=tmp_path / "14.pth")
+    assert "holds layer1.1.conv1.weight (16, 16, 3, 3), which the model lacks" in message_of(caught)
+
+
+def test_another_number_of_classes_is_named(tmp_path: Path) -> None:
+    torch.save(build("resnet8", classes=10).module.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"fc\.weight has the shape \(10, 64\), expected \(5, 64\)"):
+        build("resnet8", classes=5, weights=tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_and_nothing_is_changed(tmp_path: Path, value: float) -> None:
+    state = build("resnet8", classes=5).module.state_dict()
+    state["layer3.0.bn2.running_var"][3] = value
+    torch.save(state, tmp_path / "w.pth")
+    network = build("resnet8", classes=5)
+    before = network.module.conv1.weight.clone()
+    with pytest.raises(WeightsError) as caught:
+        load_weights(network.module, tmp_path / "w.pth")
+    assert "layer3.0.bn2.running_var holds NaN or infinity" in message_of(caught)
+    assert torch.equal(before, network.module.conv1.weight)
+
+
+@pytest.mark.parametrize("value", [[torch.ones(1)], {"a": 1}, torch.ones(3), {}])
+def test_a_file_without_a_state_dict(tmp_path: Path, value: Any) -> None:
+    torch.save(value, tmp_path / "w.pth")
+    with pytest.raises(WeightsError) as caught:
+        build("resnet8", classes=5, weights=tmp_path / "w.pth")
+    assert "state dict" in message_of(caught) or "has no tensor conv1.weight" in message_of(caught)
+
+
+def test_load_needs_a_file_that_says_which_network_it_holds(tmp_path: Path) -> None:
+    save_file(build("resnet8", classes=5).module.state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError) as caught:
+        load(tmp_path / "w.safetensors")
+    assert "does not say which network" in message_of(caught)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", json.dumps({"network": {}}), json.dumps({"network": {"name": "resnet8"}})])
+def test_load_refuses_a_description_of_another_form(tmp_path: Path, text: str) -> None:
+    state = build("resnet8", classes=5).module.state_dict()
+    save_file(state, tmp_path / "w.safetensors", metadata={"keyhole": text})
+    with pytest.raises(WeightsError) as caught:
+        load(tmp_path / "w.safetensors")
+    message_of(caught)
+
+
+# Names
+
+
+@pytest.mark.parametrize(("name", "near"), [("resnet21", "resnet20"), ("ResNet56", "resnet56"), ("resnet32x8", "resnet32x4")])
+def test_an_unknown_model_lists_the_nearest(name: str, near: str) -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        build(name, classes=5)
+    message = message_of(caught)
+    assert f"Unknown model {name!r}" in message
+    assert near in message
+    assert "timm:NAME" in message
+
+
+def test_built_in_networks_take_the_input_they_are_given() -> None:
+    network = build("resnet8", classes=5, input=GRAY)
+    assert network.module.conv1.in_channels == 1
+    assert build("resnet8", classes=5).input == zoo.CIFAR100_INPUT
+
+
+@pytest.mark.parametrize(("name", "size"), [("timm:resnet18", (224, 224)), ("timm:vit_tiny_patch16_224", (224, 224))])
+def test_timm_networks_bring_their_own_input(name: str, size: tuple[int, int]) -> None:
+    pytest.importorskip("timm")
+    network = build(name, classes=5)
+    assert network.input.size_px == size
+    assert network.input.channels == 3
+    assert not network.module.training
+    with torch.no_grad():
+        assert network(torch.rand(1, 3, 32, 32)).shape == (1, 5)
+
+
+def test_timm_networks_take_gray_images_when_they_are_told_to() -> None:
+    pytest.importorskip("timm")
+    network = build("timm:resnet18", classes=5, input=InputSpec((32, 32), (0.5,), (0.5,)))
+    with torch.no_grad():
+        assert network(torch.rand(1, 1, 32, 32)).shape == (1, 5)
+
+
+@pytest.mark.parametrize(("name", "near"), [("timm:resnet19", "resnet18"), ("timm:vit_tiny_patch16", "vit_tiny_patch16_224"), ("timm:", "")])
+def test_an_unknown_timm_model_lists_the_nearest(name: str, near: str) -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(UnknownNameError) as caught:
+        build(name, classes=5)
+    message = message_of(caught)
+    assert "Unknown timm model" in message
+    assert near in message
+
+
+def test_an_unknown_tag_of_a_timm_model_is_one_line() -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(UnknownNameError) as caught:
+        build("timm:resnet18.nobody_in1k", classes=5)
+    assert "nobody_in1k" in message_of(caught)
+
+
+def test_without_timm_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(SettingError) as caught:
+        build("timm:resnet18", classes=5)
+    assert "pip install 'keyhole[timm]'" in message_of(caught)
+
+
+@pytest.fixture
+def module_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    folder = tmp_path / "importable"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    before = set(sys.modules)
+    yield folder
+    for name in set(sys.modules) - before:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(folder)):
+            del sys.modules[name]
+
+
+NETS = """
+from torch import nn
+def tiny(classes):
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
+def number(classes):
+    return classes
+broken = 3
+"""
+
+
+def test_a_function_of_ones_own_is_built_saved_and_loaded(module_folder: Path, tmp_path: Path) -> None:
+    (module_folder / "own_nets").mkdir()
+    (module_folder / "own_nets" / "__init__.py").write_text("")
+    (module_folder / "own_nets" / "small.py").write_text(NETS)
+    network = build("own_nets.small:tiny", classes=6, input=GRAY)
+    assert network.module[-1].out_features == 6
+    assert network(torch.rand(2, 1, 8, 8)).shape == (2, 6)
+    save(network, tmp_path / "w.safetensors")
+    assert same(load(tmp_path / "w.safetensors").module, network.module)
+
+
+def test_what_a_function_of_ones_own_must_give(module_folder: Path) -> None:
+    (module_folder / "more_nets.py").write_text(NETS)
+    with pytest.raises(SettingError) as caught:
+        build("more_nets:tiny", classes=6)
+    assert "needs its input" in message_of(caught)
+    with pytest.raises(SettingError) as caught:
+        build("more_nets:number", classes=6, input=GRAY)
+    assert "returned a int; expected a torch.nn.Module" in message_of(caught)
+    for wrong in ("tinny", "broken", ""):
+        with pytest.raises(UnknownNameError) as caught:
+            build(f"more_nets:{wrong}", classes=6, input=GRAY)
+        assert "tiny" in message_of(caught)
+
+
+@pytest.mark.parametrize("name", ["no_such_package:net", "no.such.package:net", ":net", ".relative:net"])
+def test_a_module_that_cannot_be_imported_is_one_line(name: str) -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        build(name, classes=6, input=GRAY)
+    assert "Cannot import" in message_of(caught)
+
+
+def test_a_network_is_a_plain_value() -> None:
+    network = build("resnet8", classes=5)
+    assert isinstance(network, Network)
+    with pytest.raises(AttributeError):
+        network.name = "other"  # type: ignore[misc]

@@ -1,0 +1,213 @@
+"""Slow second implementations, one image and one number at a time, to hold the fast ones against."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations, combinations_with_replacement, pairwise
+
+import numpy as np
+from torch import Tensor
+
+
+def crop_and_flip(image: np.ndarray, pad_px: int, top: int, left: int, flip: int) -> np.ndarray:
+    """Return one image (h, w, c) padded with black, cropped to its old size from (top, left), and perhaps mirrored."""
+    height, width, channels = image.shape
+    out = np.zeros_like(image)
+    for row in range(height):
+        for column in range(width):
+            across = width - 1 - column if flip else column
+            y, x = top + row - pad_px, left + across - pad_px
+            if 0 <= y < height and 0 <= x < width:
+                for channel in range(channels):
+                    out[row, column, channel] = image[y, x, channel]
+    return out
+
+
+def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float) -> float:
+    """Return temperature^2 * KL(teacher || student) of the softened probabilities, averaged over the images."""
+    total = 0.0
+    for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
+        p, q = _softmax(t, temperature), _softmax(s, temperature)
+        total += sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
+    return temperature**2 * total / len(student)
+
+
+def _softmax(logits: Sequence[float], temperature: float) -> list[float]:
+    top = max(logits)
+    powers = [math.exp((value - top) / temperature) for value in logits]
+    return [power / sum(powers) for power in powers]
+
+
+def average_to(feature: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return a map (n, c, h, w) averaged down; each cell is the mean of the pixels that it touches."""
+    n, c, h, w = feature.shape
+    out = np.zeros((n, c, height, width))
+    for i in range(height):
+        for j in range(width):
+            rows = slice(i * h // height, -(-(i + 1) * h // height))
+            columns = slice(j * w // width, -(-(j + 1) * w // width))
+            out[:, :, i, j] = feature[:, :, rows, columns].mean(axis=(2, 3))
+    return out
+
+
+def hint_loss(student: Tensor, teacher: Tensor) -> float:
+    """Return the mean squared difference of two maps at their smaller size."""
+    a, b = _same_size(student, teacher)
+    differences = [(float(x) - float(y)) ** 2 for x, y in zip(a.ravel(), b.ravel(), strict=True)]
+    return sum(differences) / len(differences)
+
+
+def attention_loss(student: Tensor, teacher: Tensor) -> float:
+    """Return the mean squared difference of the two normalized energy maps, image by image."""
+    a, b = _same_size(student, teacher)
+    differences = []
+    for x, y in zip(a, b, strict=True):
+        differences += [(p - q) ** 2 for p, q in zip(_energy(x), _energy(y), strict=True)]
+    return sum(differences) / len(differences)
+
+
+def _energy(feature: np.ndarray) -> list[float]:
+    channels, height, width = feature.shape
+    energy = [
+        sum(float(feature[c, i, j]) ** 2 for c in range(channels)) / channels for i in range(height) for j in range(width)
+    ]
+    length = math.sqrt(sum(value**2 for value in energy))
+    return [value / length for value in energy]
+
+
+def _same_size(student: Tensor, teacher: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    a, b = student.detach().double().numpy(), teacher.detach().double().numpy()
+    height, width = min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3])
+    return average_to(a, height, width), average_to(b, height, width)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Similarity of layers, from the definitions: n x n matrices, orthonormal bases and loops over pairs of inputs.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
+    """Return HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) of Gram matrices centered from both sides."""
+    n = len(x)
+    center = np.eye(n) - np.ones((n, n)) / n
+    k, m = (center @ (value @ value.T) @ center for value in (x, y))
+    return float(np.trace(k @ m) / math.sqrt(np.trace(k @ k) * np.trace(m @ m)))
+
+
+def debiased_cka(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the alignment of U-centered Gram matrices: Szekely and Rizzo (2014), definition 2 and equation 7."""
+    k, m = u_centered(x @ x.T), u_centered(y @ y.T)
+    return float((k * m).sum() / math.sqrt((k * k).sum() * (m * m).sum()))
+
+
+def u_centered(kernel: np.ndarray) -> np.ndarray:
+    """Return a kernel matrix with a zero diagonal and rows that sum to zero, entry by entry."""
+    n = len(kernel)
+    bare = kernel - np.diag(np.diag(kernel))
+    rows, total = bare.sum(1), bare.sum()
+    out = np.zeros((n, n))
+    for i in range(n):
+        for j in range(n):
+            if i != j:
+                out[i, j] = bare[i, j] - (rows[i] + rows[j]) / (n - 2) + total / ((n - 1) * (n - 2))
+    return out
+
+
+def rbf_cka(x: np.ndarray, y: np.ndarray, batches: Sequence[range], bandwidth: float = 1.0) -> float:
+    """Return CKA with Gaussian kernels over minibatches; the first batch sets the widths."""
+    widths = [bandwidth * middle_distance(value[list(batches[0])]) for value in (x, y)]
+    return rbf_cka_of_widths(x, y, batches, widths)
+
+
+def rbf_cka_of_widths(x: np.ndarray, y: np.ndarray, batches: Sequence[range], widths: Sequence[float]) -> float:
+    """Return CKA with Gaussian kernels of given widths, one pair of inputs at a time."""
+    cross = own_x = own_y = 0.0
+    for batch in batches:
+        n = len(batch)
+        k, m = (u_centered(_gaussian(value[list(batch)], width)) for value, width in zip((x, y), widths, strict=True))
+        weight = n / (n * (n - 3))
+        cross, own_x, own_y = (
+            cross + weight * float((k * m).sum()),
+            own_x + weight * float((k * k).sum()),
+            own_y + weight * float((m * m).sum()),
+        )
+    return cross / math.sqrt(own_x * own_y)
+
+
+def middle_distance(x: np.ndarray) -> float:
+    """Return the (lower) median distance between two different inputs."""
+    distances = sorted(math.dist(x[i], x[j]) for i in range(len(x)) for j in range(i))
+    return distances[(len(distances) - 1) // 2]
+
+
+def _gaussian(x: np.ndarray, width: float) -> np.ndarray:
+    n = len(x)
+    return np.array([[math.exp(-(math.dist(x[i], x[j]) ** 2) / (2 * width**2)) for j in range(n)] for i in range(n)])
+
+
+def r2_cca(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the mean squared canonical correlation from orthonormal bases of the two centered column spaces."""
+    bases = []
+    for value in (x, y):
+        left, lengths, _ = np.linalg.svd(value - value.mean(0), full_matrices=False)
+        bases.append(left[:, lengths > 1e-7 * lengths.max(initial=0.0)])
+    correlations = np.linalg.svd(bases[0].T @ bases[1], compute_uv=False)
+    return float((correlations**2).sum() / min(x.shape[1], y.shape[1]))
+
+
+def procrustes(x: np.ndarray, y: np.ndarray) -> float:
+    """Return 1 - d^2 / 2, d the distance of the normalized layers after the rotation that scipy finds."""
+    from scipy.linalg import orthogonal_procrustes
+
+    width = max(x.shape[1], y.shape[1])
+    a, b = (np.pad(value - value.mean(0), ((0, 0), (0, width - value.shape[1]))) for value in (x, y))
+    a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
+    rotation, _ = orthogonal_procrustes(a, b)
+    return float(1 - np.linalg.norm(a @ rotation - b) ** 2 / 2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Clusters and matchings, by trying everything.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def best_segments_cost(distance: np.ndarray, count: int) -> float:
+    """Return the smallest total distance to medoids over all ways to cut the layers into ``count`` runs."""
+    layers = len(distance)
+    return min(
+        sum(medoid_cost(distance, range(a, b)) for a, b in pairwise((0, *cuts, layers)))
+        for cuts in combinations(range(1, layers), count - 1)
+    )
+
+
+def medoid_cost(distance: np.ndarray, members: Sequence[int]) -> float:
+    """Return the total distance of the members to the one of them that lies best."""
+    return min(sum(float(distance[center, i]) for i in members) for center in members)
+
+
+def silhouette(distance: np.ndarray, labels: Sequence[int]) -> float:
+    """Return the mean of (b - a) / max(a, b) over layers; a layer alone in its cluster counts 0."""
+    values = []
+    for i, own in enumerate(labels):
+        means = {
+            label: [float(distance[i, j]) for j in range(len(labels)) if labels[j] == label and j != i]
+            for label in set(labels)
+        }
+        if not means[own]:
+            values.append(0.0)
+            continue
+        inside = sum(means[own]) / len(means[own])
+        outside = min(sum(found) / len(found) for label, found in means.items() if label != own)
+        values.append((outside - inside) / max(inside, outside))
+    return sum(values) / len(values)
+
+
+def best_depth_cost(depths: Sequence[float], layers: int) -> float:
+    """Return the smallest total difference of relative depth over all assignments that never cross."""
+    pick = combinations if len(depths) <= layers else combinations_with_replacement
+    wanted = sorted(depths)
+    return min(
+        sum(abs((place + 1) / layers - depth) for place, depth in zip(places, wanted, strict=True))
+        for places in pick(range(layers), len(depths))
+    )
