@@ -69,9 +69,8 @@ def attention_loss(student: Tensor, teacher: Tensor) -> float:
 
 def _energy(feature: np.ndarray) -> list[float]:
     channels, height, width = feature.shape
-    energy = [
-        sum(float(feature[c, i, j]) ** 2 for c in range(channels)) / channels for i in range(height) for j in range(width)
-    ]
+    pixels = [feature[:, i, j] for i in range(height) for j in range(width)]
+    energy = [sum(float(value) ** 2 for value in pixel) / channels for pixel in pixels]
     length = math.sqrt(sum(value**2 for value in energy))
     return [value / length for value in energy]
 

@@ -113,13 +113,13 @@ def full_disk() -> Iterator[None]:
 def test_a_disk_that_fills_up_inside_a_write_is_one_line_and_leaves_the_old_file(tmp_path: Path, kind: str) -> None:
     (tmp_path / "out").write_bytes(b"old")
     noise = np.random.default_rng(0).integers(0, 256, 1 << 16).astype(np.uint8)
+    writers = {
+        "bytes": lambda path: files.write_bytes(path, noise.tobytes()),
+        "tensors": lambda path: files.write_tensors(path, {"x": torch.from_numpy(noise)}, {}),
+        "arrays": lambda path: files.write_arrays(path, {"x": noise}),
+    }
     with pytest.raises(RunError) as caught:
-        if kind == "bytes":
-            files.write_bytes(tmp_path / "out", noise.tobytes())
-        elif kind == "tensors":
-            files.write_tensors(tmp_path / "out", {"x": torch.from_numpy(noise)}, {})
-        else:
-            files.write_arrays(tmp_path / "out", {"x": noise})
+        writers[kind](tmp_path / "out")
     one_line(caught.value)
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("out", b"old")]
 

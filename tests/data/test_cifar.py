@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import gc
 import hashlib
 import http.server
 import io
 import pickle
 import shutil
+import socket
 import struct
 import tarfile
 import threading
@@ -313,15 +315,17 @@ def test_a_site_that_no_longer_has_the_archive(tmp_path: Path, site: Path) -> No
     assert_says_what_to_do(message, tmp_path)
 
 
-def test_a_server_that_speaks_no_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
-
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # http.client leaves its socket open
+@pytest.mark.parametrize(
+    "reply", [b"go away\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffff\r\nbroken off"]
+)
+def test_a_server_that_breaks_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reply: bytes) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
 
     def answer() -> None:
         connection, _ = listener.accept()
         connection.recv(1000)
-        connection.sendall(b"go away\r\n\r\n")
+        connection.sendall(reply)
         connection.close()
 
     thread = threading.Thread(target=answer)
@@ -332,6 +336,8 @@ def test_a_server_that_speaks_no_http(tmp_path: Path, monkeypatch: pytest.Monkey
         load_cifar("cifar100", tmp_path)
     thread.join()
     assert_says_what_to_do(message_of(caught), tmp_path)
+    del caught
+    gc.collect()  # while the warning is ignored
 
 
 def test_without_leave_to_download(tmp_path: Path) -> None:

@@ -33,7 +33,9 @@ def test_a_digit_is_the_scan_of_its_index() -> None:
     for position in (0, 99, 499):
         index = int(test.indices[position])
         assert int(test.labels[position]) == scans.target[index]
-        assert test.pixels[position, :, :, 0].tolist() == [[round(v / 16 * 255) for v in row] for row in scans.images[index]]
+        assert test.pixels[position, :, :, 0].tolist() == [
+            [round(v / 16 * 255) for v in row] for row in scans.images[index]
+        ]
 
 
 def test_digits_are_shifted_but_never_mirrored() -> None:

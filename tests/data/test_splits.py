@@ -3,10 +3,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import oracles
 import pytest
 import torch
 
+import oracles
 from keyhole.data.splits import Batch, MemorySplit, crop_and_flip, epoch_order, hold_out, pad, to_unit
 from keyhole.errors import SettingError, ShapeError
 
@@ -19,7 +19,9 @@ def equal(a: Batch, b: Batch) -> bool:
     return all(torch.equal(getattr(a, part), getattr(b, part)) for part in ("images", "labels", "indices"))
 
 
-@pytest.mark.parametrize(("height", "width", "channels", "pad_px"), [(4, 4, 3, 1), (3, 5, 1, 2), (6, 2, 3, 4), (4, 4, 3, 0)])
+@pytest.mark.parametrize(
+    ("height", "width", "channels", "pad_px"), [(4, 4, 3, 1), (3, 5, 1, 2), (6, 2, 3, 4), (4, 4, 3, 0)]
+)
 def test_crops_and_mirrors_are_those_of_the_oracle(height: int, width: int, channels: int, pad_px: int) -> None:
     generator = np.random.default_rng(1)
     images = torch.from_numpy(generator.integers(1, 256, (5, height, width, channels)).astype(np.uint8))
@@ -34,7 +36,9 @@ def test_crops_and_mirrors_are_those_of_the_oracle(height: int, width: int, chan
 
 def test_crops_larger_than_the_images_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"Crops of 5 x 4 do not fit into images of \(4, 4\)"):
-        crop_and_flip(torch.zeros(1, 4, 4, 3, dtype=torch.uint8), torch.tensor([0]), torch.zeros(1, 3, dtype=torch.int64), (5, 4))
+        crop_and_flip(
+            torch.zeros(1, 4, 4, 3, dtype=torch.uint8), torch.tensor([0]), torch.zeros(1, 3, dtype=torch.int64), (5, 4)
+        )
 
 
 def test_bytes_become_values_from_zero_to_one_with_color_first() -> None:
@@ -93,7 +97,7 @@ def test_augmented_images_are_crops_of_their_own_image(toy_split: MemorySplit, f
 def test_an_epoch_depends_on_seed_and_epoch_alone(toy_split: MemorySplit) -> None:
     def epoch(seed: int, epoch: int) -> Batch:
         torch.manual_seed(int(torch.randint(1000, ())))
-        np.random.seed(int(torch.randint(1000, ())))  # noqa: NPY002
+        np.random.seed(int(torch.randint(1000, ())))
         return joined(list(toy_split.training_batches(8, seed=seed, epoch=epoch)))
 
     first = epoch(0, 0)

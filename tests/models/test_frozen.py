@@ -51,9 +51,7 @@ def _statistics(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in module.state_dict().items() if "running" in name}
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet50", "mobilenetv2_100", pytest.param("densenet121", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ["resnet50", "mobilenetv2_100", pytest.param("densenet121", marks=pytest.mark.slow)])
 def test_timm_networks_give_the_same(name: str) -> None:
     pytest.importorskip("timm")
     network = shaken(build(f"timm:{name}", classes=5, input=InputSpec((32, 32), (0.5,) * 3, (0.5,) * 3)))

@@ -56,9 +56,15 @@ def test_a_network_leaves_gradients_and_mode_to_its_caller() -> None:
 def test_evaluating_gives_each_part_its_mode_back_after_an_exception() -> None:
     module = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout(), nn.Sequential(nn.Dropout())).train()
     module[2].eval()
-    with pytest.raises(RuntimeError, match="boom"), evaluating(module):
-        assert not any(part.training for part in module.modules())
+    seen = []
+
+    def fail() -> None:
+        seen.extend(part.training for part in module.modules())
         raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"), evaluating(module):
+        fail()
+    assert seen == [False] * 5
     assert [part.training for part in module.modules()] == [True, True, True, False, False]
 
 

@@ -151,8 +151,8 @@ def _download(what: _Cifar, root: Path, progress: Progress) -> None:
             pieces = iter(lambda: answer.read(1 << 20), b"")
             data = b"".join(progress(pieces, label=f"{what.archive} (MiB)", total=total))
     except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise DataError(_missing(what, root / what.folder, str(reason))) from error
+        reason = " ".join(str(getattr(error, "reason", error)).split())  # a server's answer can have several lines
+        raise DataError(_missing(what, root / what.folder, reason)) from error
     found = hashlib.md5(data, usedforsecurity=False).hexdigest()
     if found != what.archive_md5:
         raise DataError(f"{url} gave a file with MD5 {found}, expected {what.archive_md5}. Nothing was kept; retry.")

@@ -87,6 +87,7 @@ class HintAdapter(nn.Module):
     the two features down.
 
     Example:
+        >>> import torch
         >>> HintAdapter(16, 64)(torch.zeros(2, 16, 8, 8)).shape
         torch.Size([2, 64, 8, 8])
     """

@@ -264,10 +264,10 @@ class Cohort:
             if self._workers is None:
                 yield self._teach(batch)
                 continue
-            coming = self._workers.submit(self._teach, batch)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = coming
+            ready = waiting.result() if waiting else None  # one at a time: the teacher keeps its features while it runs
+            waiting = self._workers.submit(self._teach, batch)
+            if ready is not None:
+                yield ready
         if waiting is not None:
             yield waiting.result()
 
@@ -500,7 +500,7 @@ def fit(
             cohort.step(lesson, config.rate(epoch + step / steps))
             step += 1
             due = checkpointing is not None and time.perf_counter() - saved > checkpointing.every_s
-            if due or step % 100 == 0:
+            if due or step == 1 or step % 100 == 0:  # in the first step, a broken teacher shows in its own term alone
                 cohort.check_finite(f"in epoch {epoch + 1}, step {step}")
             if due:
                 saved = time.perf_counter()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +29,7 @@ from keyhole.models.frozen import freeze
 from keyhole.models.layers import as_map
 from keyhole.models.network import Network
 from keyhole.progress import Progress, silent
+from keyhole.runtime import PRECISIONS
 
 BLOCKS = 20
 
@@ -36,8 +37,8 @@ BLOCKS = 20
 class Products(Protocol):
     """Sums over each block of the products between the channels of two layers."""
 
-    def between(self, rows: slice, columns: slice) -> Float[Tensor, "b p q"]:
-        """Return the sums between two ranges of channels, block by block, in float64."""
+    def between(self, rows: slice, columns: slice, parts: Float[Tensor, "s b"]) -> Float[Tensor, "s p q"]:
+        """Return the sums between two ranges of channels over the blocks of each part, in float64."""
         ...
 
 
@@ -88,12 +89,9 @@ class _KeptFeatures:
     def add(self, first: int, features: Tensor, _block: int) -> None:
         self.features[first : first + len(features)] = features
 
-    def between(self, rows: slice, columns: slice) -> Float[Tensor, "b p q"]:
-        out = []
-        for first, last in pairwise(self.bounds):
-            block = self.features[first:last]
-            out.append(block[:, rows].double().T @ block[:, columns].double())
-        return torch.stack(out)
+    def between(self, rows: slice, columns: slice, parts: Float[Tensor, "s b"]) -> Float[Tensor, "s p q"]:
+        blocks = (self.features[first:last] for first, last in pairwise(self.bounds))
+        return _over_parts(parts, (block[:, rows].double().T @ block[:, columns].double() for block in blocks))
 
 
 @dataclass(frozen=True)
@@ -106,8 +104,20 @@ class _KeptSums:
         double = features.double()
         self.sums[block] += double.T @ double
 
-    def between(self, rows: slice, columns: slice) -> Float[Tensor, "b p q"]:
-        return self.sums[:, rows, columns]
+    def between(self, rows: slice, columns: slice, parts: Float[Tensor, "s b"]) -> Float[Tensor, "s p q"]:
+        return _over_parts(parts, (block[rows, columns] for block in self.sums))
+
+
+def _over_parts(parts: Float[Tensor, "s b"], blocks: Iterable[Float[Tensor, "p q"]]) -> Float[Tensor, "s p q"]:
+    """Return the sum over the blocks of each part; a single part needs only one block in memory at a time."""
+    if len(parts) > 1:
+        together = torch.stack(list(blocks))
+        return (parts @ together.flatten(1)).reshape(len(parts), *together.shape[1:])
+    total: Tensor | None = None
+    for weight, block in zip(parts[0].tolist(), blocks, strict=True):
+        total = weight * block if total is None else total.add_(block, alpha=weight)
+    assert total is not None, "there is at least one block"
+    return total[None]
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,8 @@ class ObserveConfig:
                 f"grid {self.grid}, batch size {self.batch_size}, memory {self.memory_mib} MiB, bandwidth {self.bandwidth}: "
                 "expected at least 1, 4, 1 and above 0."
             )
+        if self.precision not in PRECISIONS:
+            raise SettingError(f"precision is {self.precision!r}; expected {' or '.join(PRECISIONS)}.")
 
 
 @torch.no_grad()

@@ -179,7 +179,8 @@ def stability(
         progress: Wraps the layers of each metric.
 
     Raises:
-        SettingError: There are too few images for halves, or the count is not set.
+        SettingError: There are too few images for halves, no draws, the count is not set, or the rule is a control
+            that looks at no similarity.
 
     Reference:
         Meinshausen and Buehlmann (2010), Stability selection, https://arxiv.org/abs/0809.2932 (halves without
@@ -188,6 +189,10 @@ def stability(
     blocks = len(moments.counts)
     if blocks < 2 or rule.count is None:
         raise SettingError(f"Stability needs a set count and at least 8 images; there are {int(moments.counts.sum())}.")
+    if draws < 1:
+        raise SettingError(f"draws is {draws}; expected at least 1.")
+    if rule.clustering in CONTROLS and rule.clustering != "reverse":
+        raise SettingError(f"{rule.clustering} looks at no similarity; stability needs a clustering.")
     random = np.random.default_rng([seed, 3])
     parts = torch.zeros(draws, blocks, dtype=torch.bool)
     for row in parts:

@@ -169,14 +169,10 @@ class _Run:
         """Return the centered sums of products of layer i with each of layers first to last - 1."""
         starts = self.moments.starts
         columns = slice(starts[first], starts[last])
-        raw = _combine(self.parts, self.moments.products.between(self.moments.channels(i), columns))
+        raw = self.moments.products.between(self.moments.channels(i), columns, self.parts)
         mean = self.sums[:, self.moments.channels(i)] / self.counts[:, None]
         raw = raw - mean[:, :, None] * self.sums[:, None, columns]
         return list(torch.split(raw, [starts[j + 1] - starts[j] for j in range(first, last)], dim=2))
-
-
-def _combine(parts: Float[Tensor, "s b"], blocks: Float[Tensor, "b p q"]) -> Float[Tensor, "s p q"]:
-    return (parts @ blocks.flatten(1)).reshape(len(parts), *blocks.shape[1:])
 
 
 def _nothing_if_constant(covariance: Float[Tensor, "s p p"], squares: Float[Tensor, " s"]) -> Float[Tensor, "s p p"]:

@@ -53,6 +53,7 @@ class CifarResNet(nn.Module):
         https://arxiv.org/abs/1512.03385
 
     Example:
+        >>> import torch
         >>> net = CifarResNet(20)
         >>> sum(p.numel() for p in net.parameters())
         278324

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from keyhole.distillation.terms import TERM_WEIGHTS, HintAdapter, Term, check_terms, parse_terms
+from keyhole.errors import SettingError, UnknownNameError
+
+
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        ("ce", {"ce": 1.0}),
+        ("kd", {"kd": 1.0}),
+        ("ce,kd", {"ce": 0.1, "kd": 0.9}),
+        ("kd,ce", {"kd": 0.9, "ce": 0.1}),
+        ("ce=0.5,kd", {"ce": 0.5, "kd": 1.0}),
+        ("ce=0.5,kd=0.25", {"ce": 0.5, "kd": 0.25}),
+        ("ce,kd,hint", {"ce": 1.0, "kd": 1.0, "hint": 100.0}),
+        ("ce,at", {"ce": 1.0, "at": 1000.0}),
+        (" ce = 0.5 , hint= 5e1,", {"ce": 0.5, "hint": 50.0}),
+        ("kd=0", {"kd": 0.0}),
+    ],
+)
+def test_terms_and_their_weights(text: str, weights: dict[str, float]) -> None:
+    terms = parse_terms(text, temperature=3.0)
+    assert {term.name: term.weight for term in terms} == weights
+    assert [term.name for term in terms] == list(weights)
+    assert {term.temperature for term in terms} == {3.0}
+
+
+@pytest.mark.parametrize("text", ["", ",", "ce,ce", "ce,kd,ce=2", "ce=a", "ce=-1", "ce=nan", "ce=inf", "kd=1=2"])
+def test_terms_that_make_no_sense(text: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        parse_terms(text)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(("text", "near"), [("hints", "hint"), ("CE", "ce"), ("=5", "ce"), ("ce,kdd", "kd")])
+def test_an_unknown_term_lists_the_nearest(text: str, near: str) -> None:
+    with pytest.raises(UnknownNameError, match="Unknown term") as caught:
+        parse_terms(text)
+    assert near in str(caught.value)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_temperatures_are_above_zero(temperature: float) -> None:
+    with pytest.raises(SettingError, match="expected a weight >= 0 and a temperature > 0"):
+        Term("kd", 1.0, temperature)
+
+
+def test_what_each_term_needs() -> None:
+    needs = {name: (Term(name, 1.0).needs_teacher, Term(name, 1.0).needs_hints) for name in TERM_WEIGHTS}
+    assert needs == {"ce": (False, False), "kd": (True, False), "hint": (True, True), "at": (True, True)}
+
+
+@pytest.mark.parametrize(
+    ("text", "teacher", "hints", "words"),
+    [
+        ("ce,kd", False, False, "Term kd needs a teacher"),
+        ("hint", False, True, "Term hint needs a teacher"),
+        ("ce,kd,at", True, False, "Term at needs hints"),
+        ("ce,kd", True, True, "Hints serve none of the terms ce,kd"),
+    ],
+)
+def test_what_is_missing_is_named(text: str, teacher: bool, hints: bool, words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        check_terms(parse_terms(text), teacher=teacher, hints=hints)
+
+
+@pytest.mark.parametrize(
+    ("text", "teacher", "hints"),
+    [("ce", False, False), ("ce", True, False), ("ce,kd", True, False), ("hint", True, True)],
+)
+def test_what_is_enough(text: str, teacher: bool, hints: bool) -> None:
+    check_terms(parse_terms(text), teacher=teacher, hints=hints)
+
+
+@pytest.mark.parametrize(
+    ("shape", "mapped"), [((2, 5, 4, 6), (2, 7, 4, 6)), ((2, 17, 5), (2, 7, 4, 4)), ((2, 5), (2, 7, 1, 1))]
+)
+def test_an_adapter_changes_channels_alone(shape: tuple[int, ...], mapped: tuple[int, ...]) -> None:
+    adapter = HintAdapter(5, 7)
+    assert adapter(torch.randn(shape)).shape == mapped
+    assert sum(p.numel() for p in adapter.parameters()) == 5 * 7 + 2 * 7
+
+
+def test_an_adapted_feature_is_normalized_over_the_images() -> None:
+    adapted = HintAdapter(5, 7)(3 + 2 * torch.randn(64, 5, 4, 4))
+    torch.testing.assert_close(adapted.mean(dim=(0, 2, 3)), torch.zeros(7), atol=1e-4, rtol=0)
+    torch.testing.assert_close(adapted.var(dim=(0, 2, 3)), torch.ones(7), atol=1e-2, rtol=0)

@@ -1,0 +1,522 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from torch import nn
+
+from keyhole.data.digits import load_digits
+from keyhole.data.splits import MemorySplit
+from keyhole.distillation.terms import Term, parse_terms
+from keyhole.distillation.training import Arm, Checkpointing, Cohort, HintPair, Outcome, TrainConfig, fit
+from keyhole.errors import (
+    DataError,
+    DivergenceError,
+    KeyholeError,
+    RunError,
+    SettingError,
+    UnknownNameError,
+    WeightsError,
+)
+from keyhole.files import read_tensors
+from keyhole.models.layers import tap
+from keyhole.models.network import InputSpec, Network
+from keyhole.models.zoo import build
+
+T = TypeVar("T")
+CONFIG = TrainConfig(epochs=2, batch_size=8, lr=0.05, precision="fp32", device="cpu", compile="off")
+HINTS = (HintPair("layer1.1", "layer1.0"), HintPair("layer3.1", "layer3.0"))
+TERMS = ("ce", "ce,kd", "ce,hint", "ce,kd,at")
+
+
+def arm(terms: str, spec: InputSpec, name: str = "", student: str = "resnet8") -> Arm:
+    hints = HINTS if "hint" in terms or "at" in terms else ()
+    return Arm(name or terms, student, spec, parse_terms(terms), hints)
+
+
+def cohort_of(*arms: Arm, teacher: Network | None = None, config: TrainConfig = CONFIG) -> Cohort:
+    return Cohort(arms, config, classes=3, teacher=teacher)
+
+
+def weights(network: Network) -> dict[str, torch.Tensor]:
+    return network.module.state_dict()
+
+
+def same(a: Outcome, b: Outcome) -> bool:
+    pairs = ((weights(x), weights(y)) for x, y in ((a.last, b.last), (a.best, b.best)))
+    equal = all(one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one) for one, other in pairs)
+    return equal and a.history == b.history and a.best_epoch == b.best_epoch
+
+
+class Killed(BaseException):
+    """What a killed process raises nowhere, so that nothing can catch it."""
+
+
+def killed_after(steps: int) -> Callable[..., Any]:
+    """Return a progress that breaks off after so many steps, as a killed process does."""
+    left = [steps]
+
+    def progress(items: Iterable[T], *, label: str, total: int, done: int = 0) -> Iterator[T]:
+        for item in items:
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+            yield item
+
+    return progress
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> int:
+    """One after the other, and side by side."""
+    torch.set_num_threads(request.param)
+    return int(request.param)
+
+
+# Learning
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_loss_falls_on_digits(precision: str) -> None:
+    train, test = load_digits()
+    spec = InputSpec((8, 8), (0.3,), (0.38,))
+    config = replace(CONFIG, epochs=3, batch_size=32, precision=precision)
+    cohort = Cohort([Arm("student", "resnet8", spec, parse_terms("ce"))], config, classes=10)
+    records: list[dict[str, Any]] = []
+    outcome = fit(cohort, train, test.subset(range(100)), log=records.append).outcomes[0]
+    losses = [record["loss"] for record in outcome.history]
+    assert losses[0] > losses[1] > losses[2]
+    assert losses[2] < 0.5 * losses[0]
+    assert outcome.history[-1]["held_out_top1"] > 0.8
+    assert [record["epoch"] for record in outcome.history] == [1, 2, 3]
+    assert records == [{**record, "arm": "student"} for record in outcome.history]
+
+
+@pytest.mark.parametrize("terms", TERMS)
+def test_each_term_is_learned(toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec, terms: str) -> None:
+    config = replace(CONFIG, epochs=6, augment=False, lr=0.02)
+    outcome = fit(cohort_of(arm(terms, toy_input), teacher=toy_teacher, config=config), toy_split).outcomes[0]
+    first, last = outcome.history[0], outcome.history[-1]
+    for name in (*terms.split(","), "loss"):
+        assert math.isfinite(last[name])
+    assert last["loss"] < first["loss"]
+    total = sum(term.weight * first[term.name] for term in outcome.arm.terms)
+    assert first["loss"] == pytest.approx(total, rel=1e-4)
+
+
+def test_a_term_of_weight_zero_changes_nothing(
+    toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec
+) -> None:
+    alone = fit(cohort_of(arm("ce", toy_input)), toy_split).outcomes[0]
+    beside = fit(cohort_of(arm("ce,kd=0", toy_input), teacher=toy_teacher), toy_split).outcomes[0]
+    for name, tensor in weights(alone.last).items():
+        torch.testing.assert_close(tensor, weights(beside.last)[name])
+
+
+def test_the_first_step_is_that_of_plain_gradient_descent(toy_split: MemorySplit, toy_input: InputSpec) -> None:
+    config = replace(CONFIG, epochs=1, batch_size=48, augment=False, weight_decay=0.01, lr=0.1)
+    found = fit(cohort_of(arm("ce", toy_input), config=config), toy_split).outcomes[0].last
+    torch.manual_seed(config.seed)
+    network = build("resnet8", classes=3, input=toy_input)
+    before = {name: p.detach().clone() for name, p in network.module.named_parameters()}
+    network.module.train()
+    batch = next(toy_split.training_batches(48, seed=0, epoch=0, augment=False))
+    nn.functional.cross_entropy(network(batch.images), batch.labels).backward()
+    after = dict(found.module.named_parameters())
+    for name, p in network.module.named_parameters():
+        assert p.grad is not None
+        torch.testing.assert_close(
+            after[name], before[name] - 0.1 * (p.grad + 0.01 * before[name]), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_the_teacher_is_left_as_it_was(toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec) -> None:
+    before = {name: tensor.clone() for name, tensor in weights(toy_teacher).items()}
+    toy_teacher.module.train()
+    fit(cohort_of(arm("ce,kd,at", toy_input), teacher=toy_teacher), toy_split)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(toy_teacher).items())
+    assert toy_teacher.module.training
+    assert all(p.grad is None and p.requires_grad for p in toy_teacher.module.parameters())
+
+
+def test_a_student_that_expects_another_size_gets_the_same_view(
+    toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec
+) -> None:
+    small = InputSpec((4, 4), toy_input.mean, toy_input.std)
+    cohort = cohort_of(arm("ce,kd", small), arm("ce,kd", toy_input, "large"), teacher=toy_teacher)
+    batch = next(toy_split.training_batches(8, seed=0, epoch=0))
+    (lesson,) = cohort.lessons([batch])
+    assert torch.equal(lesson.views[small], small.prepare(batch.images))
+    assert torch.equal(lesson.views[toy_input], toy_input.prepare(batch.images))
+    assert len(fit(cohort, toy_split).outcomes) == 2
+
+
+@pytest.mark.usefixtures("threads")
+def test_each_lesson_holds_the_teachers_answer_to_its_own_batch(toy_split: MemorySplit, toy_input: InputSpec) -> None:
+    teacher = build("resnet32", classes=3, input=toy_input)  # slower than the student
+    hints = (HintPair("layer1.0", "layer1.0"), HintPair("layer3.4", "layer3.0"))
+    cohort = cohort_of(Arm("student", "resnet8", toy_input, parse_terms("ce,kd,at"), hints), teacher=teacher)
+    batches = list(toy_split.training_batches(4, seed=0, epoch=0))
+    lessons = list(cohort.lessons(iter(batches)))
+    torch.set_num_threads(1)
+    assert len(lessons) == len(batches)
+    for batch, lesson in zip(batches, lessons, strict=True):
+        assert torch.equal(lesson.batch.indices, batch.indices)
+        assert lesson.taught is not None
+        with torch.no_grad(), tap(teacher.module, ["layer1.0", "layer3.4"]) as expected:
+            logits = teacher(batch.images)
+        torch.testing.assert_close(lesson.taught[0], logits, rtol=1e-3, atol=1e-3)
+        for name, feature in expected.items():
+            torch.testing.assert_close(lesson.taught[1][name], feature, rtol=1e-3, atol=1e-3)
+
+
+# Cohorts
+
+
+@pytest.mark.usefixtures("threads")
+def test_arms_of_a_cohort_learn_what_each_learns_alone(
+    toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec
+) -> None:
+    arms = [arm(terms, toy_input) for terms in ("ce,hint", "ce,kd")]
+    together = fit(cohort_of(*arms, teacher=toy_teacher), toy_split, toy_split.subset(range(9))).outcomes
+    for one, outcome in zip(arms, together, strict=True):
+        alone = fit(cohort_of(one, teacher=toy_teacher), toy_split, toy_split.subset(range(9))).outcomes[0]
+        assert outcome.arm == one
+        assert same(outcome, alone)
+
+
+def test_arms_without_a_teacher_learn_what_each_learns_alone(toy_split: MemorySplit, toy_input: InputSpec) -> None:
+    arms = [arm("ce", toy_input, "small"), arm("ce", toy_input, "large", "resnet14")]
+    together = fit(cohort_of(*arms), toy_split).outcomes
+    for one, outcome in zip(arms, together, strict=True):
+        assert same(outcome, fit(cohort_of(one), toy_split).outcomes[0])
+
+
+def test_working_side_by_side_leaves_the_threads_of_its_caller(
+    toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec
+) -> None:
+    torch.set_num_threads(2)
+    fit(cohort_of(arm("ce,kd", toy_input), teacher=toy_teacher), toy_split)
+    assert torch.get_num_threads() == 2
+
+
+DROPPING = """
+from torch import nn
+def net(classes):
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes)
+    )
+def other(classes):
+    return nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(192, 8), nn.Dropout(0.5), nn.Linear(8, classes))
+"""
+
+
+@pytest.fixture
+def dropping_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_input: InputSpec) -> list[Arm]:
+    """Two networks that draw random numbers as they run."""
+    folder = tmp_path / "importable"
+    folder.mkdir()
+    (folder / "dropping_nets.py").write_text(DROPPING)
+    monkeypatch.syspath_prepend(folder)
+    return [Arm(name, f"dropping_nets:{name}", toy_input, parse_terms("ce")) for name in ("net", "other")]
+
+
+@pytest.mark.usefixtures("threads")
+def test_dropout_does_not_depend_on_the_other_arms(toy_split: MemorySplit, dropping_arms: list[Arm]) -> None:
+    together = fit(cohort_of(*dropping_arms), toy_split).outcomes
+    assert same(together[1], fit(cohort_of(dropping_arms[1]), toy_split).outcomes[0])
+    assert same(together[0], fit(cohort_of(dropping_arms[0]), toy_split).outcomes[0])
+
+
+def test_dropout_differs_from_step_to_step(toy_split: MemorySplit, dropping_arms: list[Arm]) -> None:
+    cohort = cohort_of(*dropping_arms)
+    cohort.train_mode()
+    state = torch.get_rng_state()
+    (lesson,) = cohort.lessons([next(toy_split.training_batches(8, seed=0, epoch=0))])
+    cohort.step(lesson, 0.0)
+    first = float(cohort.learners[0].sums["loss"])
+    cohort.step(lesson, 0.0)
+    assert float(cohort.learners[0].sums["loss"]) - first != pytest.approx(first, rel=1e-6)
+    assert not torch.equal(state, torch.get_rng_state())
+
+
+def test_a_run_is_the_same_each_time_and_depends_on_its_seed(toy_split: MemorySplit, toy_input: InputSpec) -> None:
+    def run(seed: int) -> Outcome:
+        torch.manual_seed(torch.seed() % 1000)
+        return fit(cohort_of(arm("ce", toy_input), config=replace(CONFIG, seed=seed)), toy_split).outcomes[0]
+
+    assert same(run(0), run(0))
+    assert not same(run(0), run(1))
+
+
+# Going on after a kill
+
+
+@pytest.mark.parametrize(("steps", "threads"), [(1, 1), (5, 2), (6, 1), (8, 1)], indirect=["threads"])
+@pytest.mark.usefixtures("threads")
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+    tmp_path: Path, toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec, steps: int
+) -> None:
+    arms = [arm("ce,kd", toy_input), arm("ce,hint", toy_input)]
+    held_out = toy_split.subset(range(0, 48, 5))
+    whole = fit(cohort_of(*arms, teacher=toy_teacher), toy_split, held_out).outcomes
+    kept = Checkpointing(tmp_path / "checkpoint.safetensors", every_s=0, resume=True)
+    with pytest.raises(Killed):
+        fit(
+            cohort_of(*arms, teacher=toy_teacher),
+            toy_split,
+            held_out,
+            checkpointing=kept,
+            progress=killed_after(steps),
+        )
+    torch.manual_seed(99)
+    trained = fit(cohort_of(*arms, teacher=toy_teacher), toy_split, held_out, checkpointing=kept)
+    assert trained.earlier_s > 0
+    for a, b in zip(whole, trained.outcomes, strict=True):
+        assert same(a, b)
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_resumed_run_with_dropout(tmp_path: Path, toy_split: MemorySplit, dropping_arms: list[Arm]) -> None:
+    whole = fit(cohort_of(*dropping_arms), toy_split).outcomes
+    kept = Checkpointing(tmp_path / "checkpoint.safetensors", every_s=0, resume=True)
+    with pytest.raises(Killed):
+        fit(cohort_of(*dropping_arms), toy_split, checkpointing=kept, progress=killed_after(8))
+    torch.manual_seed(99)
+    again = fit(cohort_of(*dropping_arms), toy_split, checkpointing=kept).outcomes
+    assert all(map(same, whole, again))
+
+
+def test_a_run_killed_while_it_writes_its_log(tmp_path: Path, toy_split: MemorySplit, toy_input: InputSpec) -> None:
+    whole = fit(cohort_of(arm("ce", toy_input)), toy_split).outcomes[0]
+    kept = Checkpointing(tmp_path / "checkpoint.safetensors", every_s=0, resume=True)
+
+    def log(record: dict[str, Any]) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        fit(cohort_of(arm("ce", toy_input)), toy_split, checkpointing=kept, log=log)
+    records: list[dict[str, Any]] = []
+    again = fit(cohort_of(arm("ce", toy_input)), toy_split, checkpointing=kept, log=records.append).outcomes[0]
+    assert same(whole, again)
+    assert [record["epoch"] for record in records] == [1, 2]
+
+
+def test_a_finished_run_gives_its_result_again(tmp_path: Path, toy_split: MemorySplit, toy_input: InputSpec) -> None:
+    kept = Checkpointing(tmp_path / "checkpoint.safetensors", resume=True)
+    first = fit(cohort_of(arm("ce", toy_input)), toy_split, checkpointing=kept).outcomes[0]
+    again = fit(cohort_of(arm("ce", toy_input)), toy_split, checkpointing=kept, progress=killed_after(0)).outcomes[0]
+    assert same(first, again)
+
+
+def test_without_resume_a_run_starts_anew(tmp_path: Path, toy_split: MemorySplit, toy_input: InputSpec) -> None:
+    kept = Checkpointing(tmp_path / "checkpoint.safetensors")
+    first = fit(cohort_of(arm("ce", toy_input)), toy_split, checkpointing=kept).outcomes[0]
+    records: list[dict[str, Any]] = []
+    again = fit(cohort_of(arm("ce", toy_input)), toy_split, checkpointing=kept, log=records.append).outcomes[0]
+    assert len(records) == 2
+    assert same(first, again)
+
+
+@pytest.mark.parametrize(
+    ("other", "config", "kind", "words"),
+    [
+        ("name", CONFIG, WeightsError, "holds the arms ['ce'], expected ['another']"),
+        ("student", CONFIG, WeightsError, "arm ce belongs to another model"),
+        ("", replace(CONFIG, lr=0.1), RunError, "was made with lr 0.05, not 0.1"),
+        ("", replace(CONFIG, batch_size=16), RunError, "was made with batch_size 8, not 16"),
+        ("", replace(CONFIG, milestones=(0.5,)), RunError, "was made with milestones"),
+    ],
+)
+def test_the_checkpoint_of_another_run_is_refused(
+    tmp_path: Path,
+    toy_split: MemorySplit,
+    toy_input: InputSpec,
+    other: str,
+    config: TrainConfig,
+    kind: type[KeyholeError],
+    words: str,
+) -> None:
+    kept = Checkpointing(tmp_path / "checkpoint.safetensors", resume=True)
+    fit(cohort_of(arm("ce", toy_input)), toy_split, checkpointing=kept)
+    student = "resnet8x4" if other == "student" else "resnet8"
+    new = arm("ce", toy_input, "another" if other == "name" else "ce", student)
+    with pytest.raises(kind) as caught:
+        fit(cohort_of(new, config=config), toy_split, checkpointing=kept)
+    assert words in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_truncated_checkpoint_is_one_line(tmp_path: Path, toy_split: MemorySplit, toy_input: InputSpec) -> None:
+    kept = Checkpointing(tmp_path / "checkpoint.safetensors", resume=True)
+    kept.path.write_bytes(b"\x00" * 100)
+    with pytest.raises(WeightsError) as caught:
+        fit(cohort_of(arm("ce", toy_input)), toy_split, checkpointing=kept)
+    assert str(kept.path) in str(caught.value)
+
+
+# Divergence
+
+
+@pytest.mark.parametrize("lr", [1e6, 1e30])
+@pytest.mark.parametrize("every_s", [0.0, 1000.0])
+def test_a_run_that_diverges_names_the_arm_and_keeps_a_good_checkpoint(
+    tmp_path: Path, toy_split: MemorySplit, toy_input: InputSpec, lr: float, every_s: float
+) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    config = replace(CONFIG, epochs=30, lr=lr, momentum=0.99)
+    with pytest.raises(DivergenceError) as caught:
+        fit(
+            cohort_of(arm("ce", toy_input, "wild"), config=config),
+            toy_split,
+            checkpointing=Checkpointing(path, every_s=every_s),
+        )
+    message = str(caught.value)
+    assert message.startswith("Arm wild: ")
+    assert "last good checkpoint is kept" in message
+    assert len(message.splitlines()) == 1
+    if path.exists():
+        tensors, values = read_tensors(path)
+        assert values["arms"] == ["wild"]
+        for name, tensor in tensors.items():
+            assert bool(tensor.isfinite().all()), name
+
+
+@pytest.mark.parametrize(("terms", "named"), [("ce,kd", "kd"), ("ce,hint", "hint"), ("ce,at", "at")])
+def test_a_teacher_that_gives_nan_is_found_in_its_term(
+    toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec, terms: str, named: str
+) -> None:
+    with torch.no_grad():
+        toy_teacher.module.conv1.weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(DivergenceError, match=rf"^Arm taught: {named} is nan in epoch 1"):
+        fit(cohort_of(arm(terms, toy_input, "taught"), teacher=toy_teacher), toy_split)
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (TrainConfig(epochs=240), {0: 0.05, 149.99: 0.05, 150: 0.005, 179.9: 0.005, 180: 5e-4, 210: 5e-5, 239.9: 5e-5}),
+        (TrainConfig(epochs=8, lr=1.0, milestones=(0.5,)), {0: 1.0, 3.99: 1.0, 4: 0.1, 7.99: 0.1}),
+        (TrainConfig(epochs=10, lr=1.0, schedule="cosine"), {0: 1.0, 5: 0.5, 10: 0.0, 2.5: 0.5 * (1 + 0.5**0.5)}),
+        (
+            TrainConfig(epochs=11, lr=1.0, schedule="cosine", warmup_epochs=1),
+            {0: 0.000999, 0.5: 0.5005, 1: 1.0, 6: 0.5, 11: 0.0},
+        ),
+        (TrainConfig(epochs=10, lr=1.0, milestones=(), warmup_epochs=2), {1: 0.50025, 2: 1.0, 9.9: 1.0}),
+    ],
+)
+def test_learning_rates(config: TrainConfig, expected: dict[float, float]) -> None:
+    assert {epoch: config.rate(epoch) for epoch in expected} == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_rate_of_the_last_step_is_recorded(toy_split: MemorySplit, toy_input: InputSpec) -> None:
+    config = replace(CONFIG, schedule="cosine")
+    history = fit(cohort_of(arm("ce", toy_input), config=config), toy_split).outcomes[0].history
+    assert [record["rate"] for record in history] == pytest.approx([config.rate(5 / 6), config.rate(11 / 6)])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"lr": -1.0},
+        {"lr": float("nan")},
+        {"momentum": float("inf")},
+        {"weight_decay": -1e-4},
+        {"warmup_epochs": -1.0},
+        {"seed": -1},
+        {"nesterov": True, "momentum": 0.0},
+        {"precision": "fp16"},
+        {"compile": "yes"},
+    ],
+)
+def test_settings_out_of_range_are_named(setting: dict[str, Any]) -> None:
+    with pytest.raises(SettingError) as caught:
+        TrainConfig(**{"epochs": 1, **setting})
+    assert next(iter(setting)) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_unknown_schedule_lists_the_others() -> None:
+    with pytest.raises(UnknownNameError, match="Unknown schedule 'steps'; nearest known: step"):
+        TrainConfig(epochs=1, schedule="steps")
+
+
+def test_arms_have_names_of_their_own(toy_input: InputSpec) -> None:
+    with pytest.raises(SettingError, match="Two arms are called 'ce'"):
+        cohort_of(arm("ce", toy_input), arm("kd", toy_input), arm("ce", toy_input))
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"), [("ce,kd", "Term kd needs a teacher"), ("hint", "Term hint needs a teacher")]
+)
+def test_a_term_without_its_teacher(toy_input: InputSpec, terms: str, words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        cohort_of(arm(terms, toy_input))
+
+
+def test_a_term_without_its_hints(toy_teacher: Network, toy_input: InputSpec) -> None:
+    with pytest.raises(SettingError, match="Term hint needs hints"):
+        cohort_of(Arm("x", "resnet8", toy_input, parse_terms("ce,hint")), teacher=toy_teacher)
+
+
+@pytest.mark.parametrize("pair", [HintPair("layer9", "layer1"), HintPair("layer1", "layer9")])
+def test_hints_that_name_no_layer(toy_teacher: Network, toy_input: InputSpec, pair: HintPair) -> None:
+    with pytest.raises(UnknownNameError, match="layer9"):
+        cohort_of(Arm("x", "resnet8", toy_input, (Term("at", 1.0),), (pair,)), teacher=toy_teacher)
+
+
+def test_images_without_labels_cannot_teach_cross_entropy(
+    toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec
+) -> None:
+    unlabeled = replace(toy_split, classes=(), labels=torch.full((48,), -1))
+    with pytest.raises(DataError, match="Arm ce,kd: term ce needs labeled images"):
+        fit(cohort_of(arm("ce,kd", toy_input), teacher=toy_teacher), unlabeled)
+    outcome = fit(cohort_of(arm("kd", toy_input), teacher=toy_teacher), unlabeled).outcomes[0]
+    assert outcome.history[-1]["kd"] < outcome.history[0]["kd"]
+
+
+def test_more_classes_than_outputs(toy_split: MemorySplit, toy_input: InputSpec) -> None:
+    with pytest.raises(DataError, match="4 classes and arm ce 3 outputs"):
+        fit(cohort_of(arm("ce", toy_input)), replace(toy_split, classes=tuple("abcd")))
+
+
+def test_a_batch_larger_than_the_data(toy_split: MemorySplit, toy_input: InputSpec) -> None:
+    with pytest.raises(SettingError, match="Batch size 49 is above the 48 training images"):
+        fit(cohort_of(arm("ce", toy_input), config=replace(CONFIG, batch_size=49)), toy_split)
+
+
+# The best epoch
+
+
+def test_the_best_epoch_is_that_of_the_held_out_images(toy_split: MemorySplit, toy_input: InputSpec) -> None:
+    config = replace(CONFIG, epochs=4, lr=0.3)
+    outcome = fit(cohort_of(arm("ce", toy_input), config=config), toy_split, toy_split.subset(range(12))).outcomes[0]
+    scores = [record["held_out_top1"] for record in outcome.history]
+    assert scores[outcome.best_epoch - 1] == max(scores)
+    assert max(scores[outcome.best_epoch :], default=-1) < max(scores)  # of equals the last
+    shorter = replace(config, epochs=outcome.best_epoch, milestones=())
+    if not any(round(m * 4) < outcome.best_epoch for m in config.milestones):
+        last = fit(cohort_of(arm("ce", toy_input), config=shorter), toy_split).outcomes[0].last
+        assert all(torch.equal(tensor, weights(last)[name]) for name, tensor in weights(outcome.best).items())
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_without_held_out_images_the_best_is_the_last(
+    toy_split: MemorySplit, toy_input: InputSpec, held_out: bool
+) -> None:
+    nothing = toy_split.subset([]) if held_out else None
+    outcome = fit(cohort_of(arm("ce", toy_input)), toy_split, nothing).outcomes[0]
+    assert outcome.best_epoch == 2
+    assert all(torch.equal(tensor, weights(outcome.last)[name]) for name, tensor in weights(outcome.best).items())
+    assert "held_out_top1" not in outcome.history[0]
+    assert not outcome.last.module.training

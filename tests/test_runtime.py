@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+
+from keyhole.errors import SettingError
+from keyhole.runtime import autocast, choose_device, describe
+
+
+def test_the_automatic_device_is_a_gpu_where_there_is_one() -> None:
+    assert choose_device() == torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "cuda:99", "cpu:x", "mps:7"])
+def test_a_device_that_is_not_here_is_one_line(name: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        choose_device(name)
+    assert str(caught.value) == f"Device {name!r} is not available here; use cpu, cuda or auto."
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_precisions(precision: str, dtype: torch.dtype) -> None:
+    with autocast(torch.device("cpu"), precision):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(SettingError, match="use bf16 or fp32"):
+        autocast(torch.device("cpu"), "fp16")
+
+
+def test_the_record_of_a_run_is_plain_json() -> None:
+    found = describe()
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
+    assert found["cores"] >= 1
+    assert found["git"] is None or re.fullmatch(r"[0-9a-f]{40}(\+changes)?", found["git"])
