@@ -111,8 +111,8 @@ def _arms(teacher: Network, found: Hints, seed: int) -> list[Arm]:
     return [
         arm("plain", "ce"),
         arm("kd", "ce=1,kd=1"),
-        arm("kd and chosen hints", "ce,kd,hint", found.hints),
-        arm("kd and random hints", "ce,kd,hint", tuple(found.layers[i].name for i in random)),
+        arm("kd and chosen hints", "ce,kd,hint=5", found.hints),
+        arm("kd and random hints", "ce,kd,hint=5", tuple(found.layers[i].name for i in random)),
     ]
 
 
@@ -170,7 +170,8 @@ def _text(summary: dict[str, Any], out: Path) -> str:
     for arm in summary["arms"]:
         spread = np.std(arm["top1"], ddof=1) if len(arm["top1"]) > 1 else float("nan")
         lines.append(
-            f"{arm['name']:<{width}}  top-1 {np.mean(arm['top1']):6.2f} % +- {spread:4.2f}   {arm['parameters']:>8,} parameters"
+            f"{arm['name']:<{width}}  top-1 {np.mean(arm['top1']):6.2f} % +- {spread:4.2f}   "
+            f"{arm['parameters']:>8,} parameters"
         )
     for pair in summary["paired"]:
         interval = "" if pair["low"] is None else f" [{pair['low']:+.2f}, {pair['high']:+.2f}]"

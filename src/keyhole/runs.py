@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keyhole.errors import RunError
+from keyhole.errors import KeyholeError, RunError
 from keyhole.files import append_line, read_json, write_json
 from keyhole.runtime import describe
+
+_RECIPE = "recipe.json"
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,23 @@ class RunFolder:
         if not self.log.is_file():
             return []
         lines = self.log.read_text(encoding="utf-8").splitlines()
-        found = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+        found = [record for line in lines if (record := _record(line)) is not None]
         return list({(record.get("arm"), record.get("epoch")): record for record in found}.values())
 
 
-def open_run(out: Path, command: str, arguments: Mapping[str, Any], *, resume: bool = False) -> RunFolder:
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:  # the process was killed while it wrote this line; the epoch was done again
+        return None
+    return value if isinstance(value, dict) else None
+
+
+@contextmanager
+def open_run(out: Path, command: str, arguments: Mapping[str, Any], *, resume: bool = False) -> Iterator[RunFolder]:
     """Open the folder of a run and write its recipe: command, arguments, versions, source state, hardware.
+
+    Where the run fails before it kept anything, the recipe is taken back, so that the folder is free for the next try.
 
     Args:
         out: The folder; made when missing.
@@ -61,29 +75,47 @@ def open_run(out: Path, command: str, arguments: Mapping[str, Any], *, resume: b
         RunError: The folder cannot be written, holds another run, holds this one and ``resume`` is off, or holds
             files that are no run.
     """
-    recipe_file = out / "recipe.json"
+    run = _opened(out, command, arguments, resume=resume)
+    try:
+        yield run
+    except KeyholeError:
+        if not run.resumed and [path.name for path in out.iterdir()] == [_RECIPE]:
+            (out / _RECIPE).unlink()
+        raise
+
+
+def _opened(out: Path, command: str, arguments: Mapping[str, Any], *, resume: bool) -> RunFolder:
     told = json.loads(json.dumps({"command": command, "arguments": dict(arguments)}))
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; --out must be a folder. Choose another --out.")
-    if recipe_file.is_file():
-        old = read_json(recipe_file)
-        if old.get("command") != command:
-            raise RunError(f"{out} holds a run of 'keyhole {old.get('command')}'. Choose another --out.")
-        if old.get("arguments") != told["arguments"]:
-            raise RunError(
-                f"{out} holds another run: {_difference(old['arguments'], told['arguments'])}. Choose another --out."
-            )
+    if (out / _RECIPE).is_file():
+        _check_same(out, told)
         if (out / "result.json").is_file():
             raise RunError(
                 f"{out} holds this run, finished; its result is {out / 'result.json'}. Choose another --out."
             )
         if not resume:
             raise RunError(f"{out} holds this run, unfinished. Add --resume to go on, or choose another --out.")
-        return RunFolder(out, resumed=True)
+        run = RunFolder(out, resumed=True)
+        if run.log.is_file() and not run.log.read_bytes().endswith(b"\n"):
+            append_line(run.log, "")  # a killed process left half a line
+        return run
     if out.is_dir() and any(out.iterdir()):
         raise RunError(f"{out} is not empty and holds no run ({next(out.iterdir()).name}). Choose another --out.")
-    write_json(recipe_file, {**told, "environment": describe()})
+    write_json(out / _RECIPE, {**told, "environment": describe()})
     return RunFolder(out, resumed=False)
+
+
+def _check_same(out: Path, told: Mapping[str, Any]) -> None:
+    old = read_json(out / _RECIPE)
+    if not isinstance(old, dict) or not isinstance(old.get("arguments"), dict):
+        raise RunError(f"{out / _RECIPE} is no recipe of Keyhole. Choose another --out.")
+    if old.get("command") != told["command"]:
+        raise RunError(f"{out} holds a run of 'keyhole {old.get('command')}'. Choose another --out.")
+    if old["arguments"] != told["arguments"]:
+        raise RunError(
+            f"{out} holds another run: {_difference(old['arguments'], told['arguments'])}. Choose another --out."
+        )
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from keyhole.data.sources import Data
     from keyhole.distillation.cohorts import Result
     from keyhole.distillation.training import Arm, HintPair, TrainConfig
+    from keyhole.models.layers import Layer
     from keyhole.models.network import InputSpec, Network
     from keyhole.runs import RunFolder
 
@@ -71,12 +72,14 @@ def train(
     from keyhole.data.sources import open_data
     from keyhole.distillation.terms import parse_terms
     from keyhole.distillation.training import Arm
+    from keyhole.runs import open_run
 
     config = _config(arguments, device)
-    spec = _needed(o.input_spec(model, data, input_size, mean, std), model)
-    opened = open_data(data, root, input=spec, workers=workers, progress=o.progress_bar())
-    arm = Arm(model, model, spec, parse_terms("ce"))
-    _run("train", [arm], opened, config, arguments, out, holdout=holdout, resume=resume, as_json=json)
+    with open_run(out, "train", arguments, resume=resume) as run:
+        spec = _needed(o.input_spec(model, data, input_size, mean, std), model)
+        opened = open_data(data, root, input=spec, workers=workers, progress=o.progress_bar())
+        arm = Arm(model, model, spec, parse_terms("ce"))
+        _run(run, [arm], opened, config, holdout=holdout, as_json=json)
 
 
 def distill(
@@ -136,13 +139,8 @@ def distill(
     Writes student.safetensors (last epoch), student-best.safetensors, result.json, log.jsonl and report.html to --out.
     """
     arguments = o.recipe(locals())
-    if cohort is not None:
-        arguments["cohort"] = _read_toml(cohort)
-    config = _config(arguments, device)
-    network, opened = o.open_both(
-        teacher, weights, data, root, spec=(input_size, mean, std), classes=classes, workers=workers
-    )
-    o.check_teacher(network, opened, device=device)
+    from keyhole.runs import open_run
+
     own: dict[str, Any] = {
         "name": student,
         "student": student,
@@ -157,10 +155,19 @@ def distill(
         "temperature": temperature,
         "seed": seed,
     }
-    entries = [own] if cohort is None else [own | _known(entry, own) for entry in arguments["cohort"]["arm"]]
-    makers = _ArmMaker(network, opened, device, precision, holdout)
-    arms = [makers.make(entry) for entry in entries]
-    _run("distill", arms, opened, config, arguments, out, teacher=network, holdout=holdout, resume=resume, as_json=json)
+    entries = [own]
+    if cohort is not None:
+        arguments["cohort"] = _read_toml(cohort)
+        entries = [own | _known(entry) for entry in arguments["cohort"]["arm"]]
+    config = _config(arguments, device)
+    with open_run(out, "distill", arguments, resume=resume) as run:
+        network, opened = o.open_both(
+            teacher, weights, data, root, spec=(input_size, mean, std), classes=classes, workers=workers
+        )
+        o.check_teacher(network, opened, device=device)
+        maker = _ArmMaker(network, opened, device, precision, holdout)
+        arms = [maker.make(entry) for entry in entries]
+        _run(run, arms, opened, config, teacher=network, holdout=holdout, as_json=json)
 
 
 def _config(arguments: Mapping[str, Any], device: str) -> TrainConfig:
@@ -195,13 +202,35 @@ def _read_toml(path: Path) -> dict[str, Any]:
     return value
 
 
-def _known(entry: Mapping[str, Any], allowed: Mapping[str, Any]) -> dict[str, Any]:
-    for key in entry:
-        if key not in allowed:
-            raise unknown_name("key of an [[arm]]", key, allowed)
+_ARM_KEYS: dict[str, tuple[tuple[type, ...], str]] = {
+    "name": ((str,), "a text"),
+    "student": ((str,), "a text"),
+    "terms": ((str,), "a text such as 'ce,kd,hint'"),
+    "hints": ((str, list), "a text or a list of layers"),
+    "match": ((str,), "a text"),
+    "metric": ((str,), "a text"),
+    "count": ((int, str), "a whole number or 'auto'"),
+    "samples": ((int,), "a whole number"),
+    "layers": ((str,), "a text"),
+    "student_size": ((int,), "a whole number"),
+    "temperature": ((int, float), "a number"),
+    "seed": ((int,), "a whole number"),
+}
+
+
+def _known(entry: Any) -> dict[str, Any]:
+    if not isinstance(entry, dict):
+        raise SettingError(f"An arm is {entry!r}; expected an [[arm]] table.")
     if "name" not in entry:
         raise SettingError("An [[arm]] has no name; give each one a name of its own.")
-    return dict(entry)
+    for key, value in entry.items():
+        if key not in _ARM_KEYS:
+            raise unknown_name("key of an [[arm]]", key, _ARM_KEYS)
+        kinds, expected = _ARM_KEYS[key]
+        wrong = isinstance(value, list) and not all(isinstance(item, str) for item in value)
+        if wrong or isinstance(value, bool) or not isinstance(value, kinds):
+            raise SettingError(f"{key} of arm {entry['name']!r} is {value!r}; expected {expected}.")
+    return entry
 
 
 class _ArmMaker:
@@ -209,11 +238,9 @@ class _ArmMaker:
 
     def __init__(self, teacher: Network, data: Data, device: str, precision: str, held_out: int) -> None:
         from keyhole.data.splits import hold_out
-        from keyhole.models.layers import layers
 
         self.teacher, self.data, self.device, self.precision = teacher, data, device, precision
         self.train = hold_out(data.train, held_out)[0]
-        self.candidates = layers(teacher)
         self.chosen: dict[str, tuple[str, ...]] = {}
 
     def make(self, entry: Mapping[str, Any]) -> Arm:
@@ -227,34 +254,37 @@ class _ArmMaker:
 
         terms = parse_terms(entry["terms"], temperature=float(entry["temperature"]))
         spec = self.teacher.input
-        if size := entry["student_size"]:
+        if (size := entry["student_size"]) is not None:
             spec = replace(spec, size_px=(size, size))
-        wanted = self._hints(entry) if any(term.needs_hints for term in terms) else ()
         pairs: tuple[HintPair, ...] = ()
-        if wanted:
+        if any(term.needs_hints for term in terms):
             student = build(entry["student"], classes=self.data.classes, input=spec)
-            pairs = match_hints(wanted, self.candidates, layers(student), how=entry["match"])
+            wanted, candidates = self._hints(entry)
+            pairs = match_hints(wanted, candidates, layers(student), how=entry["match"])
             note = ", ".join(f"{pair.teacher} -> {pair.student}" for pair in pairs)
             o.note(f"{entry['name']}: {note}")
         return Arm(entry["name"], entry["student"], spec, terms, pairs)
 
-    def _hints(self, entry: Mapping[str, Any]) -> tuple[str, ...]:
+    def _hints(self, entry: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Layer]]:
+        """Return the hints of an arm, and the layers of the teacher that they were chosen from."""
         from keyhole.cli.hints import selection_rule
         from keyhole.hints.selection import CONTROLS, SELECTORS, select
+        from keyhole.models.layers import layers
 
         given = entry["hints"]
         if given is None:
             raise SettingError(f"Arm {entry['name']} has hint terms and no hints; give --hints auto or a hints.json.")
-        if isinstance(given, list):
-            return tuple(given)
-        if given.endswith(".json"):
+        if isinstance(given, str) and given.endswith(".json"):
             return self._from_file(Path(given))
+        candidates = layers(self.teacher, entry["layers"])
+        if isinstance(given, list):
+            return given, candidates
         if given in CONTROLS and given != "reverse":
             rule = selection_rule(given, str(entry["count"]), "medoid", "center", entry["seed"])
-            return tuple(self.candidates[i].name for i in select(self.candidates, None, rule).hints)
+            return [candidates[i].name for i in select(candidates, None, rule).hints], candidates
         if given == "auto" or given in SELECTORS:
-            return self._choose(entry, "kmeans" if given == "auto" else given)
-        return tuple(part.strip() for part in given.split(","))
+            return self._choose(entry, "kmeans" if given == "auto" else given), candidates
+        return [part.strip() for part in given.split(",")], candidates
 
     def _choose(self, entry: Mapping[str, Any], clustering: str) -> tuple[str, ...]:
         from keyhole.cli.hints import selection_rule
@@ -282,36 +312,35 @@ class _ArmMaker:
             ).hints
         return self.chosen[key]
 
-    def _from_file(self, path: Path) -> tuple[str, ...]:
+    def _from_file(self, path: Path) -> tuple[Sequence[str], Sequence[Layer]]:
         from keyhole.files import read_json
+        from keyhole.models.layers import layers
 
         value = read_json(path)
-        if not isinstance(value, dict) or "hints" not in value:
-            raise DataError(f"{path} is no hints.json of 'keyhole hints': it has no hints.")
+        try:
+            hints, names = value["hints"], [layer["name"] for layer in value.get("layers", ())]
+            pattern = ",".join([*hints, *names]) if names else None
+        except (AttributeError, LookupError, TypeError) as error:
+            raise DataError(f"{path} is no hints.json of 'keyhole hints': it has no list of hints.") from error
         if value.get("teacher") != self.teacher.name:
             o.note(f"Warning: {path} was made for {value.get('teacher')}, the teacher is {self.teacher.name}.")
-        return tuple(value["hints"])
+            pattern = None
+        return hints, layers(self.teacher, pattern)
 
 
 def _run(
-    command: str,
+    run: RunFolder,
     arms: Sequence[Arm],
     data: Data,
     config: TrainConfig,
-    arguments: Mapping[str, Any],
-    out: Path,
     *,
     teacher: Network | None = None,
     holdout: int,
-    resume: bool,
     as_json: bool,
 ) -> None:
     from keyhole.distillation.cohorts import run_cohort
     from keyhole.files import write_json, write_text
     from keyhole.reports.pages import training_page
-    from keyhole.runs import open_run
-
-    run = open_run(out, command, arguments, resume=resume)
 
     def log(record: dict[str, Any]) -> None:
         run.append(record)
@@ -326,7 +355,7 @@ def _run(
         teacher=teacher,
         held_out=holdout,
         checkpoint=run.checkpoint,
-        resume=resume,
+        resume=run.resumed,
         log=log,
         progress=o.progress_bar(),
     )

@@ -72,24 +72,24 @@ def hints(
         samples=samples, metrics=tuple(metric.split(",")), layers=layers, draws=stability, bare=bare, seed=seed
     )
     look = ObserveConfig(grid=grid, batch_size=batch_size, memory_mib=memory, precision=precision)
-    network, opened = o.open_both(
-        teacher, weights, data, root, spec=(input_size, mean, std), classes=classes, workers=workers
-    )
-    run = open_run(out, "hints", arguments, resume=True)
-    o.check_teacher(network, opened, device=device)
-    found = choose_hints(
-        network,
-        opened.train,
-        rule,
-        config=config,
-        look=look,
-        device=choose_device(device),
-        data=data,
-        progress=o.progress_bar(),
-    )
-    write_arrays(run.path / "similarity.npz", found.similarities)
-    write_text(run.path / "report.html", hints_page(found))
-    write_json(run.path / "hints.json", found.to_json())
+    with open_run(out, "hints", arguments, resume=True) as run:
+        network, opened = o.open_both(
+            teacher, weights, data, root, spec=(input_size, mean, std), classes=classes, workers=workers
+        )
+        o.check_teacher(network, opened, device=device)
+        found = choose_hints(
+            network,
+            opened.train,
+            rule,
+            config=config,
+            look=look,
+            device=choose_device(device),
+            data=data,
+            progress=o.progress_bar(),
+        )
+        write_arrays(run.path / "similarity.npz", found.similarities)
+        write_text(run.path / "report.html", hints_page(found))
+        write_json(run.path / "hints.json", found.to_json())
     o.emit(found.to_json(), _told(found.to_json(), run.path), as_json=json)
 
 

@@ -71,7 +71,7 @@ def _nearest_size(hint: Layer, depth: float, student: Sequence[Layer]) -> Layer:
 
 
 def _by_depth(depths: Sequence[float], layers: int) -> list[int]:
-    """Return layer positions that follow the order of the depths with the smallest total difference, by dynamic programming."""
+    """Return layer positions in the order of the depths with the smallest total difference: dynamic programming."""
     order = np.argsort(depths, kind="stable")
     step = 1 if len(depths) <= layers else 0  # each hint gets another layer while there are enough
     own = (np.arange(layers) + 1) / layers

@@ -487,7 +487,7 @@ def fit(
     train = train.to(cohort.device)
     held_out = held_out.to(cohort.device) if held_out is not None and len(held_out) else None
     steps = len(train) // config.batch_size
-    begin, step, earlier = _restore(cohort, checkpointing)
+    begin, step, earlier = _restore(cohort, checkpointing, len(train))
     seconds = earlier
     for epoch in range(begin, config.epochs):
         started = saved = time.perf_counter()
@@ -504,7 +504,7 @@ def fit(
                 cohort.check_finite(f"in epoch {epoch + 1}, step {step}")
             if due:
                 saved = time.perf_counter()
-                _save(cohort, checkpointing, epoch, step, seconds + saved - started)
+                _save(cohort, checkpointing, len(train), (epoch, step), seconds + saved - started)
         cohort.check_finite(f"in epoch {epoch + 1}")
         rate = config.rate(epoch + (steps - 1) / steps)
         for learner in cohort.learners:
@@ -513,7 +513,7 @@ def fit(
                 log({**record, "arm": learner.arm.name})
         step = 0
         seconds += time.perf_counter() - started
-        _save(cohort, checkpointing, epoch + 1, 0, seconds)
+        _save(cohort, checkpointing, len(train), (epoch + 1, 0), seconds)
     return Trained(tuple(_outcome(learner) for learner in cohort.learners), earlier)
 
 
@@ -543,19 +543,22 @@ def _close_epoch(
     return record
 
 
-def _save(cohort: Cohort, checkpointing: Checkpointing | None, epoch: int, step: int, seconds: float) -> None:
+def _save(
+    cohort: Cohort, checkpointing: Checkpointing | None, images: int, at: tuple[int, int], seconds: float
+) -> None:
     if checkpointing is None:
         return
     tensors, values = cohort.state()
-    values |= {"epoch": epoch, "step": step, "seconds": seconds, "config": asdict(cohort.config)}
+    values |= {"epoch": at[0], "step": at[1], "seconds": seconds}
+    values["config"] = {**asdict(cohort.config), "images": images}
     write_tensors(checkpointing.path, tensors, values)
 
 
-def _restore(cohort: Cohort, checkpointing: Checkpointing | None) -> tuple[int, int, float]:
+def _restore(cohort: Cohort, checkpointing: Checkpointing | None, images: int) -> tuple[int, int, float]:
     if checkpointing is None or not checkpointing.resume or not checkpointing.path.is_file():
         return 0, 0, 0.0
     tensors, values = read_tensors(checkpointing.path)
-    made, wanted = values["config"], json.loads(json.dumps(asdict(cohort.config)))
+    made, wanted = values["config"], json.loads(json.dumps({**asdict(cohort.config), "images": images}))
     for name in wanted.keys() - {"compile", "device"}:
         if made.get(name) != wanted[name]:
             raise RunError(

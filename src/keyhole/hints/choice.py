@@ -135,6 +135,8 @@ class ChoiceConfig:
             raise SettingError(f"Metrics {','.join(self.metrics)!r} must name each metric once.")
         if self.samples < 2 or self.draws < 0:
             raise SettingError(f"samples is {self.samples} and draws {self.draws}; expected at least 2 and 0.")
+        if self.seed < 0:
+            raise SettingError(f"seed is {self.seed}; expected at least 0.")
 
 
 def choose_hints(

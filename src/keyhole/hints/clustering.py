@@ -78,9 +78,9 @@ def kmeans(distance: Float[np.ndarray, "l l"], count: int, *, center: str = "med
 
 
 def segments(distance: Float[np.ndarray, "l l"], count: int) -> Clusters:
-    """Group layers into runs of consecutive layers with the smallest total distance to their medoids: the exact optimum.
+    """Group layers into runs of consecutive layers with the smallest total distance to their medoids.
 
-    By dynamic programming over all ends of runs, O(l^3) for l layers.
+    The exact optimum, by dynamic programming over all ends of runs, O(l^3) for l layers.
 
     Args:
         distance: Between all layers, in the order of depth.

@@ -74,7 +74,7 @@ def linear_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "m q"]) -> float:
 
 
 def debiased_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "m q"]) -> float:
-    """Return linear CKA with the unbiased estimator of HSIC: about 0, also below, for unrelated layers, at most about 1.
+    """Return linear CKA with the unbiased estimator of HSIC: about 0, also below, for unrelated layers; 1 at most.
 
     Unlike :func:`linear_cka` it does not rise when there are few inputs and many channels.
 

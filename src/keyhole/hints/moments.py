@@ -146,8 +146,8 @@ class ObserveConfig:
         """Check ranges."""
         if self.grid < 1 or self.batch_size < 4 or self.memory_mib < 1 or self.bandwidth <= 0:
             raise SettingError(
-                f"grid {self.grid}, batch size {self.batch_size}, memory {self.memory_mib} MiB, bandwidth {self.bandwidth}: "
-                "expected at least 1, 4, 1 and above 0."
+                f"grid {self.grid}, batch size {self.batch_size}, memory {self.memory_mib} MiB and "
+                f"bandwidth {self.bandwidth}; expected at least 1, 4, 1 and above 0."
             )
         if self.precision not in PRECISIONS:
             raise SettingError(f"precision is {self.precision!r}; expected {' or '.join(PRECISIONS)}.")

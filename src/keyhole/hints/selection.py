@@ -45,7 +45,7 @@ class Rule:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the names."""
+        """Check names and ranges."""
         for kind, name, known in (
             ("clustering", self.clustering, SELECTORS),
             ("center", self.center, CENTERS),
@@ -53,6 +53,8 @@ class Rule:
         ):
             if name not in known:
                 raise unknown_name(kind, name, known)
+        if self.seed < 0:
+            raise SettingError(f"seed is {self.seed}; expected at least 0.")
 
 
 @dataclass(frozen=True)

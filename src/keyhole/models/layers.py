@@ -115,6 +115,9 @@ class Tapped(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the module's output and the features, named."""
         output: Tensor = self.module(x)
+        for name in self.names:
+            if name not in self._features:
+                raise ShapeError(f"Layer {name} did not run in the forward pass. Tap another layer.")
         features = {name: self._features[name] for name in self.names}
         self._features.clear()
         return output, features

@@ -187,9 +187,15 @@ def _build_timm(name: str, classes: int, spec: InputSpec | None) -> Network:
     short = name.removeprefix("timm:")
     if not timm.is_model(short.split(".")[0]):
         raise unknown_name("timm model", short, timm.list_models(), see="timm.list_models() gives all of them.")
-    channels: dict[str, Any] = {} if spec is None or spec.channels == 3 else {"in_chans": spec.channels}
+    options: dict[str, Any] = {"num_classes": classes}
+    if spec is not None and spec.channels != 3:
+        options["in_chans"] = spec.channels
     try:
-        module = timm.create_model(short, pretrained=False, num_classes=classes, **channels)
+        try:  # transformers are built for one size; convnets do not take it
+            sized: dict[str, Any] = {} if spec is None else {"img_size": spec.size_px}
+            module = timm.create_model(short, pretrained=False, **options, **sized)
+        except TypeError:
+            module = timm.create_model(short, pretrained=False, **options)
     except RuntimeError as error:  # a tag, after the dot, that this model does not have
         raise UnknownNameError(f"Cannot build {name!r}: {_one_line(error)}. See timm.list_models().") from error
     if spec is None:

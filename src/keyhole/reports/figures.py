@@ -1,7 +1,7 @@
 """Drawings as inline SVG: bars, curves and dots that follow the page's colors, light or dark.
 
-Drawn with matplotlib, which is imported when the first figure is made, without pyplot and its global state. Text stays text,
-and the ink of the page is a CSS variable in the drawing.
+Drawn with matplotlib, which is imported when the first figure is made, without pyplot and its global state. Text
+stays text, and the ink of the page is a CSS variable in the drawing.
 """
 
 from __future__ import annotations
@@ -150,7 +150,8 @@ def bars(names: Sequence[str], values_pct: Sequence[float], chosen: Mapping[str,
         cell_pt = width / POINT / (len(names) + 0.4)
         hints = [i for i, name in enumerate(names) if name in chosen]
         label_layers(axes, names, hints, cell_pt, axis="x")
-        for i in spread_labels(len(names), hints, 24 / cell_pt):
+        ordered = sorted(range(len(names)), key=lambda i: (i not in hints, -values_pct[i]))
+        for i in spread_labels(len(names), ordered, 15 / cell_pt):
             if i in hints or values_pct[i] >= 0.5:
                 axes.text(i, values_pct[i] + 2, f"{values_pct[i]:.0f}", ha="center", fontsize=8, color=INK)
         return to_svg(figure, told, least=0.6 if len(names) > 15 else 0.0)
@@ -180,18 +181,10 @@ def silhouettes(values: Mapping[int, float], chosen: int, told: str) -> str:
         axes.plot(counts, [values[k] for k in counts], color=SOFT, linewidth=1.2, marker="o", markersize=4)
         if chosen in values:
             axes.plot([chosen], [values[chosen]], color=ACCENT, marker="o", markersize=9)
-            axes.annotate(
-                f"{chosen} clusters: {values[chosen]:.2f}",
-                (chosen, values[chosen]),
-                xytext=(0, 10),
-                textcoords="offset points",
-                ha="left" if chosen <= counts[len(counts) // 2] else "right",
-                color=INK,
-                fontweight="bold",
-            )
+            axes.set_title(f"{chosen} clusters: {values[chosen]:.2f}", color=INK, fontweight="bold")
         axes.set_xticks(counts)
         axes.set(xlabel="clusters", ylabel="mean silhouette", xlim=(counts[0] - 0.5, counts[-1] + 0.5))
-        axes.margins(y=0.22)
+        axes.margins(y=0.12)
         axes.yaxis.grid(True)
         axes.tick_params(length=0)
         return to_svg(figure, told)
@@ -254,7 +247,8 @@ def dots(rows: Sequence[tuple[str, Sequence[float]]], line: tuple[str, float] | 
                 lift = 0.11 * ((k % 3) - 1) if len(values) > 1 else 0.0
                 axes.plot(value, number + lift, "o", color=color(number), markersize=5.5, alpha=0.75, markeredgewidth=0)
             mean = sum(values) / len(values)
-            axes.plot([mean, mean], [number - 0.31, number + 0.31], color=INK, linewidth=2)
+            if len(values) > 1:
+                axes.plot([mean, mean], [number - 0.31, number + 0.31], color=INK, linewidth=2)
         if line is not None:
             axes.axvline(line[1], color=SOFT, linewidth=1.1, linestyle=(0, (4, 3)))
             axes.annotate(
@@ -283,7 +277,7 @@ def intervals(rows: Sequence[tuple[str, float, float | None, float | None]], tol
                 axes.plot([low, high], [i, i], color=color(0), linewidth=2.4, solid_capstyle="round")
             axes.plot(mean, i, "o", color=color(0), markersize=7.5)
         axes.set_yticks(range(len(rows)), [shorten(name, 60) for name, *_ in rows], parse_math=False, color=INK)
-        axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel="difference in top-1, percent points")
+        axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel="difference in top-1, percentage points")
         axes.margins(x=0.08)
         axes.grid(True, axis="x")
         axes.tick_params(length=0)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from keyhole.reports.figures import INK, PAPER, POINT, SOFT, drawing, label_layers, shorten, to_svg
-from keyhole.reports.markup import color
+from keyhole.reports.markup import color, text_color
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-_SIDE_IN = 6.3
+_SIDE_IN = 7.2
 _DARKEST = "#2b323b"
-_LABELS = 12  # names on the diagonal; with more hints the axes name them
+MOST_NAMED = 12  # names on the diagonal; with more hints the axes name them
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Marks:
     def color(self, layer: int) -> str:
         """Return the color of a layer's cluster; that of the first without clusters."""
         return color(self.labels[layer] if self.labels else 0)
+
+    def text_color(self, layer: int) -> str:
+        """Return the color of text on that color."""
+        return text_color(self.labels[layer] if self.labels else 0)
 
 
 def runs(members: Sequence[int]) -> list[tuple[int, int]]:
@@ -57,7 +61,7 @@ def runs(members: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def limits(matrix: Float[np.ndarray, "l l"]) -> tuple[float, float]:
-    """Return the lowest and the highest similarity of two different layers; around the value where there is only one."""
+    """Return the lowest and the highest similarity of two different layers; around it where there is one only."""
     different = matrix[~np.eye(len(matrix), dtype=bool)]
     low, high = (float(different.min()), float(different.max())) if different.size else (0.0, 1.0)
     return (low, high) if high - low > 1e-6 else (low - 0.5, high + 0.5)
@@ -131,12 +135,12 @@ def _outline(axes: Axes, marks: Marks, width: float) -> None:
                     (left - 0.5, first - 0.5), right - left + 1, last - first + 1, fill=False, edgecolor=color(cluster),
                     linewidth=width if own else 0.45 * width, zorder=3 if own else 2, clip_on=False,
                 )  # fmt: skip
-                box.set_path_effects([Stroke(linewidth=(width if own else 0.45 * width) + 1.6, foreground="white"), Normal()])
+                box.set_path_effects([Stroke(linewidth=box.get_linewidth() + 1.6, foreground="white"), Normal()])
                 axes.add_patch(box)
 
 
 def _hint_points(axes: Axes, names: Sequence[str], marks: Marks, cell_pt: float) -> None:
-    many = len(marks.hints) > _LABELS
+    many = len(marks.hints) > MOST_NAMED
     last = len(names) - 1
     named: dict[bool, list[int]] = {True: [], False: []}
     for order, i in enumerate(marks.hints, 1):
@@ -148,8 +152,9 @@ def _hint_points(axes: Axes, names: Sequence[str], marks: Marks, cell_pt: float)
         if many:
             continue
         axes.text(
-            i, i, str(order), ha="center", va="center_baseline", fontsize=8, fontweight="bold", color="white", zorder=7
-        )
+            i, i, str(order), ha="center", va="center_baseline", fontsize=8, fontweight="bold",
+            color=marks.text_color(i), zorder=7,
+        )  # fmt: skip
         right = i <= 0.55 * last
         free = [side for side in (right, not right) if all(abs(i - j) * cell_pt >= 17 for j in named[side])]
         if free:
@@ -159,8 +164,8 @@ def _hint_points(axes: Axes, names: Sequence[str], marks: Marks, cell_pt: float)
 
 def _name(axes: Axes, name: str, i: int, *, right: bool) -> None:
     axes.annotate(
-        name, (i, i), xytext=(10, 7) if right else (-10, -7), textcoords="offset points", ha="left" if right else "right",
-        va="center", fontsize=9, fontweight="bold", color=INK, parse_math=False, zorder=6, annotation_clip=False,
+        name, (i, i), xytext=(10, 7) if right else (-10, -7), textcoords="offset points",
+        ha="left" if right else "right", va="center", fontsize=9, fontweight="bold", color=INK, parse_math=False, zorder=6, annotation_clip=False,
         bbox={"boxstyle": "round,pad=0.25", "facecolor": PAPER, "edgecolor": "none", "alpha": 0.88},
     )  # fmt: skip
 
@@ -178,14 +183,14 @@ def _strip(axes: Axes, marks: Marks, cell_pt: float) -> None:
             if (last - first + 1) * cell_pt >= 9:
                 axes.text(
                     0.5, (first + last) / 2, str(cluster + 1), ha="center", va="center_baseline", fontsize=8,
-                    fontweight="bold", color="white",
+                    fontweight="bold", color=text_color(cluster),
                 )  # fmt: skip
 
 
 def _scale(figure: Figure, image: AxesImage, where: tuple[float, float, float, float]) -> None:
     axes = figure.add_axes(where)
     bar = figure.colorbar(image, cax=axes)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     axes.tick_params(length=0, labelcolor=SOFT)
     axes.set_ylabel("similarity", rotation=90)
 

@@ -6,6 +6,7 @@ Text is escaped unless it is :class:`Html` already, so a layer named ``<b>`` sta
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -73,20 +74,24 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, strong: S
         rows: One text a column; escaped unless it is :class:`Html`.
         strong: Rows that are set apart, such as the teacher's.
     """
-    kinds = [' class="n"' if column.number else "" for column in columns]
+    kinds = [' class="n"' if column.number else ' class="t"' for column in columns]
     head = "".join(f"<th{kind}>{escape(column.title)}</th>" for column, kind in zip(columns, kinds, strict=True))
     lines = []
     for i, row in enumerate(rows):
         cells = "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row, kinds, strict=True))
-        lines.append(f"<tr{' class="strong"' if i in strong else ''}>{cells}</tr>")
-    return Html(
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-    )
+        kind = ' class="strong"' if i in strong else ""
+        lines.append(f"<tr{kind}>{cells}</tr>")
+    return Html(f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>')
 
 
 def color(number: int) -> str:
     """Return the color of the cluster or arm of that number, from 0; they repeat after six."""
     return COLORS[number % len(COLORS)]
+
+
+def text_color(number: int) -> str:
+    """Return black or white, whichever is easier to read on :func:`color` of that number."""
+    return "#fff" if number % len(COLORS) < 3 else "#14181c"
 
 
 def dash(number: int) -> str:
@@ -105,7 +110,8 @@ def swatch(number: int) -> Html:
 
 def chip(number: int, text: str) -> Html:
     """Return a cluster's number in its color."""
-    return Html(f'<span class="chip" style="background:{color(number)}">{escape(text)}</span>')
+    style = f"background:{color(number)};color:{text_color(number)}"
+    return Html(f'<span class="chip" style="{style}">{escape(text)}</span>')
 
 
 def legend(names: Sequence[str]) -> Html:
@@ -133,7 +139,13 @@ def section(title: str, *parts: str) -> Html:
 
 def paragraph(text: str, kind: str = "") -> Html:
     """Return a paragraph."""
-    return Html(f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>")
+    inside = _unbroken(text)
+    return Html(f'<p class="{kind}">{inside}</p>' if kind else f"<p>{inside}</p>")
+
+
+def _unbroken(text: str) -> str:
+    """Return text as HTML in which no line ends between a number and its percent sign."""
+    return re.sub(r"(\d) %", r"\1&nbsp;%", escape(text))
 
 
 def page(title: str, kicker: str, *parts: str) -> str:
@@ -149,7 +161,7 @@ def page(title: str, kicker: str, *parts: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f'<header><p class="kicker">{escape(kicker)}</p><h1>{escape(title)}</h1></header>\n'
+        f'<header><p class="kicker">{escape(kicker)}</p><h1>{_unbroken(title)}</h1></header>\n'
         + "\n".join(escape(part) for part in parts if part)
         + "\n</main>\n</body>\n</html>\n"
     )
@@ -211,13 +223,15 @@ p{max-width:76ch;margin:.55em 0;overflow-wrap:anywhere}
 .kicker{color:var(--soft);font-size:.86rem;letter-spacing:.03em;margin:0}
 .lead{font-size:1.09rem}
 .soft,figcaption{color:var(--soft);font-size:.9rem}
-.note{border-left:4px solid #E69F00;background:var(--faint);padding:12px 18px;font-size:1.05rem;border-radius:0 6px 6px 0}
+.note{border-left:4px solid #E69F00;background:var(--faint);padding:12px 18px;font-size:1.05rem;
+border-radius:0 6px 6px 0}
 code{font:.92em ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;overflow-wrap:anywhere}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:.93rem;margin:6px 0 10px;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:6px 22px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}
 th{font-weight:600;color:var(--soft);font-size:.85rem;vertical-align:bottom}
 th.n,td.n{text-align:right;white-space:nowrap}
+td.t{min-width:8.5em;max-width:26em;overflow-wrap:anywhere}
 td code{overflow-wrap:normal;white-space:pre}
 tr.strong td{font-weight:650}
 .span{display:block;height:8px;min-width:1px;background:#0072B2;border-radius:2px;margin-top:8px}
@@ -227,9 +241,10 @@ figcaption{max-width:76ch;margin-top:4px;overflow-wrap:anywhere}
 figure svg{display:block;height:auto}
 figure svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:8px 28px;align-items:start}
+.two{grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr))}
 .thumbs{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:8px 22px}
 .thumbs figure{margin:4px 0}
-.chip{display:inline-block;min-width:1.6em;padding:0 .4em;border-radius:4px;color:#fff;text-align:center;font-weight:600}
+.chip{display:inline-block;min-width:1.6em;padding:0 .4em;border-radius:4px;text-align:center;font-weight:600}
 .swatch{vertical-align:middle;margin-right:3px}
 ul.legend{list-style:none;display:flex;flex-wrap:wrap;gap:4px 22px;padding:0;margin:6px 0;font-size:.93rem}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:6px 20px;font-size:.93rem;max-width:88ch}

@@ -1,0 +1,325 @@
+"""Whole reports: one HTML file each, with its pictures inside, that needs no network and no script."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from keyhole.hints.choice import Hints
+from keyhole.reports import explained, figures, hint_parts
+from keyhole.reports.markup import (
+    NOTHING,
+    Column,
+    Html,
+    amount,
+    code,
+    duration,
+    figure,
+    grid,
+    join,
+    legend,
+    page,
+    paragraph,
+    plural,
+    section,
+    swatch,
+    table,
+)
+
+_NO_TERMS = ("arm", "epoch", "rate", "loss", "held_out_top1")
+
+
+def hints_page(hints: Hints) -> str:
+    """Return the report about which layers of a teacher should teach, as one HTML file.
+
+    Args:
+        hints: What :func:`keyhole.hints.choice.choose_hints` found.
+
+    Example:
+        >>> from keyhole.data.sources import default_input, open_data
+        >>> from keyhole.hints.choice import ChoiceConfig, choose_hints
+        >>> from keyhole.models.zoo import build
+        >>> teacher = build("resnet14", classes=10, input=default_input("digits"))
+        >>> images = open_data("digits").train
+        >>> hints_page(choose_hints(teacher, images, config=ChoiceConfig(samples=100, draws=5)))[:15]
+        '<!DOCTYPE html>'
+    """
+    return page(
+        hint_parts.title(hints),
+        "Keyhole: hint points",
+        hint_parts.lead(hints),
+        hint_parts.hint_table(hints),
+        section("How alike the layers are", hint_parts.map_figure(hints)),
+        hint_parts.silhouette_section(hints),
+        hint_parts.stability_section(hints),
+        hint_parts.metrics_section(hints),
+        hint_parts.other_maps_section(hints),
+        hint_parts.time_section(hints),
+        hint_parts.limits_section(hints),
+    )
+
+
+def training_page(result: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:
+    """Return the report about trained students, as one HTML file.
+
+    Args:
+        result: What :meth:`keyhole.distillation.cohorts.Result.to_json` gives; accuracies in percent.
+        log: One record per arm and epoch; its ``held_out_top1`` from 0 to 1.
+    """
+    arms: Sequence[Mapping[str, Any]] = result["arms"]
+    names = [arm["name"] for arm in arms]
+    terms = list(dict.fromkeys(key for record in log for key in record if key not in _NO_TERMS))
+    many = legend(names) if len(arms) > 1 else ""
+    return page(
+        _training_title(result),
+        "Keyhole: training",
+        paragraph(_training_told(result), "lead"),
+        paragraph(_how_trained(result), "soft"),
+        _result_table(result),
+        section("What learns, and from what", _size_table(result)),
+        _held_out_section(names, log, many),
+        _loss_section(names, log, terms, many),
+        _terms_section(arms, names, log, terms, many),
+        _rate_section(names, log, many),
+        _hints_section(arms, bool(result["teacher"])),
+    )
+
+
+def _training_title(result: Mapping[str, Any]) -> str:
+    arms, teacher = result["arms"], result["teacher"]
+    best = max(arms, key=lambda arm: arm["top1"]["last"])
+    right = f"{best['top1']['last']:.2f} % of the test images of {result['data']} right"
+    if len(arms) > 1:
+        return f"{best['name']} came out best of {len(arms)}: {right}"
+    if teacher and any(term["name"] != "ce" for term in best["terms"]):
+        return f"{best['student']}, taught by {teacher['name']}: {right}"
+    return f"{best['student']}, trained without a teacher: {right}"
+
+
+def _training_told(result: Mapping[str, Any]) -> str:
+    teacher = result["teacher"]
+    best = max(result["arms"], key=lambda arm: arm["top1"]["last"])
+    told = f"After {plural(result['epochs'], 'epoch')} it recognizes {best['top1']['last']:.2f} % of "
+    told += f"{plural(result['images']['test'], 'test image')}"
+    if teacher:
+        gap = best["top1"]["last"] - teacher["top1"]
+        more = "more" if gap > 0 else "less"
+        side = "as many as" if abs(gap) < 0.005 else f"{abs(gap):.2f} percentage points {more} than"
+        told += f", {side} the teacher {teacher['name']} ({teacher['top1']:.2f} %)"
+    if best["compression"]:
+        ratio = best["compression"]["parameters"]
+        told += f", with {ratio:.2f} times fewer" if ratio > 1 else f", with {1 / ratio:.2f} times as many"
+        told += " parameters"
+    if len(result["arms"]) > 1:
+        worst = min(result["arms"], key=lambda arm: arm["top1"]["last"])
+        told += f"; the lowest of the {len(result['arms'])} is {worst['name']} with {worst['top1']['last']:.2f} %"
+    return f"{told}."
+
+
+def _how_trained(result: Mapping[str, Any]) -> str:
+    images = result["images"]
+    told = f"Trained on {plural(images['train'], 'image')} in {duration(result['seconds'])}, seed {result['seed']}. "
+    if images["held_out"]:
+        seen = plural(images["held_out"], "held-out image")
+        told += f"The best epoch of each is that with the highest accuracy on {seen}. "
+    else:
+        told += "No images were held out, so the best epoch is the last one. "
+    return told + "How much another seed would change these figures cannot be told from this run."
+
+
+def _result_table(result: Mapping[str, Any]) -> Html:
+    teacher, arms = result["teacher"], result["arms"]
+    held_out = any(arm["held_out_top1"] for arm in arms)
+    heads = ["top-1, %: last", "best", "top-5, %: last", "best"]
+    heads += ["held out, %: last", "best"] if held_out else []
+    columns = [Column("", number=False), *(Column(head) for head in (*heads, "best epoch"))]
+    rows = []
+    if teacher:
+        top5 = f"{teacher['top5']:.2f}" if teacher.get("top5") is not None else NOTHING
+        none = [NOTHING] * (len(heads) - 3)
+        rows.append([f"{teacher['name']} (teacher)", f"{teacher['top1']:.2f}", NOTHING, top5, *none, NOTHING])
+    for number, arm in enumerate(arms):
+        kinds = ("top1", "top5", "held_out_top1") if held_out else ("top1", "top5")
+        scores = [f"{arm[top][when]:.2f}" if arm[top] else NOTHING for top in kinds for when in ("last", "best")]
+        rows.append([_named(number, arm), *scores, str(arm["best_epoch"])])
+    return table(columns, rows, strong=[0] if teacher else [])
+
+
+def _size_table(result: Mapping[str, Any]) -> Html:
+    teacher = result["teacher"]
+    heads = ["parameters", "MACs", *(["parameters fewer by", "MACs fewer by"] if teacher else [])]
+    columns = [Column(head, number=False) for head in ("", "network", "learns from")] + [Column(head) for head in heads]
+    rows = []
+    if teacher:
+        sizes = [amount(teacher["parameters"]), amount(teacher["macs"]), NOTHING, NOTHING]
+        rows.append([f"{teacher['name']} (teacher)", code(teacher["name"]), NOTHING, *sizes])
+    for number, arm in enumerate(result["arms"]):
+        sizes = [amount(arm["parameters"]), amount(arm["macs"])]
+        if teacher:
+            saved = arm["compression"]
+            sizes += [_times(saved["parameters"]), _times(saved["macs"])] if saved else [NOTHING, NOTHING]
+        rows.append([_named(number, arm), code(arm["student"]), _terms(arm), *sizes])
+    return table(columns, rows, strong=[0] if teacher else [])
+
+
+def _named(number: int, arm: Mapping[str, Any]) -> Html:
+    return join([swatch(number), Html(" "), arm["name"]])
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f} ×"  # noqa: RUF001
+
+
+def _terms(arm: Mapping[str, Any]) -> Html:
+    told = []
+    for term in arm["terms"]:
+        heat = f" (temperature {term['temperature']:g})" if term["name"] == "kd" else ""
+        told.append(join([f"{term['weight']:g} ", code(term["name"]), heat]))
+    return join(told, " + ")
+
+
+def _by_arm(
+    names: Sequence[str], log: Sequence[Mapping[str, Any]], key: str, *, factor: float = 1.0
+) -> list[tuple[int, figures.Curve]]:
+    found: list[tuple[int, figures.Curve]] = []
+    for number, name in enumerate(names):
+        records = sorted((r for r in log if r["arm"] == name and r.get(key) is not None), key=lambda r: int(r["epoch"]))
+        if any(math.isfinite(record[key]) for record in records):
+            found.append((number, ([r["epoch"] for r in records], [factor * r[key] for r in records])))
+    return found
+
+
+def _curves(lines: Sequence[tuple[int, figures.Curve]], told: str, *, unit: str = "") -> Html:
+    return figure(figures.curves(lines, told, unit=unit))
+
+
+def _held_out_section(names: Sequence[str], log: Sequence[Mapping[str, Any]], many: str) -> Html:
+    lines = _by_arm(names, log, "held_out_top1", factor=100)
+    if not lines:
+        return Html("")
+    drawn = _curves(lines, "Top-1 on the held-out images by epoch", unit="top-1, %")
+    return section("Accuracy on the held-out images", many, drawn)
+
+
+def _loss_section(names: Sequence[str], log: Sequence[Mapping[str, Any]], terms: Sequence[str], many: str) -> Html:
+    lines = _by_arm(names, log, "loss")
+    if not lines:
+        return Html("")
+    told = "The weighted sum of the terms, averaged over the epoch."
+    if len(names) > 1 and len(terms) > 1:
+        told += " Arms with other terms or weights have other sums: do not compare their heights."
+    return section("Loss", many, _curves(lines, "Loss by epoch", unit="loss"), paragraph(told, "soft"))
+
+
+def _terms_section(
+    arms: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    log: Sequence[Mapping[str, Any]],
+    terms: Sequence[str],
+    many: str,
+) -> Html:
+    panels = []
+    for term in terms:
+        lines = _by_arm(names, log, term)
+        if lines:
+            title = explained.TERM_NAMES.get(term, term)
+            panels.append(figure(figures.curves(lines, f"{title} by epoch", title=title, width_in=4.2)))
+    weighted = any(term["weight"] != 1 for arm in arms for term in arm["terms"])
+    told = "Before their weights, which stand in the table." if weighted else "All have the weight 1."
+    if not panels:
+        return Html("")
+    return section("Terms of the loss", many, grid(panels, kind="grid two"), paragraph(told, "soft"))
+
+
+def _rate_section(names: Sequence[str], log: Sequence[Mapping[str, Any]], many: str) -> Html:
+    lines = _by_arm(names, log, "rate")
+    if not lines:
+        return Html("")
+    shared = all(line == lines[0][1] for _, line in lines)
+    drawn = figures.curves(lines[:1] if shared else lines, "Learning rate by epoch", unit="learning rate", width_in=4.6)
+    told = "At the end of each epoch" + (", the same for all." if shared and len(names) > 1 else ".")
+    return section("Learning rate", "" if shared else many, figure(drawn, told))
+
+
+def _hints_section(arms: Sequence[Mapping[str, Any]], taught: bool) -> Html:
+    rows = [
+        [_named(number, arm), code(pair["student"]), code(pair["teacher"])]
+        for number, arm in enumerate(arms)
+        for pair in arm["hints"]
+    ]
+    if not rows:
+        told = "No layer of a student learns from a layer of the teacher." if taught else ""
+        return section("Which layer learns from which", paragraph(told, "soft")) if told else Html("")
+    columns = [Column(head, number=False) for head in ("", "layer of the student", "learns from the teacher's")]
+    return section("Which layer learns from which", table(columns, rows))
+
+
+def demo_page(summary: Mapping[str, Any], *, hints: Hints | None = None) -> str:
+    """Return the report about the demonstration, in which the same students are trained with several seeds.
+
+    Args:
+        summary: ``title``, ``note``, ``teacher``, ``arms`` with one ``top1`` a seed, and ``paired`` differences, all
+            in percent; the ends of an interval are None with a single seed.
+        hints: The choice of the hints, to be shown as well.
+    """
+    arms, teacher = summary["arms"], summary["teacher"]
+    seeds = max((len(arm["top1"]) for arm in arms), default=0)
+    rows = [(arm["name"], arm["top1"]) for arm in arms]
+    line = (teacher["name"], teacher["top1"]) if teacher else None
+    told = f"Top-1 of each arm over {plural(seeds, 'seed')}"
+    caption = "One dot a seed; the upright bar is their mean." if seeds > 1 else "One seed only."
+    dots = figure(figures.dots(rows, line, told), caption) if rows else ""
+    parts = [
+        paragraph(summary["note"], "note"),
+        section("What the students reach", _demo_table(summary), dots),
+        _paired_section(summary["paired"]),
+    ]
+    if hints is not None:
+        told = paragraph(f"{hint_parts.title(hints)}.")
+        shown = (hint_parts.lead(hints), hint_parts.hint_table(hints), hint_parts.map_figure(hints))
+        parts.append(section("Which layers teach", told, *shown))
+    return page(summary["title"], "Keyhole: demonstration", *parts)
+
+
+def _demo_table(summary: Mapping[str, Any]) -> Html:
+    teacher = summary["teacher"]
+    heads = ["top-1, %: mean", "standard deviation", "lowest", "highest", "seeds"]
+    heads += ["parameters", "fewer by", "MACs fewer by"]
+    columns = [Column("", number=False), *(Column(head) for head in heads)]
+    rows = []
+    if teacher:
+        spread = [NOTHING] * 3
+        sizes = [amount(teacher["parameters"]), NOTHING, NOTHING]
+        rows.append([f"{teacher['name']} (teacher)", f"{teacher['top1']:.2f}", *spread, "1", *sizes])
+    for number, arm in enumerate(summary["arms"]):
+        values, saved = arm["top1"], arm["compression"]
+        deviation = f"{statistics.stdev(values):.2f}" if len(values) > 1 else NOTHING
+        ends = [f"{min(values):.2f}", f"{max(values):.2f}"]
+        scores = [f"{statistics.fmean(values):.2f}", deviation, *ends, str(len(values))]
+        fewer = [_times(saved["parameters"]), _times(saved["macs"])] if saved else [NOTHING, NOTHING]
+        rows.append([_named(number, arm), *scores, amount(arm["parameters"]), *fewer])
+    return table(columns, rows, strong=[0] if teacher else [])
+
+
+def _paired_section(pairs: Sequence[Mapping[str, Any]]) -> Html:
+    if not pairs:
+        return Html("")
+    rows, lines = [], []
+    for pair in pairs:
+        low, high = pair["low"], pair["high"]
+        known = low is not None and high is not None
+        verdict = ("yes" if low <= 0 <= high else "no") if known else NOTHING
+        ends = f"{low:+.2f} to {high:+.2f}" if known else NOTHING
+        rows.append([f"{pair['name']} minus {pair['against']}", f"{pair['mean']:+.2f}", ends, verdict])
+        lines.append((f"{pair['name']} minus {pair['against']}", pair["mean"], low, high))
+    heads = [Column("seed by seed", number=False)]
+    heads += [Column(head) for head in ("mean, points", "95 % interval", "includes 0")]
+    drawn = figures.intervals(lines, "Paired differences in top-1 with their intervals")
+    told = "Each student is compared with the one of the same seed. "
+    if all(pair["low"] is None for pair in pairs):
+        told += "One seed gives no interval, so no difference here can be told from chance."
+    else:
+        told += "Where the interval includes 0, the difference cannot be told from chance."
+    return section("Differences", table(heads, rows), figure(drawn, told))

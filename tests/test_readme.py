@@ -1,0 +1,49 @@
+"""The README's Python blocks run one after the other, as a reader would type them; its commands and names exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+
+
+def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["logits"].shape == (2, 10)  # type: ignore[attr-defined]
+
+
+def test_commands_and_their_options_exist() -> None:
+    from keyhole.cli import app
+
+    text = "\n".join(blocks("sh")).replace("\\\n", " ")
+    lines = [line.split() for line in text.splitlines() if line.startswith("keyhole ")]
+    assert {line[1] for line in lines} == {"hints", "distill", "evaluate"}
+    for line in lines:
+        shown = CliRunner().invoke(app, [line[1], "--help"], env={"COLUMNS": "200"}).output
+        for option in (word for word in line if word.startswith("--")):
+            assert option in shown, (line[1], option)
+
+
+def test_files_that_it_links_to_are_there() -> None:
+    for target in re.findall(r"\]\(((?!http)[^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("command", ["hints", "train", "distill", "evaluate", "layers", "demo"])
+def test_help_of_each_command_has_an_example(command: str) -> None:
+    from keyhole.cli import app
+
+    shown = CliRunner().invoke(app, [command, "--help"]).output
+    assert f"Example: keyhole {command}" in shown

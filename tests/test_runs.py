@@ -1,0 +1,153 @@
+"""A run folder: what it refuses, what it keeps, and what a killed process may leave in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from keyhole.errors import DataError, RunError, SettingError
+from keyhole.runs import RunFolder, open_run
+
+ARGUMENTS = {"teacher": "resnet56", "epochs": 3, "mean": None}
+
+
+def begin(out: Path, *, resume: bool = False, command: str = "train", **changes: object) -> RunFolder:
+    with open_run(out, command, ARGUMENTS | changes, resume=resume) as run:
+        return run
+
+
+def refused(out: Path, *, resume: bool = False, command: str = "train", **changes: object) -> str:
+    with pytest.raises(RunError) as caught:
+        begin(out, resume=resume, command=command, **changes)
+    message = str(caught.value)
+    assert str(out) in message
+    assert "\n" not in message
+    return message
+
+
+def test_a_fresh_run_writes_its_recipe(tmp_path: Path) -> None:
+    run = begin(tmp_path / "a" / "b")
+    assert not run.resumed
+    recipe = json.loads((run.path / "recipe.json").read_text())
+    assert recipe["command"] == "train"
+    assert recipe["arguments"] == ARGUMENTS
+    assert recipe["environment"]["torch"]
+    assert [path.name for path in run.path.iterdir()] == ["recipe.json"]
+    assert run.records() == []
+
+
+def test_an_empty_folder_will_do(tmp_path: Path) -> None:
+    assert not begin(tmp_path, resume=True).resumed
+
+
+def test_an_unfinished_run_goes_on_only_when_asked_to(tmp_path: Path) -> None:
+    recipe = begin(tmp_path).path / "recipe.json"
+    before = recipe.read_text()
+    assert "Add --resume to go on" in refused(tmp_path)
+    assert begin(tmp_path, resume=True).resumed
+    assert recipe.read_text() == before
+
+
+def test_a_finished_run_is_never_touched(tmp_path: Path) -> None:
+    (begin(tmp_path).path / "result.json").write_text("{}")
+    for resume in (False, True):
+        message = refused(tmp_path, resume=resume)
+        assert "finished" in message
+        assert "unfinished" not in message
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"epochs": 4}, "epochs is 3 there and 4 now"),
+        ({"mean": "0.5"}, "mean is None there and '0.5' now"),
+        ({"extra": 1}, "extra is None there and 1 now"),
+    ],
+)
+def test_other_arguments_are_another_run(tmp_path: Path, resume: bool, changes: dict[str, object], told: str) -> None:
+    begin(tmp_path)
+    assert told in refused(tmp_path, resume=resume, **changes)
+
+
+def test_another_command_is_another_run(tmp_path: Path) -> None:
+    begin(tmp_path)
+    assert "a run of 'keyhole train'" in refused(tmp_path, resume=True, command="distill")
+
+
+def test_arguments_are_compared_as_json_holds_them(tmp_path: Path) -> None:
+    begin(tmp_path, size=(8, 8))
+    assert begin(tmp_path, resume=True, size=[8, 8]).resumed
+
+
+def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert "is a file" in refused(tmp_path / "file")
+    assert "Cannot write" in refused(tmp_path / "file" / "below")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_of_other_things(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_text("")
+    assert "holds no run (holiday.jpg)" in refused(tmp_path, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"command": "train"}', '{"arguments": []}'])
+def test_a_recipe_of_something_else(tmp_path: Path, content: str) -> None:
+    (tmp_path / "recipe.json").write_text(content)
+    assert "no recipe of Keyhole" in refused(tmp_path, resume=True)
+
+
+def test_a_recipe_that_is_no_json(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text('{"comm')
+    with pytest.raises(DataError, match="is not JSON"):
+        begin(tmp_path)
+
+
+def test_a_run_that_fails_before_it_kept_anything_leaves_the_folder_free(tmp_path: Path) -> None:
+    with pytest.raises(SettingError), open_run(tmp_path / "run", "train", ARGUMENTS):
+        raise SettingError("No such thing.")
+    assert not begin(tmp_path / "run", epochs=4).resumed
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_fails_later_stays(tmp_path: Path, resume: bool) -> None:
+    if resume:
+        begin(tmp_path)
+    with pytest.raises(SettingError), open_run(tmp_path, "train", ARGUMENTS, resume=resume) as run:
+        run.append({"arm": "a", "epoch": 1})
+        raise SettingError("No such thing.")
+    assert begin(tmp_path, resume=True).records() == [{"arm": "a", "epoch": 1}]
+
+
+def test_an_interrupt_leaves_the_recipe(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), open_run(tmp_path, "train", ARGUMENTS):
+        raise KeyboardInterrupt
+    assert begin(tmp_path, resume=True).resumed
+
+
+def test_of_an_epoch_that_was_done_again_the_last_record_counts(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    for arm, epoch, loss in [("a", 1, 5.0), ("b", 1, 6.0), ("a", 2, 4.0), ("a", 2, 3.5), ("b", 2, 4.5)]:
+        run.append({"arm": arm, "epoch": epoch, "loss": loss})
+    assert [(r["arm"], r["epoch"], r["loss"]) for r in run.records()] == [
+        ("a", 1, 5.0),
+        ("b", 1, 6.0),
+        ("a", 2, 3.5),
+        ("b", 2, 4.5),
+    ]
+    assert len(run.log.read_text().splitlines()) == 5
+
+
+def test_half_a_line_of_a_killed_process_harms_no_other_line(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    run.append({"arm": "a", "epoch": 1})
+    run.append({"arm": "a", "epoch": 2})
+    run.log.write_bytes(run.log.read_bytes()[:-10])
+    again = begin(tmp_path, resume=True)
+    assert again.records() == [{"arm": "a", "epoch": 1}]
+    again.append({"arm": "a", "epoch": 2})
+    assert again.records() == [{"arm": "a", "epoch": 1}, {"arm": "a", "epoch": 2}]
