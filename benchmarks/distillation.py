@@ -26,9 +26,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from keyhole.data.sources import open_data
+from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
 from keyhole.distillation.matching import match_hints
 from keyhole.distillation.terms import HintAdapter, parse_terms
-from keyhole.distillation.training import Arm, Cohort, TrainConfig, fit
+from keyhole.distillation.training import fit
 from keyhole.hints.choice import synchronize
 from keyhole.models.layers import layers
 from keyhole.models.zoo import CIFAR100_INPUT, build
@@ -177,7 +178,7 @@ def plain(options, data, device) -> Callable[[], None]:
 
 def cohort_and_floor(options, data, device):
     """Return a step of the whole cohort, and a function that times its parts alone on images that are ready,
-one after the other, each with all cores."""
+    one after the other, each with all cores."""
     many = ours(options, data, device, students=options.students)
     cohort = many.cohort
     lesson = next(many.lessons)

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from keyhole.data.sources import Data, open_data
-    from keyhole.distillation.cohorts import Result, run_cohort
+    from keyhole.distillation.cohort import Arm, Cohort, HintPair, TrainConfig
     from keyhole.distillation.evaluation import Accuracy, evaluate
+    from keyhole.distillation.experiment import Result, run_cohort
     from keyhole.distillation.losses import attention_loss, hint_loss, soft_target_loss
     from keyhole.distillation.matching import match_hints
     from keyhole.distillation.terms import HintAdapter, Term, parse_terms
-    from keyhole.distillation.training import Arm, Cohort, HintPair, TrainConfig, fit
+    from keyhole.distillation.training import fit
     from keyhole.errors import KeyholeError
     from keyhole.hints.choice import ChoiceConfig, Hints, choose_hints
     from keyhole.hints.metrics import debiased_cka, linear_cka, procrustes, r2_cca, rbf_cka
@@ -31,12 +32,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "data.sources": ("Data", "open_data"),
-    "distillation.cohorts": ("Result", "run_cohort"),
+    "distillation.experiment": ("Result", "run_cohort"),
     "distillation.evaluation": ("Accuracy", "evaluate"),
     "distillation.losses": ("attention_loss", "hint_loss", "soft_target_loss"),
     "distillation.matching": ("match_hints",),
     "distillation.terms": ("HintAdapter", "Term", "parse_terms"),
-    "distillation.training": ("Arm", "Cohort", "HintPair", "TrainConfig", "fit"),
+    "distillation.cohort": ("Arm", "Cohort", "HintPair", "TrainConfig"),
+    "distillation.training": ("fit",),
     "errors": ("KeyholeError",),
     "hints.choice": ("ChoiceConfig", "Hints", "choose_hints"),
     "hints.metrics": ("debiased_cka", "linear_cka", "procrustes", "r2_cca", "rbf_cka"),

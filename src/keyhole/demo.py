@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from keyhole.data.sources import default_input, open_data
-from keyhole.distillation.cohorts import Result, run_cohort
+from keyhole.distillation.cohort import Arm, TrainConfig
+from keyhole.distillation.experiment import Result, run_cohort
 from keyhole.distillation.matching import match_hints
 from keyhole.distillation.terms import parse_terms
-from keyhole.distillation.training import Arm, TrainConfig
 from keyhole.errors import DataError
 from keyhole.files import write_json, write_text
 from keyhole.hints.choice import ChoiceConfig, Hints, choose_hints

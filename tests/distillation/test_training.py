@@ -12,8 +12,9 @@ from torch import nn
 
 from keyhole.data.digits import load_digits
 from keyhole.data.splits import MemorySplit
+from keyhole.distillation.cohort import Arm, Cohort, HintPair, TrainConfig
 from keyhole.distillation.terms import Term, parse_terms
-from keyhole.distillation.training import Arm, Checkpointing, Cohort, HintPair, Outcome, TrainConfig, fit
+from keyhole.distillation.training import Checkpointing, Outcome, fit
 from keyhole.errors import (
     DataError,
     DivergenceError,

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import shaken
 
+from conftest import shaken
 from keyhole.data.sources import Data, default_input, open_data
 from keyhole.errors import DataError, SettingError, UnknownNameError
 from keyhole.hints.choice import CONSENSUS, ChoiceConfig, Hints, choose_hints

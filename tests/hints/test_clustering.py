@@ -6,9 +6,9 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
-import oracles
 import pytest
 
+import oracles
 from keyhole.errors import SettingError, ShapeError, UnknownNameError
 from keyhole.hints.clustering import CLUSTERINGS, Clusters, agglomerative, kmeans, segments, silhouette
 

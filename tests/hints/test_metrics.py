@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from scipy.stats import ortho_group
 from torch import Tensor
 
+import oracles
 from keyhole.errors import DivergenceError, KeyholeError, ShapeError
 from keyhole.hints.metrics import debiased_cka, linear_cka, procrustes, r2_cca, rbf_cka
 

@@ -6,11 +6,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from torch import Tensor, nn
 
+import oracles
 from keyhole.data.splits import MemorySplit
 from keyhole.errors import DivergenceError, SettingError, UnknownNameError
 from keyhole.hints import metrics

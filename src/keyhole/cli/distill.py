@@ -15,8 +15,8 @@ from keyhole.errors import DataError, SettingError, unknown_name
 
 if TYPE_CHECKING:
     from keyhole.data.sources import Data
-    from keyhole.distillation.cohorts import Result
-    from keyhole.distillation.training import Arm, HintPair, TrainConfig
+    from keyhole.distillation.cohort import Arm, HintPair, TrainConfig
+    from keyhole.distillation.experiment import Result
     from keyhole.models.layers import Layer
     from keyhole.models.network import InputSpec, Network
     from keyhole.runs import RunFolder
@@ -70,8 +70,8 @@ def train(
     """
     arguments = o.recipe(locals())
     from keyhole.data.sources import open_data
+    from keyhole.distillation.cohort import Arm
     from keyhole.distillation.terms import parse_terms
-    from keyhole.distillation.training import Arm
     from keyhole.runs import open_run
 
     config = _config(arguments, device)
@@ -171,7 +171,7 @@ def distill(
 
 
 def _config(arguments: Mapping[str, Any], device: str) -> TrainConfig:
-    from keyhole.distillation.training import TrainConfig
+    from keyhole.distillation.cohort import TrainConfig
 
     names = {field.name for field in fields(TrainConfig)}
     given = {name: value for name, value in arguments.items() if name in names}
@@ -195,7 +195,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise DataError(f"Cannot read {path}: {error.strerror}. --cohort takes a TOML file.") from error
     except tomllib.TOMLDecodeError as error:
         raise DataError(f"{path} is not TOML: {error}.") from error
-    if set(value) != {"arm"} or not isinstance(value["arm"], list):
+    if set(value) != {"arm"} or not isinstance(value["arm"], list) or not value["arm"]:
         raise SettingError(
             f"{path} holds {', '.join(value) or 'nothing'}; expected one [[arm]] table for each student."
         )
@@ -246,9 +246,9 @@ class _ArmMaker:
     def make(self, entry: Mapping[str, Any]) -> Arm:
         from dataclasses import replace
 
+        from keyhole.distillation.cohort import Arm
         from keyhole.distillation.matching import match_hints
         from keyhole.distillation.terms import parse_terms
-        from keyhole.distillation.training import Arm
         from keyhole.models.layers import layers
         from keyhole.models.zoo import build
 
@@ -318,7 +318,7 @@ class _ArmMaker:
 
         value = read_json(path)
         try:
-            hints, names = value["hints"], [layer["name"] for layer in value.get("layers", ())]
+            hints, names = list(value["hints"]), [layer["name"] for layer in value.get("layers", ())]
             pattern = ",".join([*hints, *names]) if names else None
         except (AttributeError, LookupError, TypeError) as error:
             raise DataError(f"{path} is no hints.json of 'keyhole hints': it has no list of hints.") from error
@@ -338,7 +338,7 @@ def _run(
     holdout: int,
     as_json: bool,
 ) -> None:
-    from keyhole.distillation.cohorts import run_cohort
+    from keyhole.distillation.experiment import run_cohort
     from keyhole.files import write_json, write_text
     from keyhole.reports.pages import training_page
 

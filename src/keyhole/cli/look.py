@@ -29,8 +29,8 @@ def evaluate(
 
     Example: keyhole evaluate --model resnet56 --weights FILE --data cifar100 --root DIR --json
     """
-    from keyhole.distillation.cohorts import percent
     from keyhole.distillation.evaluation import evaluate as measure
+    from keyhole.distillation.experiment import percent
     from keyhole.runtime import choose_device
 
     network, opened = o.open_both(

@@ -1,134 +1,22 @@
-"""One training loop for teachers, baselines and students.
-
-A cohort is a set of learners that see the same batches. Where there is a teacher, it runs once per batch, and all
-learners learn from that one pass; each has its own weights, adapters and optimizer.
-"""
+"""One training loop for teachers, baselines and students, which goes on where a killed process stopped."""
 
 from __future__ import annotations
 
-import copy
 import json
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-
-from keyhole.data.splits import Batch, Split
+from keyhole.data.splits import Split
+from keyhole.distillation.cohort import Arm, Cohort, Learner
 from keyhole.distillation.evaluation import evaluate
-from keyhole.distillation.losses import attention_loss, hint_loss, soft_target_loss
-from keyhole.distillation.terms import HintAdapter, Term, check_terms
-from keyhole.errors import DataError, DivergenceError, RunError, SettingError, WeightsError, unknown_name
+from keyhole.errors import DataError, RunError
 from keyhole.files import read_tensors, write_tensors
-from keyhole.models.frozen import freeze
-from keyhole.models.layers import Tapped, layers
-from keyhole.models.network import InputSpec, Network
-from keyhole.models.zoo import build, fill
+from keyhole.models.network import Network
+from keyhole.models.zoo import build
 from keyhole.progress import Progress, silent
-from keyhole.runtime import PRECISIONS, autocast, choose_device
-
-SCHEDULES = ("step", "cosine")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train; the defaults are those of the published CIFAR-100 comparisons.
-
-    Attributes:
-        epochs: Passes over the training images.
-        batch_size: Images a step.
-        lr: Learning rate at the start (after the warm-up).
-        momentum: Of stochastic gradient descent.
-        nesterov: Use Nesterov's form.
-        weight_decay: L2 penalty on all weights.
-        schedule: ``step`` multiplies by 0.1 at the milestones; ``cosine`` falls to 0 in every step.
-        milestones: Fractions of the epochs.
-        warmup_epochs: The rate rises linearly over so many epochs first.
-        augment: Pad, crop and flip.
-        seed: Fixes initialization, order and augmentation.
-        precision: ``bf16`` autocast or ``fp32``.
-        compile: ``auto`` compiles the frozen teacher where it pays: long runs with a compiler; or ``on``, ``off``.
-        device: ``auto``, ``cpu``, ``cuda``.
-    """
-
-    epochs: int
-    batch_size: int = 64
-    lr: float = 0.05
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 5e-4
-    schedule: str = "step"
-    milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
-    warmup_epochs: float = 0.0
-    augment: bool = True
-    seed: int = 0
-    precision: str = "bf16"
-    compile: str = "auto"
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        """Check ranges, naming the setting."""
-        if self.schedule not in SCHEDULES:
-            raise unknown_name("schedule", self.schedule, SCHEDULES)
-        zero = ("lr", "momentum", "weight_decay", "warmup_epochs", "seed")
-        for name, low in (("epochs", 1), ("batch_size", 1), *((name, 0) for name in zero)):
-            if not low <= getattr(self, name) < math.inf:
-                raise SettingError(f"{name} is {getattr(self, name)}; expected a number >= {low}.")
-        if self.nesterov and not self.momentum:
-            raise SettingError("nesterov needs a momentum above 0; got 0.")
-        if self.precision not in PRECISIONS:
-            raise SettingError(f"precision is {self.precision!r}; expected {' or '.join(PRECISIONS)}.")
-        if self.compile not in ("auto", "on", "off"):
-            raise SettingError(f"compile is {self.compile!r}; expected auto, on or off.")
-
-    def rate(self, epoch: float) -> float:
-        """Return the learning rate after so many epochs (a fraction counts).
-
-        Example:
-            >>> config = TrainConfig(epochs=240)
-            >>> [round(config.rate(epoch), 7) for epoch in (0, 149, 150, 180, 210)]
-            [0.05, 0.05, 0.005, 0.0005, 5e-05]
-        """
-        if epoch < self.warmup_epochs:
-            return self.lr * (epoch + 1e-3) / (self.warmup_epochs + 1e-3)
-        if self.schedule == "cosine":
-            done = (epoch - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1e-9)
-            return 0.5 * self.lr * (1 + math.cos(math.pi * min(done, 1.0)))
-        passed = sum(int(epoch) >= round(fraction * self.epochs) for fraction in self.milestones)
-        return float(self.lr * 0.1**passed)
-
-
-@dataclass(frozen=True)
-class HintPair:
-    """A layer of the student that learns from a layer of the teacher, both by dotted path."""
-
-    teacher: str
-    student: str
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One member of a cohort: what is trained, and on what.
-
-    Attributes:
-        name: How it is called in tables.
-        student: Name of the network (see :func:`keyhole.models.zoo.build`).
-        input: Size and normalization that the student expects; it gets the teacher's view, resized.
-        terms: The terms of its loss.
-        hints: Which of its layers learn from which layers of the teacher.
-    """
-
-    name: str
-    student: str
-    input: InputSpec
-    terms: tuple[Term, ...]
-    hints: tuple[HintPair, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,286 +36,6 @@ class Outcome:
     best: Network
     best_epoch: int
     history: tuple[dict[str, Any], ...]
-
-
-@dataclass
-class _Learner:
-    arm: Arm
-    network: Network
-    tapped: Tapped
-    adapters: nn.ModuleList
-    optimizer: torch.optim.SGD
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
-    best_epoch: int = 0
-
-    def modules(self) -> dict[str, nn.Module]:
-        return {"student": self.network.module, "adapter": self.adapters}
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """A batch as each network sees it, and the teacher's answer.
-
-    Attributes:
-        batch: The batch.
-        views: Its images, prepared, by what a network expects.
-        taught: The teacher's logits and features; None without a teacher.
-    """
-
-    batch: Batch
-    views: Mapping[InputSpec, Tensor]
-    taught: tuple[Tensor, dict[str, Tensor]] | None
-
-
-class Cohort:
-    """Learners that see the same batches, under one teacher or none.
-
-    Args:
-        arms: The members; each name once.
-        config: How to train.
-        classes: Number of classes.
-        teacher: The teacher; it is copied and frozen.
-        images: How many images the teacher will see in all, for ``compile="auto"``.
-
-    Raises:
-        SettingError: A term lacks its teacher or its hints, or two arms have one name.
-        UnknownNameError: A hint names a layer that does not exist.
-    """
-
-    def __init__(
-        self,
-        arms: Sequence[Arm],
-        config: TrainConfig,
-        *,
-        classes: int,
-        teacher: Network | None = None,
-        images: int = 0,
-    ) -> None:
-        names = [arm.name for arm in arms]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise SettingError(f"Two arms are called {twice!r}; give each a name of its own.")
-        self.config = config
-        self.device = choose_device(config.device)
-        self.teacher_input = teacher.input if teacher else None
-        self._teacher: nn.Module | None = None
-        channels: dict[str, int] = {}
-        for arm in arms:
-            check_terms(arm.terms, teacher=teacher is not None, hints=bool(arm.hints))
-        if teacher is not None and any(term.needs_teacher for arm in arms for term in arm.terms):
-            tapped = sorted({pair.teacher for arm in arms for pair in arm.hints})
-            channels = channels_of(teacher, tapped)
-            worth = config.compile == "on" or (config.compile == "auto" and images >= 200_000)
-            self._teacher = freeze(
-                teacher, tapped, device=self.device, precision=config.precision, compile=worth
-            )
-        self.learners = [self._enlist(arm, classes, channels) for arm in arms]
-        self._draws = any(_draws_random_numbers(learner.network) for learner in self.learners)
-        self._workers = self._hire()
-        torch.manual_seed(config.seed)
-
-    def _hire(self) -> ThreadPoolExecutor | None:
-        """Return one worker a core, each computing on one thread, where there is work for several.
-
-        Networks this small leave a second core of one operation half idle, and a second network keeps it busy. What
-        draws random numbers as it runs (dropout) shares one generator, so it has to take turns.
-        """
-        cores, work = torch.get_num_threads(), len(self.learners) + (self._teacher is not None)
-        if self.device.type != "cpu" or self._draws or cores < 2 or work < 2:
-            return None
-        return ThreadPoolExecutor(min(cores, work), "keyhole", initializer=torch.set_num_threads, initargs=(1,))
-
-    def _enlist(self, arm: Arm, classes: int, teacher_channels: Mapping[str, int]) -> _Learner:
-        torch.manual_seed(self.config.seed)
-        network = build(arm.student, classes=classes, input=arm.input)
-        tapped_names = list(dict.fromkeys(pair.student for pair in arm.hints))
-        own = channels_of(network, tapped_names)
-        adapted = arm.hints if any(term.name == "hint" for term in arm.terms) else ()
-        adapters = nn.ModuleList(HintAdapter(own[pair.student], teacher_channels[pair.teacher]) for pair in adapted)
-        for module in (network.module, adapters):
-            module.to(self.device).to(memory_format=torch.channels_last)
-        parameters = [*network.module.parameters(), *adapters.parameters()]
-        optimizer = torch.optim.SGD(
-            parameters,
-            lr=self.config.lr,
-            momentum=self.config.momentum,
-            nesterov=self.config.nesterov,
-            weight_decay=self.config.weight_decay,
-        )
-        return _Learner(arm, network, Tapped(network.module, tapped_names), adapters, optimizer)
-
-    def lessons(self, batches: Iterable[Batch]) -> Iterator[Lesson]:
-        """Yield each batch with the teacher's answer; on the CPU the next answer is made while the students learn."""
-        waiting: Future[Lesson] | None = None
-        for batch in batches:
-            if self._workers is None:
-                yield self._teach(batch)
-                continue
-            ready = waiting.result() if waiting else None  # one at a time: the teacher keeps its features while it runs
-            waiting = self._workers.submit(self._teach, batch)
-            if ready is not None:
-                yield ready
-        if waiting is not None:
-            yield waiting.result()
-
-    def _teach(self, batch: Batch) -> Lesson:
-        views: dict[InputSpec, Tensor] = {}
-        for spec in (self.teacher_input, *(learner.arm.input for learner in self.learners)):
-            if spec is not None and spec not in views:
-                views[spec] = spec.prepare(batch.images)
-        if self._teacher is None or self.teacher_input is None:
-            return Lesson(batch, views, None)
-        dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
-        with torch.no_grad():
-            return Lesson(batch, views, self._teacher(views[self.teacher_input].to(dtype)))
-
-    def step(self, lesson: Lesson, rate: float) -> None:
-        """Let every learner take one step on a batch, side by side where there are cores for it."""
-        if self._workers is not None:
-            steps = [self._workers.submit(self._learn, learner, lesson, rate) for learner in self.learners]
-            for done in steps:
-                done.result()
-            return
-        if not self._draws:
-            for learner in self.learners:
-                self._learn(learner, lesson, rate)
-            return
-        dropout_seed = int(torch.randint(2**62, ()))  # of each learner, whoever else is in the cohort
-        state = torch.get_rng_state()
-        for learner in self.learners:
-            torch.manual_seed(dropout_seed)
-            self._learn(learner, lesson, rate)
-        torch.set_rng_state(state)
-
-    def _learn(self, learner: _Learner, lesson: Lesson, rate: float) -> None:
-        with autocast(self.device, self.config.precision):
-            logits, features = learner.tapped(lesson.views[learner.arm.input])
-            values = _losses(learner, logits, features, lesson.batch.labels, lesson.taught)
-        total = sum((term.weight * values[term.name] for term in learner.arm.terms), start=logits.new_zeros(()))
-        total.backward()
-        for group in learner.optimizer.param_groups:
-            group["lr"] = rate
-        learner.optimizer.step()
-        learner.optimizer.zero_grad(set_to_none=True)
-        for name, value in (*values.items(), ("loss", total)):
-            learner.sums[name] = learner.sums.get(name, 0) + value.detach()
-
-    def train_mode(self) -> None:
-        """Put all learners into training mode."""
-        for learner in self.learners:
-            learner.network.module.train()
-            learner.adapters.train()
-
-    def check_finite(self, where: str) -> None:
-        """Raise where a loss is NaN or infinite, or a weight, which is so one step before the loss.
-
-        Raises:
-            DivergenceError: Names the arm and the term or the weight.
-        """
-        for learner in self.learners:
-            tensors = [module.state_dict() for module in learner.modules().values()]
-            weights = ((name, t.abs().sum()) for part in tensors for name, t in part.items() if t.is_floating_point())
-            for name, value in (*learner.sums.items(), *weights):
-                if not math.isfinite(float(value)):
-                    raise DivergenceError(
-                        f"Arm {learner.arm.name}: {name} is {float(value)} {where}. The last good checkpoint is kept; "
-                        "lower --lr or the weight of a term, or use --precision fp32."
-                    )
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return all that a later process needs to go on bit by bit: tensors and JSON values."""
-        tensors = {"rng": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            tensors["rng_cuda"] = torch.cuda.get_rng_state()
-        for i, learner in enumerate(self.learners):
-            for part, module in learner.modules().items():
-                tensors |= {f"{i}.{part}.{name}": tensor for name, tensor in module.state_dict().items()}
-            for k, parameter in enumerate(learner.optimizer.param_groups[0]["params"]):
-                if (buffer := learner.optimizer.state[parameter].get("momentum_buffer")) is not None:
-                    tensors[f"{i}.momentum.{k}"] = buffer
-            tensors |= {f"{i}.best.{name}": tensor for name, tensor in learner.best.items()}
-            tensors |= {f"{i}.sum.{name}": tensor for name, tensor in learner.sums.items()}
-        values = [{"history": learner.history, "best_epoch": learner.best_epoch} for learner in self.learners]
-        return tensors, {"arms": [learner.arm.name for learner in self.learners], "learners": values}
-
-    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Take over a state that :meth:`state` gave.
-
-        Raises:
-            WeightsError: It is the state of another cohort.
-        """
-        names = [learner.arm.name for learner in self.learners]
-        if values.get("arms") != names:
-            raise WeightsError(f"The checkpoint holds the arms {values.get('arms')}, expected {names}.")
-        torch.set_rng_state(tensors["rng"])
-        if "rng_cuda" in tensors and self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["rng_cuda"])
-        for i, learner in enumerate(self.learners):
-            for part, module in learner.modules().items():
-                fill(module, _under(tensors, f"{i}.{part}."), source=f"The checkpoint of arm {names[i]}")
-            momenta = _under(tensors, f"{i}.momentum.")
-            for k, parameter in enumerate(learner.optimizer.param_groups[0]["params"]):
-                if str(k) in momenta:
-                    buffer = torch.empty_like(parameter).copy_(momenta[str(k)])
-                    learner.optimizer.state[parameter]["momentum_buffer"] = buffer
-            learner.best = _under(tensors, f"{i}.best.")
-            learner.sums = {name: value.to(self.device) for name, value in _under(tensors, f"{i}.sum.").items()}
-            learner.history = list(values["learners"][i]["history"])
-            learner.best_epoch = int(values["learners"][i]["best_epoch"])
-
-
-def _draws_random_numbers(network: Network) -> bool:
-    """Return whether a forward pass in training mode draws random numbers, as dropout does."""
-    module = copy.deepcopy(network.module).train()
-    device = next(module.parameters()).device
-    before = torch.get_rng_state()
-    with torch.no_grad():
-        module(torch.zeros(2, network.input.channels, *network.input.size_px, device=device))
-    drew = device.type != "cpu" or not torch.equal(before, torch.get_rng_state())
-    torch.set_rng_state(before)
-    return drew
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _losses(
-    learner: _Learner,
-    logits: Tensor,
-    features: Mapping[str, Tensor],
-    labels: Tensor,
-    taught: tuple[Tensor, dict[str, Tensor]] | None,
-) -> dict[str, Tensor]:
-    values: dict[str, Tensor] = {}
-    for term in learner.arm.terms:
-        if term.name == "ce":
-            values["ce"] = functional.cross_entropy(logits.float(), labels)
-            continue
-        assert taught is not None, "check_terms saw to it that there is a teacher"
-        teacher_logits, hints = taught
-        if term.name == "kd":
-            values["kd"] = soft_target_loss(logits, teacher_logits, temperature=term.temperature)
-        elif term.name == "hint":
-            pairs = zip(learner.arm.hints, learner.adapters, strict=True)
-            parts = [hint_loss(adapter(features[p.student]), hints[p.teacher]) for p, adapter in pairs]
-            values["hint"] = torch.stack(parts).sum()
-        else:
-            parts = [attention_loss(features[p.student], hints[p.teacher]) for p in learner.arm.hints]
-            values["at"] = torch.stack(parts).sum()
-    return values
-
-
-def channels_of(network: Network, names: Sequence[str]) -> dict[str, int]:
-    """Return the channels of named layers."""
-    if not names:
-        return {}
-    found = {layer.name: layer.channels for layer in layers(network, ",".join(names))}
-    for name in names:
-        if name not in found:
-            raise unknown_name("layer", name, found, see="'keyhole layers' lists the candidates.")
-    return found
 
 
 @dataclass(frozen=True)
@@ -527,7 +135,7 @@ def _check_labels(cohort: Cohort, train: Split) -> None:
 
 
 def _close_epoch(
-    cohort: Cohort, learner: _Learner, epoch: int, steps: int, rate: float, held_out: Split | None
+    cohort: Cohort, learner: Learner, epoch: int, steps: int, rate: float, held_out: Split | None
 ) -> dict[str, Any]:
     record: dict[str, Any] = {"epoch": epoch, "rate": rate}
     record |= {name: float(value) / steps for name, value in learner.sums.items()}
@@ -569,7 +177,7 @@ def _restore(cohort: Cohort, checkpointing: Checkpointing | None, images: int) -
     return int(values["epoch"]), int(values["step"]), float(values["seconds"])
 
 
-def _outcome(learner: _Learner) -> Outcome:
+def _outcome(learner: Learner) -> Outcome:
     last, best = (build(learner.arm.student, classes=learner.network.classes, input=learner.arm.input) for _ in "lb")
     last.module.load_state_dict(learner.network.module.state_dict())
     best.module.load_state_dict(learner.best)

@@ -1,0 +1,1 @@
+"""Reports of hint points, trainings and the demonstration, as whole HTML files."""

@@ -221,7 +221,7 @@ def curves(
         axes.set(xlabel="epoch", ylabel=unit)
         axes.grid(True, axis="y")
         axes.tick_params(length=0, which="both")
-        return to_svg(figure, told, least=0.5 if width_in > 5 else 0.0)
+        return to_svg(figure, told, least=0.6 if width_in > 5 else 0.0)
 
 
 def _epoch_axis(axes: Axes, first: float, last: float) -> None:
@@ -259,7 +259,7 @@ def dots(rows: Sequence[tuple[str, Sequence[float]]], line: tuple[str, float] | 
         axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel="top-1 on the test images, %")
         axes.grid(True, axis="x")
         axes.tick_params(length=0)
-        return to_svg(figure, told, least=0.5)
+        return to_svg(figure, told, least=0.7)
 
 
 def intervals(rows: Sequence[tuple[str, float, float | None, float | None]], told: str) -> str:
@@ -281,4 +281,4 @@ def intervals(rows: Sequence[tuple[str, float, float | None, float | None]], tol
         axes.margins(x=0.08)
         axes.grid(True, axis="x")
         axes.tick_params(length=0)
-        return to_svg(figure, told, least=0.5)
+        return to_svg(figure, told, least=0.7)

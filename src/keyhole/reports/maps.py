@@ -165,7 +165,8 @@ def _hint_points(axes: Axes, names: Sequence[str], marks: Marks, cell_pt: float)
 def _name(axes: Axes, name: str, i: int, *, right: bool) -> None:
     axes.annotate(
         name, (i, i), xytext=(10, 7) if right else (-10, -7), textcoords="offset points",
-        ha="left" if right else "right", va="center", fontsize=9, fontweight="bold", color=INK, parse_math=False, zorder=6, annotation_clip=False,
+        ha="left" if right else "right", va="center", fontsize=9, fontweight="bold", color=INK, parse_math=False,
+        zorder=6, annotation_clip=False,
         bbox={"boxstyle": "round,pad=0.25", "facecolor": PAPER, "edgecolor": "none", "alpha": 0.88},
     )  # fmt: skip
 

@@ -65,7 +65,7 @@ def training_page(result: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -
     """Return the report about trained students, as one HTML file.
 
     Args:
-        result: What :meth:`keyhole.distillation.cohorts.Result.to_json` gives; accuracies in percent.
+        result: What :meth:`keyhole.distillation.experiment.Result.to_json` gives; accuracies in percent.
         log: One record per arm and epoch; its ``held_out_top1`` from 0 to 1.
     """
     arms: Sequence[Mapping[str, Any]] = result["arms"]
@@ -92,7 +92,7 @@ def _training_title(result: Mapping[str, Any]) -> str:
     best = max(arms, key=lambda arm: arm["top1"]["last"])
     right = f"{best['top1']['last']:.2f} % of the test images of {result['data']} right"
     if len(arms) > 1:
-        return f"{best['name']} came out best of {len(arms)}: {right}"
+        return f"Best of {len(arms)}: {best['name']}, {right}"
     if teacher and any(term["name"] != "ce" for term in best["terms"]):
         return f"{best['student']}, taught by {teacher['name']}: {right}"
     return f"{best['student']}, trained without a teacher: {right}"
@@ -114,7 +114,7 @@ def _training_told(result: Mapping[str, Any]) -> str:
         told += " parameters"
     if len(result["arms"]) > 1:
         worst = min(result["arms"], key=lambda arm: arm["top1"]["last"])
-        told += f"; the lowest of the {len(result['arms'])} is {worst['name']} with {worst['top1']['last']:.2f} %"
+        told += f"; lowest of the {len(result['arms'])}: {worst['name']}, {worst['top1']['last']:.2f} %"
     return f"{told}."
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from keyhole.data.sources import Data
 from keyhole.data.splits import hold_out
+from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
 from keyhole.distillation.evaluation import Accuracy, evaluate
-from keyhole.distillation.training import Arm, Checkpointing, Cohort, Outcome, TrainConfig, fit
+from keyhole.distillation.training import Checkpointing, Outcome, fit
 from keyhole.models.network import Network, count_macs
 from keyhole.progress import Progress, silent
 

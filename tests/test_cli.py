@@ -1,0 +1,593 @@
+"""The command line on the bundled digits: what it writes, what it prints, and how it fails."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import typer.main
+
+from keyhole.cli import app, main
+from keyhole.hints.similarity import METRICS
+from keyhole.models.layers import layers
+from keyhole.models.zoo import build, load
+
+COMMANDS = ("hints", "train", "distill", "evaluate", "layers", "demo")
+DIGITS = ("--data", "digits")
+QUICK = (*DIGITS, "--precision", "fp32", "--device", "cpu")
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        assert self.code == 0, self.err
+        lines = self.out.splitlines()
+        assert len(lines) == 1
+        value: dict[str, Any] = json.loads(lines[0])
+        return value
+
+
+def keyhole(*arguments: object) -> Ran:
+    """Run the command line in this process, as the installed script does."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["keyhole", *map(str, arguments)]),
+        mock.patch.object(sys, "path", list(sys.path)),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as left,
+    ):
+        main()
+    return Ran(int(left.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def process(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "from keyhole.cli import main; main()", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def trained(runs: Path) -> Ran:
+    """A small teacher, trained for three epochs into runs/teacher."""
+    with one_thread():
+        return keyhole("train", "--model", "resnet14", *QUICK, "--epochs", 3, "--json", "--out", runs / "teacher")
+
+
+@pytest.fixture(scope="module")
+def teacher(runs: Path, trained: Ran) -> Path:
+    assert trained.code == 0, trained.err
+    return runs / "teacher" / "student.safetensors"
+
+
+@pytest.fixture(scope="module")
+def looked(runs: Path, teacher: Path) -> Ran:
+    """The hint points of that teacher, in runs/hints."""
+    options = ("--count", 2, "--samples", 300, "--stability", 5, "--precision", "fp32", "--json")
+    with one_thread():
+        return keyhole("hints", "--teacher", teacher, *DIGITS, *options, "--out", runs / "hints")
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_has_an_example_with_options_that_exist(command: str) -> None:
+    found = keyhole(command, "--help")
+    assert found.code == 0
+    text = " ".join(found.out.split())
+    example = text.partition(f"Example: keyhole {command} ")[2].partition(" Writes ")[0].partition(" Options: ")[0]
+    group = typer.main.get_command(app)
+    known = {option for parameter in group.commands[command].params for option in parameter.opts}  # type: ignore[attr-defined]
+    used = [word for word in example.split() if word.startswith("--")]
+    assert used or command == "demo"
+    assert set(used) <= known
+
+
+def test_help_answers_without_importing_anything_heavy() -> None:
+    code = f"""
+import sys
+from keyhole.cli import main
+for command in ([], *([name] for name in {COMMANDS})):
+    sys.argv = ["keyhole", *command, "--help"]
+    try:
+        main()
+    except SystemExit as left:
+        assert not left.code
+heavy = {{"torch", "numpy", "sklearn", "matplotlib", "scipy"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert all(command in found.stdout for command in COMMANDS)
+
+
+# --- layers, train, evaluate -----------------------------------------------------------------------------------------
+
+
+def test_layers() -> None:
+    value = keyhole("layers", "--model", "resnet20", "--json").json
+    assert value["model"] == "resnet20"
+    assert [layer["name"] for layer in value["layers"]] == [f"layer{s}.{b}" for s in (1, 2, 3) for b in range(3)]
+    assert value["layers"][3] == {
+        "name": "layer2.0",
+        "kind": "BasicBlock",
+        "channels": 32,
+        "size": [16, 16],
+        "parameters": layers(build("resnet20", classes=100))[3].parameters,
+    }
+    text = keyhole("layers", "--model", "resnet20").out.splitlines()
+    assert len(text) == 9
+    assert [line.split()[0] for line in text if line.endswith("end of stage")] == ["layer1.2", "layer2.2", "layer3.2"]
+
+
+def test_layers_by_glob() -> None:
+    value = keyhole("layers", "--model", "resnet8", "--pattern", "layer3.*.conv1,fc", "--json").json
+    assert [layer["name"] for layer in value["layers"]] == ["layer3.0.conv1", "fc"]
+
+
+def test_a_network_of_ones_own_is_found_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nets_of_mine.py").write_text(
+        "from torch import nn\n"
+        "def small(classes):\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(96, classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    value = keyhole(
+        "layers", "--model", "nets_of_mine:small", "--input-size", 8, "--mean", 0.5, "--std", 0.25, "--json"
+    ).json
+    assert [(layer["channels"], layer["size"]) for layer in value["layers"]] == [(4, [6, 6]), (6, [4, 4])]
+    value = keyhole(
+        "train", "--model", "nets_of_mine:small", *QUICK, "--epochs", 1, "--json", "--out", tmp_path / "run"
+    ).json
+    again = keyhole("evaluate", "--model", tmp_path / "run" / "student.safetensors", *DIGITS, "--json").json
+    assert again["top1"] == value["top1"]["last"]
+
+
+def test_train_writes_all_that_it_says(runs: Path, trained: Ran) -> None:
+    value = trained.json
+    written = {"recipe.json", "result.json", "log.jsonl", "report.html", "student.safetensors"}
+    assert names_in(runs / "teacher") == {*written, "student-best.safetensors"}
+    assert json.loads((runs / "teacher" / "result.json").read_text()) == value
+    assert value["top1"]["last"] > 40
+    assert value["images"] == {"train": 1297, "held_out": 0, "test": 500}
+    records = [json.loads(line) for line in (runs / "teacher" / "log.jsonl").read_text().splitlines()]
+    assert [(record["arm"], record["epoch"]) for record in records] == [("resnet14", epoch) for epoch in (1, 2, 3)]
+    recipe = json.loads((runs / "teacher" / "recipe.json").read_text())
+    assert recipe["command"] == "train"
+    assert recipe["arguments"]["epochs"] == 3
+    assert not {"out", "json", "resume", "device"} & set(recipe["arguments"])
+    assert "<html" in (runs / "teacher" / "report.html").read_text()
+
+
+def test_evaluate_tells_what_the_result_says(trained: Ran, teacher: Path) -> None:
+    value = keyhole("evaluate", "--model", teacher, *DIGITS, "--json").json
+    result = trained.json
+    assert value == {
+        "model": "resnet14",
+        "data": "digits",
+        "images": 500,
+        "top1": result["top1"]["last"],
+        "top5": result["top5"]["last"],
+    }
+    text = keyhole("evaluate", "--model", "resnet14", "--weights", teacher, *DIGITS).out
+    assert text == f"resnet14: top-1 {value['top1']:.2f} %, top-5 {value['top5']:.2f} %\n"
+
+
+# --- hints -----------------------------------------------------------------------------------------------------------
+
+
+def test_hints_writes_all_that_it_says(runs: Path, looked: Ran) -> None:
+    value = looked.json
+    assert names_in(runs / "hints") == {"recipe.json", "hints.json", "similarity.npz", "report.html"}
+    assert json.loads((runs / "hints" / "hints.json").read_text()) == value
+    assert len(value["hints"]) == value["count"] == 2
+    assert (value["teacher"], value["data"], value["samples"]) == ("resnet14", "digits", 300)
+    with np.load(runs / "hints" / "similarity.npz") as arrays:
+        assert set(arrays) == set(METRICS)
+        for name in METRICS:
+            assert arrays[name].shape == (6, 6)
+            np.testing.assert_allclose(arrays[name], arrays[name].T)
+            if name != "r2_cca":  # a dead channel counts
+                np.testing.assert_allclose(np.diag(arrays[name]), 1, atol=1e-6)
+    page = (runs / "hints" / "report.html").read_text()
+    assert all(name in page for name in value["hints"])
+
+
+def test_hints_for_people(teacher: Path, tmp_path: Path) -> None:
+    options = ("--samples", 100, "--stability", 5, "--count", "auto", "--metric", "linear_cka,procrustes")
+    found = keyhole("hints", "--teacher", teacher, *DIGITS, *options, "--out", tmp_path)
+    assert found.code == 0, found.err
+    assert found.err == ""
+    first, *sure, last = found.out.splitlines()
+    value = json.loads((tmp_path / "hints.json").read_text())
+    assert first == f"resnet14: learn from {', '.join(value['hints'])}"
+    assert [line.split(":")[0].strip() for line in sure] == value["hints"]
+    assert "over 100 images" in last
+    assert value["metric"] == "consensus"
+    with np.load(tmp_path / "similarity.npz") as arrays:
+        assert set(arrays) == {*METRICS, "consensus"}
+
+
+def test_hints_may_be_chosen_again_into_the_same_folder(teacher: Path, tmp_path: Path) -> None:
+    options = ("--teacher", teacher, *DIGITS, "--samples", 50, "--count", 2, "--stability", 0, "--out", tmp_path)
+    assert keyhole("hints", *options).code == 0
+    assert keyhole("hints", *options).code == 0
+    assert "samples is 50 there and 60 now" in keyhole("hints", *options, "--samples", 60).err
+
+
+def test_an_untrained_teacher_is_told(tmp_path: Path) -> None:
+    options = ("--samples", 50, "--count", 2, "--stability", 0, "--json")
+    found = keyhole("hints", "--teacher", "resnet8", *DIGITS, *options, "--out", tmp_path)
+    assert found.err.startswith("Warning: resnet8 is right on ")
+    assert found.json["teacher"] == "resnet8"
+
+
+# --- distill ---------------------------------------------------------------------------------------------------------
+
+
+def distill(teacher: Path, out: Path, *options: object) -> Ran:
+    common = (*QUICK, "--student", "resnet8", "--epochs", 1, "--holdout", 97, "--json")
+    return keyhole("distill", "--teacher", teacher, *common, *options, "--out", out)
+
+
+def test_distill_with_chosen_hints(runs: Path, teacher: Path, looked: Ran, tmp_path: Path) -> None:
+    found = distill(teacher, tmp_path / "run", "--hints", runs / "hints" / "hints.json", "--student-size", 4)
+    value = found.json
+    assert [pair["teacher"] for pair in value["hints"]] == looked.json["hints"]
+    assert value["images"] == {"train": 1200, "held_out": 97, "test": 500}
+    written = {"recipe.json", "result.json", "log.jsonl", "report.html", "student.safetensors"}
+    assert names_in(tmp_path / "run") == {*written, "student-best.safetensors"}
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == value
+    assert value["teacher"]["top1"] == keyhole("evaluate", "--model", teacher, *DIGITS, "--json").json["top1"]
+    student = load(tmp_path / "run" / "student.safetensors")
+    assert student.input.size_px == (4, 4)
+    assert student.parameters == value["parameters"]
+    again = keyhole("evaluate", "--model", tmp_path / "run" / "student.safetensors", *DIGITS, "--json").json
+    assert (again["top1"], again["top5"]) == (value["top1"]["last"], value["top5"]["last"])
+    best = keyhole("evaluate", "--model", tmp_path / "run" / "student-best.safetensors", *DIGITS, "--json").json
+    assert best["top1"] == value["top1"]["best"]
+    pairs = ", ".join(f"{pair['teacher']} -> {pair['student']}" for pair in value["hints"])
+    assert found.err.splitlines()[0] == f"resnet8: {pairs}"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--hints", "auto", "--samples", 200), None),
+        (("--hints", "segments", "--metric", "linear_cka,debiased_cka", "--samples", 200), None),
+        (("--hints", "reverse", "--samples", 200), None),
+        (("--hints", "stage-ends"), ["layer1.1", "layer2.1", "layer3.1"]),
+        (("--hints", "stage-ends", "--layers", "layer?.0"), ["layer1.0", "layer2.0", "layer3.0"]),
+        (("--hints", "random", "--count", "2"), None),
+        (("--hints", "layer1.1, layer3.0", "--match", "size"), ["layer1.1", "layer3.0"]),
+        (("--hints", "layer2.0.conv1", "--layers", "*.conv1"), ["layer2.0.conv1"]),
+        (("--hints", "auto", "--samples", 200, "--layers", "*.conv1", "--count", 2), None),
+    ],
+)
+def test_distill_with_hints_of_every_kind(
+    teacher: Path, tmp_path: Path, options: tuple[object, ...], expected: list[str] | None
+) -> None:
+    value = distill(teacher, tmp_path / "run", *options).json
+    hints = [pair["teacher"] for pair in value["hints"]]
+    assert hints == (expected or hints)
+    known = {name for name, _ in load(teacher).module.named_modules()}
+    assert set(hints) <= known
+    assert len(hints) == len(set(hints)) > 0
+    assert len({pair["student"] for pair in value["hints"]}) == len(hints)
+
+
+def test_automatic_hints_are_those_of_the_hints_command(teacher: Path, tmp_path: Path) -> None:
+    """With nothing held out, both look at the same images."""
+    look = ("--samples", 300, "--count", 2, "--seed", 3)
+    more = ("--precision", "fp32", "--stability", 0, "--json")
+    chosen = keyhole("hints", "--teacher", teacher, *DIGITS, *look, *more, "--out", tmp_path / "hints").json
+    value = distill(teacher, tmp_path / "run", "--hints", "auto", *look, "--holdout", 0).json
+    assert [pair["teacher"] for pair in value["hints"]] == chosen["hints"]
+
+
+def test_hints_among_other_layers_go_from_command_to_command(teacher: Path, tmp_path: Path) -> None:
+    options = ("--layers", "*.conv2", "--samples", 100, "--count", 2, "--stability", 0, "--json")
+    chosen = keyhole("hints", "--teacher", teacher, *DIGITS, *options, "--out", tmp_path / "hints").json
+    value = distill(teacher, tmp_path / "run", "--hints", tmp_path / "hints" / "hints.json").json
+    assert [pair["teacher"] for pair in value["hints"]] == chosen["hints"]
+    assert all(name.endswith("conv2") for name in chosen["hints"])
+
+
+def test_a_cohort_of_a_toml_file(runs: Path, teacher: Path, looked: Ran, tmp_path: Path) -> None:
+    (tmp_path / "arms.toml").write_text(
+        f"""
+        [[arm]]
+        name = "plain"
+        terms = "ce"
+
+        [[arm]]
+        name = "kd only"
+        terms = "ce,kd"
+        temperature = 2
+
+        [[arm]]
+        name = "chosen"
+        hints = "{(runs / "hints" / "hints.json").as_posix()}"
+        student_size = 4
+
+        [[arm]]
+        name = "listed"
+        student = "resnet14"
+        hints = ["layer2.0"]
+        terms = "ce,at"
+        """
+    )
+    found = distill(teacher, tmp_path / "run", "--cohort", tmp_path / "arms.toml", "--hints", "random")
+    value = found.json
+    assert [arm["name"] for arm in value["arms"]] == ["plain", "kd only", "chosen", "listed"]
+    assert [arm["student"] for arm in value["arms"]] == ["resnet8", "resnet8", "resnet8", "resnet14"]
+    plain, kd, chosen, listed = value["arms"]
+    assert (plain["hints"], kd["hints"]) == ([], [])
+    assert kd["terms"][1] == {"name": "kd", "weight": 0.9, "temperature": 2.0}
+    assert [pair["teacher"] for pair in chosen["hints"]] == looked.json["hints"]
+    assert [pair["teacher"] for pair in listed["hints"]] == ["layer2.0"]
+    folders = ("0-plain", "1-kd-only", "2-chosen", "3-listed")
+    students = {f"{folder}/{name}.safetensors" for folder in folders for name in ("student", "student-best")}
+    assert names_in(tmp_path / "run") == {"recipe.json", "result.json", "log.jsonl", "report.html", *students}
+    for folder, arm in zip(folders, value["arms"], strict=True):
+        again = keyhole("evaluate", "--model", tmp_path / "run" / folder / "student.safetensors", *DIGITS, "--json")
+        assert again.json["top1"] == arm["top1"]["last"]
+    recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert recipe["arguments"]["cohort"]["arm"][2]["student_size"] == 4
+
+
+def test_the_table_for_people(teacher: Path, tmp_path: Path) -> None:
+    found = keyhole(
+        "distill", "--teacher", teacher, *QUICK, "--student", "resnet8", "--terms", "ce,kd", "--epochs", 1,
+        "--holdout", 0, "--out", tmp_path / "run",
+    )  # fmt: skip
+    title, head, first, second = found.out.splitlines()
+    assert title.startswith("Top-1 in percent")
+    assert head.split() == ["last", "best", "parameters", "x", "smaller"]
+    value = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert first.split() == ["teacher", "resnet14", f"{value['teacher']['top1']:.2f}", "174,970"]
+    assert second.split()[:2] == ["resnet8", f"{value['top1']['last']:.2f}"]
+
+
+def test_a_killed_run_goes_on_to_the_very_same_student(runs: Path, teacher: Path, tmp_path: Path) -> None:
+    options = ("--student", "resnet8", "--hints", "stage-ends", "--epochs", 12, "--holdout", 97, *QUICK)
+    command = ("distill", "--teacher", teacher, *options)
+    killed = process(*command, "--out", tmp_path / "killed")
+    log = tmp_path / "killed" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.is_file() and len(log.read_text().splitlines()) >= 2) and time.monotonic() < deadline:
+        assert killed.poll() is None, killed.communicate()
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "student.safetensors").exists()
+    assert "Add --resume" in keyhole(*command, "--out", tmp_path / "killed").err
+    resumed = keyhole(*command, "--resume", "--json", "--out", tmp_path / "killed").json
+    straight = keyhole(*command, "--json", "--out", tmp_path / "straight").json
+    for name in ("student.safetensors", "student-best.safetensors"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+    timeless = [{key: value for key, value in run.items() if key != "seconds"} for run in (resumed, straight)]
+    assert timeless[0] == timeless[1]
+    assert names_in(tmp_path / "killed") == names_in(tmp_path / "straight")
+    finished = keyhole(*command, "--resume", "--out", tmp_path / "killed")
+    assert finished.code == 1
+    assert "finished; its result is" in finished.err
+
+
+# --- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+def assert_one_line(found: Ran, *told: str) -> None:
+    assert found.code == 1
+    assert found.out == ""
+    assert len(found.err.splitlines()) == 1
+    assert found.err.startswith("Error: ")
+    assert found.err.endswith((".\n", ")\n"))
+    for text in told:
+        assert text in found.err
+
+
+ARMS = {
+    "unknown key": ('[[arm]]\nname = "a"\ntemprature = 3', "Unknown key of an [[arm]] 'temprature'; nearest known: tempera"),
+    "no name": ('[[arm]]\nterms = "ce"', "An [[arm]] has no name"),
+    "twice": ('[[arm]]\nname = "a"\nterms = "ce"\n[[arm]]\nname = "a"\nterms = "ce"', "Two arms are called 'a'"),
+    "not an arm": ("arm = [1, 2]", "An arm is 1"),
+    "not a list": ('arm = "a"', "expected one [[arm]] table"),
+    "another table": ("[student]\nname = 'a'", "holds student; expected one [[arm]] table"),
+    "nothing": ("", "holds nothing"),
+    "no arms": ("arm = []", "expected one [[arm]] table"),
+    "no toml": ("[[arm]\nname", "is not TOML"),
+    "terms of a wrong type": ('[[arm]]\nname = "a"\nterms = ["ce"]', "terms of arm 'a' is ['ce']; expected a text"),
+    "name of a wrong type": ("[[arm]]\nname = 7", "name of arm 7 is 7; expected a text"),
+    "hints of a wrong type": ('[[arm]]\nname = "a"\nhints = [1]', "hints of arm 'a' is [1]; expected a text or a list"),
+    "no hints": ('[[arm]]\nname = "a"\nhints = []', "hint"),
+    "temperature of a wrong type": ('[[arm]]\nname = "a"\ntemperature = "hot"', "expected a number"),
+    "a truth value": ('[[arm]]\nname = "a"\nsamples = true', "expected a whole number"),
+    "negative seed": ('[[arm]]\nname = "a"\nhints = "random"\nseed = -1', "seed is -1"),
+    "a date": ('[[arm]]\nname = "a"\ncount = 1999-12-31', "expected a whole number or 'auto'"),
+    "too small a student": ('[[arm]]\nname = "a"\nterms = "ce"\nstudent_size = 0', "must be positive"),
+}
+
+
+@pytest.mark.parametrize("case", ARMS)
+def test_a_wrong_toml_file_is_one_line(teacher: Path, tmp_path: Path, case: str) -> None:
+    text, told = ARMS[case]
+    (tmp_path / "arms.toml").write_text(text)
+    found = distill(teacher, tmp_path / "run", "--cohort", tmp_path / "arms.toml", "--terms", "ce,hint")
+    assert_one_line(found, told)
+
+
+HINT_FILES = {
+    "corrupt": ('{"hints": ["lay', "is not JSON"),
+    "a list": ("[1]", "no hints.json"),
+    "other things": ('{"teacher": "resnet14"}', "no list of hints"),
+    "a number": ('{"teacher": "resnet14", "hints": 5}', "no list of hints"),
+    "numbers": ('{"teacher": "resnet14", "hints": [1, 2], "layers": [{"name": "layer1.0"}]}', "no list of hints"),
+    "broken layers": ('{"teacher": "resnet14", "hints": ["layer1.0"], "layers": [1]}', "no list of hints"),
+    "unknown layer": ('{"teacher": "resnet14", "hints": ["layer9.0"]}', "Unknown hint layer 'layer9.0'; nearest known"),
+    "nothing": ('{"teacher": "resnet14", "hints": []}', "0 hints"),
+}
+
+
+@pytest.mark.parametrize("case", HINT_FILES)
+def test_a_wrong_hints_file_is_one_line(teacher: Path, tmp_path: Path, case: str) -> None:
+    text, told = HINT_FILES[case]
+    (tmp_path / "hints.json").write_text(text)
+    assert_one_line(distill(teacher, tmp_path / "run", "--hints", tmp_path / "hints.json"), told)
+    assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
+
+
+def test_hints_of_another_teacher_are_told(runs: Path, teacher: Path, looked: Ran, tmp_path: Path) -> None:
+    value = looked.json | {"teacher": "resnet999"}
+    (tmp_path / "hints.json").write_text(json.dumps(value))
+    found = distill(teacher, tmp_path / "run", "--hints", tmp_path / "hints.json")
+    assert found.code == 0
+    assert "was made for resnet999, the teacher is resnet14" in found.err.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("hints --teacher resnet20 --weights {teacher} --data digits --out {new}", "belongs to another model"),
+        ("hints --teacher resnet14 --weights {garbage} --data digits --out {new}", "is truncated or no weight file"),
+        ("hints --teacher resnet14 --weights {new}/no.pth --data digits --out {new}", "No weight file at"),
+        ("hints --teacher {garbage}.safetensors --data digits --out {new}", "Cannot read"),
+        ("hints --teacher resnet21 --data digits --out {new}", "Unknown model 'resnet21'; nearest known: resnet"),
+        ("hints --teacher nothing.here:net --data digits --input-size 8 --out {new}", "Cannot import 'nothing.here'"),
+        ("hints --teacher {teacher} --data digits --metric linear_kca --out {new}", "Unknown metric 'linear_kca'"),
+        ("hints --teacher {teacher} --data digits --metric r2_cca,r2_cca --out {new}", "must name each metric once"),
+        ("hints --teacher {teacher} --data digits --clustering kmedoids --out {new}", "Unknown clustering 'kmedoids'"),
+        ("hints --teacher {teacher} --data digits --layers layer9* --out {new}", "Unknown layer pattern 'layer9*'"),
+        ("hints --teacher {teacher} --data digits --count 7 --out {new}", "Cannot choose 7 hints from 6 layers"),
+        ("hints --teacher {teacher} --data digits --count 0 --out {new}", "Cannot choose 0 hints"),
+        ("hints --teacher {teacher} --data digits --count some --out {new}", "--count is 'some'"),
+        ("hints --teacher {teacher} --data digits --samples 1 --out {new}", "samples is 1"),
+        ("hints --teacher {teacher} --data digits --samples 3 --count 2 --out {new}", "raise --samples"),
+        ("hints --teacher {teacher} --data digits --precision fp16 --out {new}", "precision is 'fp16'"),
+        ("hints --teacher {teacher} --data digits --device tpu --out {new}", "Device 'tpu'"),
+        ("hints --teacher {teacher} --data digit --out {new}", "Unknown data set 'digit'; nearest known: digits"),
+        ("hints --teacher {teacher} --data cifar100 --out {new}", "needs --root"),
+        ("hints --teacher {teacher} --data cifar100 --root {new} --out {new}", "cifar-100-python"),
+        ("hints --teacher resnet14 --data digits --mean 1,two --out {new}", "--mean is '1,two'"),
+        ("hints --teacher resnet14 --data digits --mean 0.5 --std 0 --out {new}", "must be positive"),
+        ("hints --teacher {teacher} --data digits --out {other}", "holds a run of 'keyhole train'"),
+        ("hints --teacher {teacher} --data digits --out {garbage}", "is a file"),
+        ("hints --teacher {teacher} --data digits --out {garbage}/below", "Cannot write"),
+        ("train --model resnet9 --data digits --out {new}", "Unknown model 'resnet9'"),
+        ("train --model resnet14 --data digits --epochs 4 --precision fp32 --out {other}", "epochs is 3 there and 4 now"),
+        ("train --model resnet14 --data digits --epochs 3 --precision fp32 --out {other}", "finished; its result is"),
+        ("train --model resnet8 --data digits --batch-size 5000 --out {new}", "Batch size 5000"),
+        ("train --model resnet8 --data digits --holdout 1297 --out {new}", "Cannot hold out 1297"),
+        ("train --model resnet8 --data digits --schedule linear --out {new}", "Unknown schedule 'linear'"),
+        ("train --model resnet8 --data digits --milestones half --out {new}", "--milestones is 'half'"),
+        ("train --model resnet8 --data digits --lr -1 --out {new}", "lr is -1.0"),
+        ("train --model resnet8 --data digits --out {garbage}/below", "Cannot write"),
+        ("distill --teacher {teacher} --data digits --out {new} --holdout 9 --student resnet7", "Unknown model 'resnet7'"),
+        ("distill --teacher {teacher} --data digits --out {new} --holdout 9 --terms ce,kdd", "Unknown term 'kdd'"),
+        ("distill --teacher {teacher} --data digits --out {new} --holdout 9 --terms ce,ce", "must name each term once"),
+        ("distill --teacher {teacher} --data digits --out {new} --holdout 9 --terms ce,kd=x", "Weight 'x' of term kd"),
+        ("distill --teacher {teacher} --data digits --out {new} --holdout 9", "has hint terms and no hints"),
+        ("distill --teacher {teacher} --data digits --out {new} --holdout 9 --hints layer1", "Unknown hint layer 'layer1'"),
+        ("distill --teacher {teacher} --data digits --out {new} --holdout 9 --hints auto --count 9", "Cannot choose 9 hints"),
+        ("distill --teacher {teacher} --data digits --out {new} --holdout 9 --hints stage-ends --count 4", "4 stage ends"),
+        ("distill --teacher {teacher} --data digits --out {new} --holdout 9 --hints stage-ends --match x", "Unknown match"),
+        ("distill --teacher {teacher} --data digits --out {new} --holdout 9 --hints {new}/h.json", "Cannot read"),
+        ("distill --teacher {teacher} --data digits --out {new} --cohort {new}/arms.toml", "Cannot read"),
+        ("distill --teacher {teacher} --data digits --out {new}", "Cannot hold out 5000 of 1297"),
+        ("distill --teacher {teacher} --data digits --out {other} --holdout 9", "holds a run of 'keyhole train'"),
+        ("distill --teacher {teacher} --data digits --out {garbage}/below --holdout 9", "Cannot write"),
+        ("evaluate --model {garbage}.safetensors --data digits", "Cannot read"),
+        ("evaluate --model resnet14 --weights {garbage} --data digits", "is truncated or no weight file"),
+        ("evaluate --model resnet14 --data folder", "needs --root"),
+        ("evaluate --model resnet14 --classes 5 --data digits", "10 classes and resnet14 5 outputs"),
+        ("evaluate --model resnet14 --data digits --precision half", "half"),
+        ("layers --model resnet", "Unknown model 'resnet'"),
+        ("layers --model timm:vit_teeny", "Unknown timm model 'vit_teeny'"),
+        ("layers --model resnet20 --pattern conv9", "Unknown layer pattern 'conv9'; nearest known: conv1"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(runs: Path, teacher: Path, tmp_path: Path, command: str, told: str) -> None:
+    garbage = tmp_path / "garbage"
+    garbage.write_bytes(b"no weights at all")
+    places = {"teacher": teacher, "garbage": garbage, "new": tmp_path / "new", "other": runs / "teacher"}
+    before = names_in(runs / "teacher")
+    assert_one_line(keyhole(*command.format(**places).split()), told)
+    assert names_in(tmp_path) == {"garbage"}  # nothing half done is left, so the next try may use the same folder
+    assert names_in(runs / "teacher") == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "nonsense",
+        "hints --teacher resnet8",
+        "train --model resnet8 --out {new} --epochs 0",
+        "train --model resnet8 --out {new} --epochs many",
+        "train --model resnet8 --out {new} --learning-rate 1",
+        "layers",
+        "hints --teacher resnet8 --out {new} --batch-size 3",
+    ],
+)
+def test_wrong_usage_is_code_2(tmp_path: Path, command: str) -> None:
+    found = keyhole(*command.format(new=tmp_path / "new").split())
+    assert found.code == 2
+    assert "Usage: " in found.err
+    assert "Traceback" not in found.err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_fixed_command_may_use_the_folder_of_a_failed_one(teacher: Path, tmp_path: Path) -> None:
+    command = ("hints", "--teacher", teacher, *DIGITS, "--samples", 50, "--stability", 0, "--out", tmp_path / "run")
+    assert keyhole(*command, "--count", 99).code == 1
+    assert keyhole(*command, "--count", 2).code == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [("layers --model resnet8", 0), ("layers --model resnet9", 1), ("layers", 2)]
+)
+def test_exit_codes_of_the_process(command: str, code: int) -> None:
+    running = process(*command.split())
+    out, err = running.communicate()
+    assert running.returncode == code
+    assert bool(out) == (code == 0)
+    assert "Traceback" not in err
+    assert code != 1 or (err.startswith("Error: ") and err.count("\n") == 1)
