@@ -167,7 +167,8 @@ def test_a_network_of_ones_own_is_found_in_the_working_directory(
     (tmp_path / "nets_of_mine.py").write_text(
         "from torch import nn\n"
         "def small(classes):\n"
-        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(96, classes))\n"
+        "    parts = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(96, classes)\n"
+        "    return nn.Sequential(*parts)\n"
     )
     monkeypatch.chdir(tmp_path)
     value = keyhole(
@@ -427,7 +428,7 @@ def assert_one_line(found: Ran, *told: str) -> None:
 
 
 ARMS = {
-    "unknown key": ('[[arm]]\nname = "a"\ntemprature = 3', "Unknown key of an [[arm]] 'temprature'; nearest known: tempera"),
+    "unknown key": ('[[arm]]\nname = "a"\ntemprature = 3', "Unknown key of an [[arm]] 'temprature'; nearest"),
     "no name": ('[[arm]]\nterms = "ce"', "An [[arm]] has no name"),
     "twice": ('[[arm]]\nname = "a"\nterms = "ce"\n[[arm]]\nname = "a"\nterms = "ce"', "Two arms are called 'a'"),
     "not an arm": ("arm = [1, 2]", "An arm is 1"),
@@ -493,48 +494,48 @@ def test_hints_of_another_teacher_are_told(runs: Path, teacher: Path, looked: Ra
         ("hints --teacher {garbage}.safetensors --data digits --out {new}", "Cannot read"),
         ("hints --teacher resnet21 --data digits --out {new}", "Unknown model 'resnet21'; nearest known: resnet"),
         ("hints --teacher nothing.here:net --data digits --input-size 8 --out {new}", "Cannot import 'nothing.here'"),
-        ("hints --teacher {teacher} --data digits --metric linear_kca --out {new}", "Unknown metric 'linear_kca'"),
-        ("hints --teacher {teacher} --data digits --metric r2_cca,r2_cca --out {new}", "must name each metric once"),
-        ("hints --teacher {teacher} --data digits --clustering kmedoids --out {new}", "Unknown clustering 'kmedoids'"),
-        ("hints --teacher {teacher} --data digits --layers layer9* --out {new}", "Unknown layer pattern 'layer9*'"),
-        ("hints --teacher {teacher} --data digits --count 7 --out {new}", "Cannot choose 7 hints from 6 layers"),
-        ("hints --teacher {teacher} --data digits --count 0 --out {new}", "Cannot choose 0 hints"),
-        ("hints --teacher {teacher} --data digits --count some --out {new}", "--count is 'some'"),
-        ("hints --teacher {teacher} --data digits --samples 1 --out {new}", "samples is 1"),
-        ("hints --teacher {teacher} --data digits --samples 3 --count 2 --out {new}", "raise --samples"),
-        ("hints --teacher {teacher} --data digits --precision fp16 --out {new}", "precision is 'fp16'"),
-        ("hints --teacher {teacher} --data digits --device tpu --out {new}", "Device 'tpu'"),
+        ("{hints} --metric linear_kca --out {new}", "Unknown metric 'linear_kca'"),
+        ("{hints} --metric r2_cca,r2_cca --out {new}", "must name each metric once"),
+        ("{hints} --clustering kmedoids --out {new}", "Unknown clustering 'kmedoids'"),
+        ("{hints} --layers layer9* --out {new}", "Unknown layer pattern 'layer9*'"),
+        ("{hints} --count 7 --out {new}", "Cannot choose 7 hints from 6 layers"),
+        ("{hints} --count 0 --out {new}", "Cannot choose 0 hints"),
+        ("{hints} --count some --out {new}", "--count is 'some'"),
+        ("{hints} --samples 1 --out {new}", "samples is 1"),
+        ("{hints} --samples 3 --count 2 --out {new}", "raise --samples"),
+        ("{hints} --precision fp16 --out {new}", "precision is 'fp16'"),
+        ("{hints} --device tpu --out {new}", "Device 'tpu'"),
         ("hints --teacher {teacher} --data digit --out {new}", "Unknown data set 'digit'; nearest known: digits"),
         ("hints --teacher {teacher} --data cifar100 --out {new}", "needs --root"),
         ("hints --teacher {teacher} --data cifar100 --root {new} --out {new}", "cifar-100-python"),
         ("hints --teacher resnet14 --data digits --mean 1,two --out {new}", "--mean is '1,two'"),
         ("hints --teacher resnet14 --data digits --mean 0.5 --std 0 --out {new}", "must be positive"),
-        ("hints --teacher {teacher} --data digits --out {other}", "holds a run of 'keyhole train'"),
-        ("hints --teacher {teacher} --data digits --out {garbage}", "is a file"),
-        ("hints --teacher {teacher} --data digits --out {garbage}/below", "Cannot write"),
+        ("{hints} --out {other}", "holds a run of 'keyhole train'"),
+        ("{hints} --out {garbage}", "is a file"),
+        ("{hints} --out {garbage}/below", "Cannot write"),
         ("train --model resnet9 --data digits --out {new}", "Unknown model 'resnet9'"),
-        ("train --model resnet14 --data digits --epochs 4 --precision fp32 --out {other}", "epochs is 3 there and 4 now"),
-        ("train --model resnet14 --data digits --epochs 3 --precision fp32 --out {other}", "finished; its result is"),
+        ("{train} --epochs 4 --out {other}", "epochs is 3 there and 4 now"),
+        ("{train} --epochs 3 --out {other}", "finished; its result is"),
         ("train --model resnet8 --data digits --batch-size 5000 --out {new}", "Batch size 5000"),
         ("train --model resnet8 --data digits --holdout 1297 --out {new}", "Cannot hold out 1297"),
         ("train --model resnet8 --data digits --schedule linear --out {new}", "Unknown schedule 'linear'"),
         ("train --model resnet8 --data digits --milestones half --out {new}", "--milestones is 'half'"),
         ("train --model resnet8 --data digits --lr -1 --out {new}", "lr is -1.0"),
         ("train --model resnet8 --data digits --out {garbage}/below", "Cannot write"),
-        ("distill --teacher {teacher} --data digits --out {new} --holdout 9 --student resnet7", "Unknown model 'resnet7'"),
-        ("distill --teacher {teacher} --data digits --out {new} --holdout 9 --terms ce,kdd", "Unknown term 'kdd'"),
-        ("distill --teacher {teacher} --data digits --out {new} --holdout 9 --terms ce,ce", "must name each term once"),
-        ("distill --teacher {teacher} --data digits --out {new} --holdout 9 --terms ce,kd=x", "Weight 'x' of term kd"),
-        ("distill --teacher {teacher} --data digits --out {new} --holdout 9", "has hint terms and no hints"),
-        ("distill --teacher {teacher} --data digits --out {new} --holdout 9 --hints layer1", "Unknown hint layer 'layer1'"),
-        ("distill --teacher {teacher} --data digits --out {new} --holdout 9 --hints auto --count 9", "Cannot choose 9 hints"),
-        ("distill --teacher {teacher} --data digits --out {new} --holdout 9 --hints stage-ends --count 4", "4 stage ends"),
-        ("distill --teacher {teacher} --data digits --out {new} --holdout 9 --hints stage-ends --match x", "Unknown match"),
-        ("distill --teacher {teacher} --data digits --out {new} --holdout 9 --hints {new}/h.json", "Cannot read"),
+        ("{distill} --out {new} --student resnet7", "Unknown model 'resnet7'"),
+        ("{distill} --out {new} --terms ce,kdd", "Unknown term 'kdd'"),
+        ("{distill} --out {new} --terms ce,ce", "must name each term once"),
+        ("{distill} --out {new} --terms ce,kd=x", "Weight 'x' of term kd"),
+        ("{distill} --out {new}", "has hint terms and no hints"),
+        ("{distill} --out {new} --hints layer1", "Unknown hint layer 'layer1'"),
+        ("{distill} --out {new} --hints auto --count 9", "Cannot choose 9 hints"),
+        ("{distill} --out {new} --hints stage-ends --count 4", "4 stage ends"),
+        ("{distill} --out {new} --hints stage-ends --match x", "Unknown match"),
+        ("{distill} --out {new} --hints {new}/h.json", "Cannot read"),
         ("distill --teacher {teacher} --data digits --out {new} --cohort {new}/arms.toml", "Cannot read"),
         ("distill --teacher {teacher} --data digits --out {new}", "Cannot hold out 5000 of 1297"),
-        ("distill --teacher {teacher} --data digits --out {other} --holdout 9", "holds a run of 'keyhole train'"),
-        ("distill --teacher {teacher} --data digits --out {garbage}/below --holdout 9", "Cannot write"),
+        ("{distill} --out {other}", "holds a run of 'keyhole train'"),
+        ("{distill} --out {garbage}/below", "Cannot write"),
         ("evaluate --model {garbage}.safetensors --data digits", "Cannot read"),
         ("evaluate --model resnet14 --weights {garbage} --data digits", "is truncated or no weight file"),
         ("evaluate --model resnet14 --data folder", "needs --root"),
@@ -548,7 +549,13 @@ def test_hints_of_another_teacher_are_told(runs: Path, teacher: Path, looked: Ra
 def test_what_goes_wrong_is_one_line(runs: Path, teacher: Path, tmp_path: Path, command: str, told: str) -> None:
     garbage = tmp_path / "garbage"
     garbage.write_bytes(b"no weights at all")
-    places = {"teacher": teacher, "garbage": garbage, "new": tmp_path / "new", "other": runs / "teacher"}
+    places: dict[str, object] = {"teacher": teacher, "garbage": garbage, "new": tmp_path / "new"}
+    places |= {
+        "other": runs / "teacher",
+        "train": "train --model resnet14 --data digits --precision fp32",
+        "hints": f"hints --teacher {teacher} --data digits",
+        "distill": f"distill --teacher {teacher} --data digits --holdout 9",
+    }
     before = names_in(runs / "teacher")
     assert_one_line(keyhole(*command.format(**places).split()), told)
     assert names_in(tmp_path) == {"garbage"}  # nothing half done is left, so the next try may use the same folder

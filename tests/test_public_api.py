@@ -58,6 +58,9 @@ def test_the_type_checker_sees_the_names_that_are_there() -> None:
     source = inspect.getsource(keyhole)
     block = source.partition("if TYPE_CHECKING:")[2].partition("_HOMES")[0]
     named = {
-        name.strip() for line in block.splitlines() if " import " in line for name in line.split(" import ")[1].split(",")
+        name.strip()
+        for line in block.splitlines()
+        if " import " in line
+        for name in line.split(" import ")[1].split(",")
     }
     assert named == set(keyhole.__all__)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from keyhole.errors import DataError, RunError, SettingError
+from keyhole.errors import DataError, DivergenceError, RunError, SettingError
 from keyhole.runs import RunFolder, open_run
 
 ARGUMENTS = {"teacher": "resnet56", "epochs": 3, "mean": None}
@@ -113,14 +113,22 @@ def test_a_run_that_fails_before_it_kept_anything_leaves_the_folder_free(tmp_pat
     assert not begin(tmp_path / "run", epochs=4).resumed
 
 
-@pytest.mark.parametrize("resume", [False, True])
-def test_a_run_that_fails_later_stays(tmp_path: Path, resume: bool) -> None:
-    if resume:
-        begin(tmp_path)
-    with pytest.raises(SettingError), open_run(tmp_path, "train", ARGUMENTS, resume=resume) as run:
-        run.append({"arm": "a", "epoch": 1})
-        raise SettingError("No such thing.")
+def test_a_run_that_fails_later_stays(tmp_path: Path) -> None:
+    def diverge() -> None:
+        with open_run(tmp_path, "train", ARGUMENTS) as run:
+            run.append({"arm": "a", "epoch": 1})
+            raise DivergenceError("The loss is nan.")
+
+    with pytest.raises(DivergenceError):
+        diverge()
     assert begin(tmp_path, resume=True).records() == [{"arm": "a", "epoch": 1}]
+
+
+def test_a_resumed_run_that_fails_stays(tmp_path: Path) -> None:
+    begin(tmp_path)
+    with pytest.raises(SettingError), open_run(tmp_path, "train", ARGUMENTS, resume=True):
+        raise SettingError("No such thing.")
+    assert begin(tmp_path, resume=True).resumed
 
 
 def test_an_interrupt_leaves_the_recipe(tmp_path: Path) -> None:
@@ -151,3 +159,14 @@ def test_half_a_line_of_a_killed_process_harms_no_other_line(tmp_path: Path) -> 
     assert again.records() == [{"arm": "a", "epoch": 1}]
     again.append({"arm": "a", "epoch": 2})
     assert again.records() == [{"arm": "a", "epoch": 1}, {"arm": "a", "epoch": 2}]
+
+
+def test_files_that_a_killed_process_did_not_finish_go_when_the_run_goes_on(tmp_path: Path) -> None:
+    begin(tmp_path)
+    kept = {"checkpoint.safetensors", ".mine", "notes.part"}
+    for name in (".checkpoint.safetensors.a1b2.part", ".tmpAb3dEf", *kept):
+        (tmp_path / name).write_text("")
+    assert "Add --resume" in refused(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 6
+    begin(tmp_path, resume=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.json", *kept}

@@ -97,13 +97,21 @@ def _opened(out: Path, command: str, arguments: Mapping[str, Any], *, resume: bo
         if not resume:
             raise RunError(f"{out} holds this run, unfinished. Add --resume to go on, or choose another --out.")
         run = RunFolder(out, resumed=True)
-        if run.log.is_file() and not run.log.read_bytes().endswith(b"\n"):
-            append_line(run.log, "")  # a killed process left half a line
+        _sweep(run)
         return run
     if out.is_dir() and any(out.iterdir()):
         raise RunError(f"{out} is not empty and holds no run ({next(out.iterdir()).name}). Choose another --out.")
     write_json(out / _RECIPE, {**told, "environment": describe()})
     return RunFolder(out, resumed=False)
+
+
+def _sweep(run: RunFolder) -> None:
+    """Remove what a process left that was killed while it wrote: half a line, and files that were not yet whole."""
+    if run.log.is_file() and not run.log.read_bytes().endswith(b"\n"):
+        append_line(run.log, "")
+    for pattern in (".*.part", ".tmp??????"):  # of keyhole.files and of safetensors
+        for path in run.path.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def _check_same(out: Path, told: Mapping[str, Any]) -> None:

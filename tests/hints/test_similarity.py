@@ -126,7 +126,9 @@ def test_parts_equal_the_plain_function_on_their_images(metric: str, count: int,
         where = torch.repeat_interleave(part, block)
         chosen = {name: value[where] for name, value in features.items()}
         if metric == "rbf_cka":  # the first minibatch of all images sets the widths, whatever the part
-            expected = by_minibatch(features, [range(b * block, (b + 1) * block) for b in part.nonzero()[:, 0].tolist()])
+            expected = by_minibatch(
+                features, [range(b * block, (b + 1) * block) for b in part.nonzero()[:, 0].tolist()]
+            )
         else:
             expected = all_pairs(metric, chosen)
         np.testing.assert_allclose(found[row], expected, atol=5e-5 if metric == "rbf_cka" else 2e-6)
@@ -306,9 +308,7 @@ class Gate(nn.Module):
 def test_a_layer_that_is_constant_in_a_part_is_like_nothing_there(metric: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 120, (400, 4, 4, 3), dtype=np.uint8)
     pixels[:40] += 120  # two of the blocks are bright
-    split = MemorySplit(
-        torch.from_numpy(pixels), torch.zeros(400, dtype=torch.int64), torch.arange(400), classes=()
-    )
+    split = MemorySplit(torch.from_numpy(pixels), torch.zeros(400, dtype=torch.int64), torch.arange(400), classes=())
     net = Network("gate", Gate(), InputSpec((4, 4), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), 3)
     moments = observe(net, split, ("gated", "free"), config=ObserveConfig(batch_size=20))
     parts = torch.ones(2, 20, dtype=torch.bool)

@@ -16,7 +16,7 @@ from keyhole.data.splits import Split
 from keyhole.errors import DataError, SettingError, unknown_name
 from keyhole.hints.moments import Moments, ObserveConfig, observe
 from keyhole.hints.selection import Rule, Selection, select, stability
-from keyhole.hints.similarity import METRICS, consensus, similarity
+from keyhole.hints.similarity import METRICS, consensus, similarities
 from keyhole.models.frozen import freeze
 from keyhole.models.layers import Layer, layers
 from keyhole.models.network import Network
@@ -190,7 +190,7 @@ def choose_hints(
     moments = observe(teacher, sample, names, config=replace(look, rbf=True), device=device, progress=progress)
 
     started = time.perf_counter()
-    matrices = {name: similarity(moments, name, progress=progress)[0] for name in METRICS}
+    matrices = {name: values[0] for name, values in similarities(moments, METRICS, progress=progress).items()}
     metrics_s = moments.seconds["sums"] + time.perf_counter() - started
 
     started = time.perf_counter()

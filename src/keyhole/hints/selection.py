@@ -12,7 +12,7 @@ from jaxtyping import Float
 from keyhole.errors import SettingError, ShapeError, unknown_name
 from keyhole.hints.clustering import CLUSTERINGS, Clusters, kmeans, silhouette
 from keyhole.hints.moments import Moments
-from keyhole.hints.similarity import consensus, similarity
+from keyhole.hints.similarity import consensus, similarities
 from keyhole.models.layers import Layer, stage_ends
 from keyhole.progress import Progress, silent
 
@@ -199,7 +199,7 @@ def stability(
     parts = torch.zeros(draws, blocks, dtype=torch.bool)
     for row in parts:
         row[torch.from_numpy(random.permutation(blocks)[: blocks // 2])] = True
-    found = [similarity(moments, metric, parts=parts, progress=progress) for metric in metrics]
+    found = list(similarities(moments, metrics, parts=parts, progress=progress).values())
     times = np.zeros(len(candidates))
     for draw in range(draws):
         matrices = [values[draw] for values in found]

@@ -49,48 +49,81 @@ def similarity(
         >>> similarity(moments, "linear_cka").shape
         (1, 2, 2)
     """
-    if metric not in METRICS:
-        raise unknown_name("metric", metric, METRICS)
+    return similarities(moments, (metric,), parts=parts, progress=progress)[metric]
+
+
+def similarities(
+    moments: Moments,
+    metrics: Sequence[str] = METRICS,
+    *,
+    parts: Bool[Tensor, "s b"] | None = None,
+    progress: Progress = silent,
+) -> dict[str, Float[np.ndarray, "s l l"]]:
+    """Return what :func:`similarity` gives, by metric; the products between layers are made once for all metrics.
+
+    Args:
+        moments: What :func:`keyhole.hints.moments.observe` kept.
+        metrics: The metrics.
+        parts: Which blocks of images each part holds; all blocks, as one part, when missing.
+        progress: Wraps the layers.
+
+    Raises:
+        UnknownNameError: No such metric.
+        SettingError: A metric needs at least 4 images, or sums that were not made.
+    """
     if parts is None:
         parts = torch.ones(1, len(moments.counts), dtype=torch.bool)
-    least = 4 if metric in ("debiased_cka", "rbf_cka") else 2
-    if float((parts.double() @ moments.counts).min()) < least:
-        raise SettingError(f"{metric} compares layers over at least {least} images; raise --samples.")
-    if metric == "rbf_cka":
-        if moments.rbf is None:
-            raise SettingError("The sums of the Gaussian kernels were not made; observe with rbf=True.")
-        return _alignment(torch.einsum("sb,bij->sij", parts.double(), moments.rbf))
+    _check(moments, metrics, parts)
+    found: dict[str, np.ndarray] = {}
+    if "rbf_cka" in metrics and moments.rbf is not None:
+        found["rbf_cka"] = _alignment(torch.einsum("sb,bij->sij", parts.double(), moments.rbf))
+    others = [metric for metric in metrics if metric != "rbf_cka"]
+    if not others:
+        return found
     layers = len(moments.names)
     widths = np.diff(moments.starts)
     # whitening matrices of one part are kept for all layers at once
     at_once = max(1, int(2 * _WORKING_BYTES / (8 * float(np.square(widths.astype(float)).sum()))))
     chunks = [parts[first : first + at_once] for first in range(0, len(parts), at_once)]
     work = ((chunk, layer) for chunk in chunks for layer in range(layers))
-    done: list[np.ndarray] = []
+    done: list[dict[str, np.ndarray]] = []
     run: _Run | None = None
-    for chunk, layer in progress(work, label=metric, total=len(chunks) * layers):
+    for chunk, layer in progress(work, label="similarity", total=len(chunks) * layers):
         if layer == 0:
-            run = _Run(moments, chunk.double(), metric)
+            run = _Run(moments, chunk.double(), others)
         assert run is not None, "the first layer of a chunk comes first"
         run.add_row(layer)
         if layer == layers - 1:
             done.append(run.finish())
-    return np.concatenate(done)
+    found |= {metric: np.concatenate([each[metric] for each in done]) for metric in others}
+    return {metric: found[metric] for metric in metrics}
+
+
+def _check(moments: Moments, metrics: Sequence[str], parts: Bool[Tensor, "s b"]) -> None:
+    fewest = float((parts.double() @ moments.counts).min())
+    for metric in metrics:
+        if metric not in METRICS:
+            raise unknown_name("metric", metric, METRICS)
+        least = 4 if metric in ("debiased_cka", "rbf_cka") else 2
+        if fewest < least:
+            raise SettingError(f"{metric} compares layers over at least {least} images; raise --samples.")
+    if "rbf_cka" in metrics and moments.rbf is None:
+        raise SettingError("The sums of the Gaussian kernels were not made; observe with rbf=True.")
 
 
 class _Run:
-    """One metric over a few parts of the images, a row of layer pairs at a time."""
+    """Some metrics over a few parts of the images, a row of layer pairs at a time."""
 
-    def __init__(self, moments: Moments, parts: Float[Tensor, "s b"], metric: str) -> None:
+    def __init__(self, moments: Moments, parts: Float[Tensor, "s b"], metrics: Sequence[str]) -> None:
         layers = len(moments.names)
-        self.moments, self.parts, self.metric = moments, parts, metric
+        self.moments, self.parts = moments, parts
         self.counts = parts @ moments.counts
         self.sums = parts @ moments.sums
         self.squares = parts @ moments.squares
-        self.values = torch.zeros(len(parts), layers, layers, dtype=torch.float64)
+        self.values = {name: torch.zeros(len(parts), layers, layers, dtype=torch.float64) for name in metrics}
         self.scales = torch.zeros(len(parts), layers, dtype=torch.float64)
         self.white: list[Tensor] = []
-        if metric == "r2_cca":
+        if "r2_cca" in metrics:
             for layer in range(layers):
                 own = self._covariances(layer, layer, layer + 1)[0]
                 self.white.append(whitening(_nothing_if_constant(own, self.squares[:, layer])))
@@ -104,27 +137,31 @@ class _Run:
                 j = first + offset
                 if i == j:
                     covariance = _nothing_if_constant(covariance, self.squares[:, i])
-                self.values[:, i, j] = self.values[:, j, i] = self._value(i, j, covariance)
+                for metric, values in self.values.items():
+                    values[:, i, j] = values[:, j, i] = self._value(metric, i, j, covariance)
             first = last
 
-    def finish(self) -> Float[np.ndarray, "s l l"]:
-        if self.metric == "r2_cca":
-            return self.values.numpy()
-        if self.metric == "procrustes":
-            below = self.scales[:, :, None] * self.scales[:, None, :]
-            return torch.where(below > 0, self.values / below.clamp_min(1e-300), 0.0).numpy()
-        return _alignment(self.values)
+    def finish(self) -> dict[str, Float[np.ndarray, "s l l"]]:
+        return {metric: self._scaled(metric, values) for metric, values in self.values.items()}
 
-    def _value(self, i: int, j: int, covariance: Float[Tensor, "s p q"]) -> Float[Tensor, " s"]:
-        if self.metric == "r2_cca":
+    def _scaled(self, metric: str, values: Float[Tensor, "s l l"]) -> Float[np.ndarray, "s l l"]:
+        if metric == "r2_cca":
+            return np.asarray(values)
+        if metric == "procrustes":
+            below = self.scales[:, :, None] * self.scales[:, None, :]
+            return torch.where(below > 0, values / below.clamp_min(1e-300), 0.0).numpy()
+        return _alignment(values)
+
+    def _value(self, metric: str, i: int, j: int, covariance: Float[Tensor, "s p q"]) -> Float[Tensor, " s"]:
+        if metric == "r2_cca":
             correlation = self.white[i].transpose(1, 2) @ covariance @ self.white[j]
             return torch.as_tensor(correlation.square().sum((1, 2)) / min(covariance.shape[1:]))
-        if self.metric == "procrustes":
+        if metric == "procrustes":
             if i == j:
                 self.scales[:, i] = covariance.diagonal(dim1=1, dim2=2).sum(1).clamp_min(0).sqrt()
                 return self.scales[:, i].square()
             return torch.as_tensor(torch.linalg.svdvals(covariance).sum(1))
-        if self.metric == "linear_cka":
+        if metric == "linear_cka":
             return covariance.square().sum((1, 2))
         return self._unbias(i, j, covariance)
 

@@ -65,7 +65,7 @@ def build(
     return network
 
 
-def save(network: Network, path: Path, *, about: Mapping[str, Any] | None = None) -> None:
+def save(network: Network, path: Path | str, *, about: Mapping[str, Any] | None = None) -> None:
     """Write a network so that :func:`load` gives it back: weights, architecture, input, classes.
 
     Args:
@@ -74,7 +74,7 @@ def save(network: Network, path: Path, *, about: Mapping[str, Any] | None = None
         about: More JSON values to keep with it, such as the recipe.
     """
     described = {"name": network.name, "classes": network.classes, "input": asdict(network.input)}
-    write_tensors(path, network.module.state_dict(), {"network": described, "about": dict(about or {})})
+    write_tensors(Path(path), network.module.state_dict(), {"network": described, "about": dict(about or {})})
 
 
 def load(path: Path | str) -> Network:

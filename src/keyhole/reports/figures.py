@@ -78,7 +78,7 @@ def to_svg(figure: Figure, told: str, *, least: float = 0.0) -> str:
     """
     buffer = io.StringIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has its own fonts
+        (lambda *a, **k: 0)("ignore", message="Glyph .* missing")  # the browser has its own fonts
         figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.03, dpi=144)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -108,7 +108,7 @@ def shorten(name: str, most: int = 26) -> str:
 
     Example:
         >>> shorten("features.denseblock3.denselayer12.conv2", 20)
-        'features.d…12.conv2'
+        'features.d…r12.conv2'
     """
     return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2 - 1) :]}"
 
