@@ -192,7 +192,7 @@ def test_one_layer_one_cluster_and_all_metrics() -> None:
 
 
 def test_names_of_users_are_text_and_nothing_else() -> None:
-    blocks = [(f"{EVIL}$_{i}^{{", nn.Sequential(nn.Conv2d(1 if i == 0 else 4, 4, 3), nn.ReLU())) for i in range(3)]
+    blocks = [(f"{EVIL}$_{i}^{{$", nn.Sequential(nn.Conv2d(1 if i == 0 else 4, 4, 3), nn.ReLU())) for i in range(3)]
     layers: list[tuple[str, nn.Module]] = [*blocks, ("pool", nn.AdaptiveAvgPool2d(1)), ("flat", nn.Flatten())]
     module = nn.Sequential(OrderedDict([*layers, ("out", nn.Linear(4, 10))]))
     network = Network(f"{EVIL}$net", module.eval(), InputSpec((8, 8), (0.3,), (0.4,)), 10)
@@ -200,7 +200,7 @@ def test_names_of_users_are_text_and_nothing_else() -> None:
         network,
         open_data("digits").train,
         Rule(count=2),
-        config=ChoiceConfig(samples=60, draws=4, layers="<b>*{"),
+        config=ChoiceConfig(samples=60, draws=4, layers="<b>*{$"),
         data=f"{EVIL} data",
     )
     page = hints_page(found)
@@ -326,7 +326,7 @@ def test_training_page_with_an_empty_log_or_broken_values() -> None:
 
 def demo(seeds: int = 3, *, taught: bool = True) -> dict[str, Any]:
     tops = [[90.2, 91.0, 90.6], [92.0, 93.0, 94.0]]
-    names = [f"plain {EVIL}", "kd $x"]
+    names = [f"plain {EVIL}", "kd $x^{$"]
     known = seeds > 1
     return {
         "title": f"A title {EVIL}",
@@ -358,7 +358,7 @@ def test_demo_page_holds_means_spreads_intervals_and_the_note(single: Hints) -> 
         f"plain {EVIL}", "90.60", "0.40", "90.20", "91.00", "3", "78 k", "5.95 ×", "22.40 ×"  # noqa: RUF001
     ]  # fmt: skip
     assert rows[1][1:3] == ["93.00", "1.00"]
-    assert parsed.tables[1][1] == [f"kd $x minus plain {EVIL}", "+2.40", "-0.10 to +4.90", "yes"]
+    assert parsed.tables[1][1] == [f"kd $x^{{$ minus plain {EVIL}", "+2.40", "-0.10 to +4.90", "yes"]
     assert all(name in parsed.text("code") for name in single.hints)
 
 

@@ -85,7 +85,7 @@ def test_labels_keep_their_distance_and_hints_come_first() -> None:
 
 
 def test_names_that_are_markup_mathematics_or_missing_in_the_font() -> None:
-    for name in ('<b>&"x"', "$x^{", "_hidden", "层", "url(#a)", 'id="x"', "#010203"):
+    for name in ('<b>&"x"', "$x^{$", r"$\alpha$", "_hidden", "层", "url(#a)", 'id="x"', "#010203"):
         for svg in (
             figures.bars([name], [40.0], {name: "#D55E00"}, name),
             figures.dots([(name, [1.0, 2.0])], (name, 3.0), name),

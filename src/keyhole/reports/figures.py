@@ -78,7 +78,7 @@ def to_svg(figure: Figure, told: str, *, least: float = 0.0) -> str:
     """
     buffer = io.StringIO()
     with warnings.catch_warnings():
-        (lambda *a, **k: 0)("ignore", message="Glyph .* missing")  # the browser has its own fonts
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has its own fonts
         figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.03, dpi=144)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
