@@ -198,6 +198,19 @@ def test_train_writes_all_that_it_says(runs: Path, trained: Ran) -> None:
     assert "<html" in (runs / "teacher" / "report.html").read_text()
 
 
+def test_the_last_and_the_best_network_are_kept_apart(tmp_path: Path) -> None:
+    rough = ("--epochs", 6, "--holdout", 900, "--lr", 0.2, "--milestones", 1, "--json")
+    for seed in range(9):  # until a seed whose last epoch is not its best
+        out = tmp_path / str(seed)
+        value = keyhole("train", "--model", "resnet8", *QUICK, *rough, "--seed", seed, "--out", out).json
+        if value["best_epoch"] < 6 and value["top1"]["last"] != value["top1"]["best"]:
+            break
+    assert value["best_epoch"] < 6
+    for name, which in (("student", "last"), ("student-best", "best")):
+        found = keyhole("evaluate", "--model", out / f"{name}.safetensors", *DIGITS, "--json").json
+        assert (found["top1"], found["top5"]) == (value["top1"][which], value["top5"][which])
+
+
 def test_evaluate_tells_what_the_result_says(trained: Ran, teacher: Path) -> None:
     value = keyhole("evaluate", "--model", teacher, *DIGITS, "--json").json
     result = trained.json
@@ -406,6 +419,7 @@ def test_a_killed_run_goes_on_to_the_very_same_student(runs: Path, teacher: Path
     straight = keyhole(*command, "--json", "--out", tmp_path / "straight").json
     for name in ("student.safetensors", "student-best.safetensors"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+    assert len(log.read_text().splitlines()) <= 12 + 1  # it went on, and at most the epoch under way was done again
     timeless = [{key: value for key, value in run.items() if key != "seconds"} for run in (resumed, straight)]
     assert timeless[0] == timeless[1]
     assert names_in(tmp_path / "killed") == names_in(tmp_path / "straight")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -98,17 +99,21 @@ def test_a_full_disk_under_a_log_is_one_line() -> None:
     assert "No space left on device" in one_line(caught.value)
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """Let no file of this process grow beyond 4 KiB, which fails in the middle of a write as a full disk does."""
+    """Let no file of this process grow beyond 4 KiB, which fails in the middle of a write as a full disk does.
+
+    Only around the write: the report of the tests may itself go to a file.
+    """
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("full_disk")
 @pytest.mark.parametrize("kind", ["bytes", "tensors", "arrays"])
 def test_a_disk_that_fills_up_inside_a_write_is_one_line_and_leaves_the_old_file(tmp_path: Path, kind: str) -> None:
     (tmp_path / "out").write_bytes(b"old")
@@ -118,7 +123,7 @@ def test_a_disk_that_fills_up_inside_a_write_is_one_line_and_leaves_the_old_file
         "tensors": lambda path: files.write_tensors(path, {"x": torch.from_numpy(noise)}, {}),
         "arrays": lambda path: files.write_arrays(path, {"x": noise}),
     }
-    with pytest.raises(RunError) as caught:
+    with full_disk(), pytest.raises(RunError) as caught:
         writers[kind](tmp_path / "out")
     one_line(caught.value)
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("out", b"old")]

@@ -83,6 +83,7 @@ def test_the_nearest_size_counts_in_doublings_of_both_sides() -> None:
         Layer("flat", "Block", 8, (7, 14), 1),
     ]
     assert [pair.student for pair in match_hints(["t", "u"], teacher, student, how="size")] == ["near", "flat"]
+    assert places([0], row(8), row(12, 5, prefix="s"), how="size") == [0]  # 1.5 times as large is nearer than 1.6 times
 
 
 def test_what_cannot_be_matched() -> None:
