@@ -344,7 +344,8 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, memory: int) -> Tensor:
     try:
         # the file has no name and goes with the last reference to the array
         with tempfile.TemporaryFile(prefix="keyhole-", dir=tempfile.gettempdir()) as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # a full disk shall be an error here, not a crash later
+            if hasattr(os, "posix_fallocate"):  # where there is one, a full disk is an error here, not a crash later
+                os.posix_fallocate(file.fileno(), 0, size)
             return torch.from_numpy(np.memmap(file, numpy_type, mode="w+", shape=shape))
     except OSError as error:
         raise SettingError(
