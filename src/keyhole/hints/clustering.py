@@ -11,6 +11,8 @@ from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Int
+from sklearn.cluster import AgglomerativeClustering
+from sklearn.metrics import silhouette_score
 
 from keyhole.errors import SettingError, ShapeError, unknown_name
 
@@ -133,8 +135,6 @@ def agglomerative(distance: Float[np.ndarray, "l l"], count: int) -> Clusters:
         >>> agglomerative(abs(depth[:, None] - depth), 2).labels
         (0, 0, 1, 1)
     """
-    from sklearn.cluster import AgglomerativeClustering
-
     _check(distance, count)
     if len(distance) == 1:
         return Clusters((0,), (0,))
@@ -152,8 +152,6 @@ def silhouette(distance: Float[np.ndarray, "l l"], clusters: Clusters) -> float 
     Reference:
         Rousseeuw (1987), https://doi.org/10.1016/0377-0427(87)90125-7.
     """
-    from sklearn.metrics import silhouette_score
-
     if not 1 < len(clusters.centers) < len(distance):
         return None
     return float(silhouette_score(distance, clusters.labels, metric="precomputed"))
