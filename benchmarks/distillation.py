@@ -2,9 +2,13 @@
 
     python benchmarks/distillation.py --root DIR [--teacher resnet110] [--student resnet20] [--out FILE.json]
 
-Ours: one cohort step, bf16, channels last, images in memory, folded and compiled teacher. The plain way is what a user
-would write: fp32, NCHW, eager, a DataLoader with per-image transforms of torchvision. Both: KD and three FitNet hints,
-batch 64, the same optimizer and augmentation. The two take turns, so that a machine that drifts slows both.
+Ours: one cohort step in the faster precision, channels last, images in memory, folded and compiled teacher. The plain
+way is what a user would write: fp32, NCHW, eager, a DataLoader with per-image transforms of torchvision. Both: KD and
+three FitNet hints, batch 64, the same optimizer and augmentation. The two take turns, so that a machine that drifts
+slows both.
+
+Ceiling: the images per second at which the counted multiply-accumulates of teacher and student, forward and backward,
+would run at the speed of a large matrix product in the faster precision; nothing that does this work can be faster.
 
 The second table: eight students under one teacher against their own floor, one teacher pass and
 eight students alone on images that are ready, one after the other, each with all cores.
@@ -28,12 +32,14 @@ from torch.utils.data import DataLoader, Dataset
 from keyhole.data.sources import open_data
 from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
 from keyhole.distillation.matching import match_hints
+from keyhole.distillation.teaching import Teaching
 from keyhole.distillation.terms import HintAdapter, parse_terms
 from keyhole.distillation.training import fit
 from keyhole.hints.choice import synchronize
 from keyhole.models.layers import layers
+from keyhole.models.network import count_macs
 from keyhole.models.zoo import CIFAR100_INPUT, build
-from keyhole.runtime import choose_device, describe
+from keyhole.runtime import PRECISIONS, choose_device, describe
 
 BATCH = 64
 
@@ -46,6 +52,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--students", type=int, default=8)
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -55,6 +62,7 @@ def main() -> None:
     hints = ours(options, data, device, students=1)
     other = plain(options, data, device)
     pairs = [(rate(hints, options, device), rate(other, options, device)) for _ in range(options.rounds)]
+    ceiling = ceiling_images_per_s(options, device)
     many, floor = cohort_and_floor(options, data, device)
     few = options.steps // 3 + 1
     turns = [(seconds(many, few, device), floor(few)) for _ in range(options.rounds)]
@@ -62,7 +70,10 @@ def main() -> None:
         "what": f"{options.teacher} -> {options.student}, KD and 3 hints, batch {BATCH}",
         "ours_images_per_s": median(a for a, _ in pairs),
         "plain_images_per_s": median(b for _, b in pairs),
+        "precision": hints.cohort.config.precision,
         "ours_over_plain": median(a / b for a, b in pairs),
+        "ceiling_images_per_s": ceiling,
+        "ceiling_over_plain": round(max(ceiling.values()) / median(b for _, b in pairs), 3),
         "cohort_of": options.students,
         "cohort_over_floor": median(a / b["total"] for a, b in turns),
         "floor_share_teacher": median(b["teacher"] / b["total"] for _, b in turns),
@@ -90,7 +101,12 @@ def ours(options, data, device, *, students: int, teacher: bool = True) -> Calla
     terms = parse_terms("ce,kd,hint")
     arms = [Arm(f"arm {k}", options.student, CIFAR100_INPUT, terms, pairs) for k in range(students)]
     compile = "on" if teacher else "off"
-    cohort = Cohort(arms, TrainConfig(epochs=1, device=device.type, compile=compile), classes=100, teacher=big)
+    cohort = Cohort(
+        arms,
+        TrainConfig(epochs=1, device=device.type, compile=compile, precision=options.precision),
+        classes=100,
+        teacher=big,
+    )
     cohort.train_mode()
     lessons = cohort.lessons(endless(data.to(device)))
 
@@ -176,6 +192,17 @@ def plain(options, data, device) -> Callable[[], None]:
     return go
 
 
+def ceiling_images_per_s(options, device) -> dict[str, float]:
+    """Return, by precision, the images per second at which all multiply-accumulates run like a matrix product."""
+    macs = count_macs(build(options.teacher, classes=100)) + 3 * count_macs(build(options.student, classes=100))
+    found = {}
+    for name, dtype in PRECISIONS.items():
+        a, b = (torch.ones(2048, 2048, dtype=dtype, device=device) for _ in range(2))
+        best = min(seconds(lambda a=a, b=b: a @ b, 1, device) for _ in range(10))
+        found[name] = round(2048**3 / best / macs, 1)
+    return found
+
+
 def cohort_and_floor(options, data, device):
     """Return a step of the whole cohort, and a function that times its parts alone on images that are ready,
     one after the other, each with all cores."""
@@ -183,9 +210,15 @@ def cohort_and_floor(options, data, device):
     cohort = many.cohort
     lesson = next(many.lessons)
 
+    learner = cohort.learners[0]
+    names = sorted(pair.teacher for pair in learner.arm.hints)
+    teacher = Teaching(
+        build(options.teacher, classes=100), names, device=device, precision=cohort.config.precision, compile=True
+    )
+    view = lesson.views[CIFAR100_INPUT]
+
     def floor(steps: int) -> dict[str, float]:
-        learner = cohort.learners[0]
-        teacher_s = seconds(lambda: cohort._teach(lesson.batch), steps, device)
+        teacher_s = seconds(lambda: teacher.ask(view)(), steps, device)
         one_s = seconds(lambda: cohort._learn(learner, lesson, 0.01), steps, device)
         return {"teacher": teacher_s, "total": teacher_s + options.students * one_s}
 

@@ -26,7 +26,7 @@ from keyhole.hints.moments import ObserveConfig
 from keyhole.hints.selection import Rule, select
 from keyhole.models.layers import layers
 from keyhole.models.zoo import build
-from keyhole.runtime import choose_device, describe
+from keyhole.runtime import choose_device, choose_precision, describe
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--model", default="resnet56")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path)
@@ -50,7 +50,7 @@ def main() -> None:
         "model": options.model,
         "weights": options.weights.name if options.weights else "random",
         "images": options.images,
-        "precision": options.precision,
+        "precision": everything["precision"],
         "rounds": everything["rounds"],
         "total_over_bare": median(r["total"] / r["bare_forward"] for r in everything["rounds"]),
         "stability_over_bare": median(r["stability"] / r["bare_forward"] for r in everything["rounds"]),
@@ -73,7 +73,7 @@ def measure(options: argparse.Namespace) -> dict:
     device = choose_device(options.device)
     data = open_data("cifar100", options.root)
     network = build(options.model, classes=100, weights=options.weights)
-    look = ObserveConfig(precision=options.precision)
+    look = ObserveConfig(precision=choose_precision(options.precision, device))
     if options.part == "bare":
         bare_forward_seconds(network, data.train.subset(range(options.images)), look, device)
         return {"peak_mib": peak_mib()}
@@ -91,7 +91,7 @@ def measure(options: argparse.Namespace) -> dict:
         seconds["selection"] += time.perf_counter() - started
         seconds["total"] = seconds["tapped_forward"] + seconds["metrics"] + seconds["selection"]
         rounds.append({key: round(value, 3) for key, value in seconds.items()})
-    return {"rounds": rounds, "peak_mib": peak_mib()}
+    return {"rounds": rounds, "peak_mib": peak_mib(), "precision": look.precision}
 
 
 def peak_mib() -> int:

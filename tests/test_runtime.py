@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
 import pytest
 import torch
 
+from keyhole import runtime
 from keyhole.errors import SettingError
-from keyhole.runtime import autocast, choose_device, describe
+from keyhole.runtime import autocast, choose_device, choose_precision, describe
 
 
 def test_the_automatic_device_is_a_gpu_where_there_is_one() -> None:
@@ -29,8 +31,34 @@ def test_precisions(precision: str, dtype: torch.dtype) -> None:
 
 
 def test_an_unknown_precision_is_refused() -> None:
-    with pytest.raises(SettingError, match="use bf16 or fp32"):
+    with pytest.raises(SettingError, match="expected auto, bf16 or fp32"):
         autocast(torch.device("cpu"), "fp16")
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp32"])
+def test_a_precision_that_was_asked_for_is_taken(name: str) -> None:
+    assert choose_precision(name, CPU) == name
+
+
+def test_the_automatic_precision_of_a_processor_is_the_one_that_was_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = {torch.bfloat16: 0.0, torch.float32: 0.0}
+    plain = torch.nn.Conv2d.forward
+
+    def forward(self: torch.nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+        time.sleep(waits[images.dtype])
+        return plain(self, images)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", forward)
+    for slow, expected in ((torch.bfloat16, "fp32"), (torch.float32, "bf16")):
+        runtime._faster_on_cpu.cache_clear()
+        waits[slow] = 0.05
+        assert choose_precision("auto", CPU) == expected
+        assert choose_precision("auto", CPU) == expected
+        waits[slow] = 0.0
+    runtime._faster_on_cpu.cache_clear()
 
 
 def test_the_record_of_a_run_is_plain_json() -> None:

@@ -112,6 +112,15 @@ def test_gradients_are_those_of_small_differences(name: str) -> None:
     assert slope.item() == pytest.approx((student.grad * direction).sum().item(), rel=0.02, abs=1e-4)
 
 
+def test_the_gradient_of_hints_keeps_the_memory_format() -> None:
+    feature = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+    gradients: list[Tensor] = []
+    inner = feature * 1
+    inner.register_hook(gradients.append)
+    hint_loss(inner, torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)).backward()
+    assert gradients[0].is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_in_half_precision_are_computed_in_full(name: str) -> None:
     loss, shape = LOSSES[name]

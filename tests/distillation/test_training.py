@@ -158,6 +158,27 @@ def test_a_student_that_expects_another_size_gets_the_same_view(
 
 
 @pytest.mark.usefixtures("threads")
+def test_learners_go_before_the_answers_to_later_batches(
+    toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec
+) -> None:
+    cohort = cohort_of(arm("ce,kd", toy_input), teacher=toy_teacher)
+    assert cohort._workers is not None
+    order: list[str] = []
+    submit = cohort._workers.submit
+
+    def noted(work: Callable[..., Any], *args: Any) -> Any:
+        order.append(work.__name__)
+        return submit(work, *args)
+
+    cohort._workers.submit = noted  # type: ignore[method-assign, assignment]
+    for lesson in cohort.lessons(toy_split.training_batches(8, seed=0, epoch=0)):
+        cohort.step(lesson, 0.01)
+    steps = len(toy_split) // 8
+    assert steps > 3
+    assert order == ["_answer"] * 2 + ["_learn", "_answer"] * (steps - 2) + ["_learn"] * 2
+
+
+@pytest.mark.usefixtures("threads")
 def test_each_lesson_holds_the_teachers_answer_to_its_own_batch(toy_split: MemorySplit, toy_input: InputSpec) -> None:
     teacher = build("resnet32", classes=3, input=toy_input)  # slower than the student
     hints = (HintPair("layer1.0", "layer1.0"), HintPair("layer3.4", "layer3.0"))

@@ -22,7 +22,7 @@ def evaluate(
     device: o.Device = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
     workers: o.Workers = 0,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or auto.")] = "fp32",
     json: o.Json = False,
 ) -> None:
     """Measure a network on the test images: top-1 and top-5 in percent.

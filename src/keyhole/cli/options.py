@@ -37,9 +37,12 @@ LayerGlob = Annotated[str | None, typer.Option("--layers", help="Candidate layer
 
 
 def recipe(options: Mapping[str, Any], *, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the options of a command that decide its result, as JSON values."""
+    """Return the options of a command that decide its result, as JSON values; the precision is the one taken here."""
+    from keyhole.runtime import choose_device, choose_precision
+
     never = ("out", "json", "resume", "device", "workers", *leave_out)
-    return {key: str(value) if isinstance(value, Path) else value for key, value in options.items() if key not in never}
+    kept = {key: str(value) if isinstance(value, Path) else value for key, value in options.items() if key not in never}
+    return kept | {"precision": choose_precision(options["precision"], choose_device(options["device"]))}
 
 
 def emit(value: Mapping[str, Any], text: str, *, as_json: bool) -> None:

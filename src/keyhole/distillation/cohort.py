@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,13 +20,13 @@ from torch.nn import functional
 
 from keyhole.data.splits import Batch
 from keyhole.distillation.losses import attention_loss, hint_loss, soft_target_loss
+from keyhole.distillation.teaching import Answer, Teaching
 from keyhole.distillation.terms import HintAdapter, Term, check_terms
 from keyhole.errors import DivergenceError, SettingError, WeightsError, unknown_name
-from keyhole.models.frozen import freeze
 from keyhole.models.layers import Tapped, layers
 from keyhole.models.network import InputSpec, Network
 from keyhole.models.zoo import build, fill
-from keyhole.runtime import PRECISIONS, autocast, choose_device
+from keyhole.runtime import autocast, check_precision, choose_device, choose_precision
 
 SCHEDULES = ("step", "cosine")
 
@@ -46,7 +47,7 @@ class TrainConfig:
         warmup_epochs: The rate rises linearly over so many epochs first.
         augment: Pad, crop and flip.
         seed: Fixes initialization, order and augmentation.
-        precision: ``bf16`` autocast or ``fp32``.
+        precision: ``bf16`` autocast, ``fp32``, or ``auto``: the faster one here.
         compile: ``auto`` compiles the frozen teacher where it pays: long runs with a compiler; or ``on``, ``off``.
         device: ``auto``, ``cpu``, ``cuda``.
     """
@@ -62,7 +63,7 @@ class TrainConfig:
     warmup_epochs: float = 0.0
     augment: bool = True
     seed: int = 0
-    precision: str = "bf16"
+    precision: str = "auto"
     compile: str = "auto"
     device: str = "auto"
 
@@ -76,8 +77,7 @@ class TrainConfig:
                 raise SettingError(f"{name} is {getattr(self, name)}; expected a number >= {low}.")
         if self.nesterov and not self.momentum:
             raise SettingError("nesterov needs a momentum above 0; got 0.")
-        if self.precision not in PRECISIONS:
-            raise SettingError(f"precision is {self.precision!r}; expected {' or '.join(PRECISIONS)}.")
+        check_precision(self.precision)
         if self.compile not in ("auto", "on", "off"):
             raise SettingError(f"compile is {self.compile!r}; expected auto, on or off.")
 
@@ -156,7 +156,7 @@ class Lesson:
 
     batch: Batch
     views: Mapping[InputSpec, Tensor]
-    taught: tuple[Tensor, dict[str, Tensor]] | None
+    taught: Answer | None
 
 
 class Cohort:
@@ -186,33 +186,42 @@ class Cohort:
         names = [arm.name for arm in arms]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise SettingError(f"Two arms are called {twice!r}; give each a name of its own.")
-        self.config = config
         self.device = choose_device(config.device)
+        self.config = config = replace(config, precision=choose_precision(config.precision, self.device))
         self.teacher_input = teacher.input if teacher else None
-        self._teacher: nn.Module | None = None
-        channels: dict[str, int] = {}
         for arm in arms:
             check_terms(arm.terms, teacher=teacher is not None, hints=bool(arm.hints))
-        if teacher is not None and any(term.needs_teacher for arm in arms for term in arm.terms):
-            tapped = sorted({pair.teacher for arm in arms for pair in arm.hints})
-            channels = channels_of(teacher, tapped)
-            worth = config.compile == "on" or (config.compile == "auto" and images >= 200_000)
-            self._teacher = freeze(teacher, tapped, device=self.device, precision=config.precision, compile=worth)
+        taps = sorted({pair.teacher for arm in arms for pair in arm.hints})
+        channels = channels_of(teacher, taps) if teacher is not None else {}
         self.learners = [self._enlist(arm, classes, channels) for arm in arms]
+        asked = teacher is not None and any(term.needs_teacher for arm in arms for term in arm.terms)
         self._draws = any(_draws_random_numbers(learner.network) for learner in self.learners)
-        self._workers = self._hire()
+        self._places = torch.get_num_threads()
+        self._workers = self._hire(len(arms) + asked)
+        self._teaching: Teaching | None = None
+        if teacher is not None and asked:
+            self._teaching = Teaching(
+                teacher,
+                taps,
+                device=self.device,
+                precision=config.precision,
+                compile=config.compile == "on" or (config.compile == "auto" and images >= 200_000),
+                workers=self._workers,
+                places=self._places,
+            )
+        self._coming: Iterator[Batch] = iter(())
+        self._ahead: deque[Callable[[], Lesson]] = deque()
         torch.manual_seed(config.seed)
 
-    def _hire(self) -> ThreadPoolExecutor | None:
+    def _hire(self, work: int) -> ThreadPoolExecutor | None:
         """Return one worker a core, each computing on one thread, where there is work for several.
 
         Networks this small leave a second core of one operation half idle, and a second network keeps it busy. What
         draws random numbers as it runs (dropout) shares one generator, so it has to take turns.
         """
-        cores, work = torch.get_num_threads(), len(self.learners) + (self._teacher is not None)
-        if self.device.type != "cpu" or self._draws or cores < 2 or work < 2:
+        if self.device.type != "cpu" or self._draws or self._places < 2 or work < 2:
             return None
-        return ThreadPoolExecutor(min(cores, work), "keyhole", initializer=torch.set_num_threads, initargs=(1,))
+        return ThreadPoolExecutor(self._places, "keyhole", initializer=torch.set_num_threads, initargs=(1,))
 
     def _enlist(self, arm: Arm, classes: int, teacher_channels: Mapping[str, int]) -> Learner:
         torch.manual_seed(self.config.seed)
@@ -234,34 +243,37 @@ class Cohort:
         return Learner(arm, network, Tapped(network.module, tapped_names), adapters, optimizer)
 
     def lessons(self, batches: Iterable[Batch]) -> Iterator[Lesson]:
-        """Yield each batch with the teacher's answer; on the CPU the next answer is made while the students learn."""
-        waiting: Future[Lesson] | None = None
-        for batch in batches:
-            if self._workers is None:
-                yield self._teach(batch)
-                continue
-            ready = waiting.result() if waiting else None  # one at a time: the teacher keeps its features while it runs
-            waiting = self._workers.submit(self._teach, batch)
-            if ready is not None:
-                yield ready
-        if waiting is not None:
-            yield waiting.result()
+        """Yield each batch with the teacher's answer; with workers, the next answers are made while learners step."""
+        self._coming = iter(batches)
+        self._ahead.clear()
+        self._look_ahead()
+        while self._ahead:
+            yield self._ahead.popleft()()
+            self._look_ahead()
 
-    def _teach(self, batch: Batch) -> Lesson:
+    def _look_ahead(self) -> None:
+        # the second batch ahead fills the time that a worker waits for the other's last part of the first
+        while len(self._ahead) < (2 if self._workers else 1):
+            batch = next(self._coming, None)
+            if batch is None:
+                return
+            self._ahead.append(self._lesson(batch))
+
+    def _lesson(self, batch: Batch) -> Callable[[], Lesson]:
         views: dict[InputSpec, Tensor] = {}
         for spec in (self.teacher_input, *(learner.arm.input for learner in self.learners)):
             if spec is not None and spec not in views:
                 views[spec] = spec.prepare(batch.images)
-        if self._teacher is None or self.teacher_input is None:
-            return Lesson(batch, views, None)
-        dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
-        with torch.no_grad():
-            return Lesson(batch, views, self._teacher(views[self.teacher_input].to(dtype)))
+        if self._teaching is None or self.teacher_input is None:
+            return lambda: Lesson(batch, views, None)
+        answer = self._teaching.ask(views[self.teacher_input])
+        return lambda: Lesson(batch, views, answer())
 
     def step(self, lesson: Lesson, rate: float) -> None:
         """Let every learner take one step on a batch, side by side where there are cores for it."""
         if self._workers is not None:
             steps = [self._workers.submit(self._learn, learner, lesson, rate) for learner in self.learners]
+            self._look_ahead()  # behind the learners in the queue: it fills the cores that they leave idle
             for done in steps:
                 done.result()
             return
@@ -374,7 +386,7 @@ def _losses(
     logits: Tensor,
     features: Mapping[str, Tensor],
     labels: Tensor,
-    taught: tuple[Tensor, dict[str, Tensor]] | None,
+    taught: Answer | None,
 ) -> dict[str, Tensor]:
     values: dict[str, Tensor] = {}
     for term in learner.arm.terms:

@@ -44,7 +44,7 @@ def evaluate(
         network: The network; it is moved to the device, and its mode is left as it was.
         split: Images with labels.
         device: Where to run.
-        precision: ``fp32`` or ``bf16`` autocast.
+        precision: ``fp32``, ``bf16`` autocast, or ``auto``: the faster one here.
         batch_size: Images at a time.
         progress: Wraps the batches.
 

@@ -75,6 +75,7 @@ class Result:
             "data": self.data,
             "epochs": self.config.epochs,
             "seed": self.config.seed,
+            "precision": self.config.precision,
             "images": dict(self.images),
             "seconds": self.seconds,
         }
@@ -169,6 +170,6 @@ def run_cohort(
         teacher_accuracy=accuracy,
         data=data.name,
         images={"train": len(train), "held_out": len(chosen_on), "test": len(test)},
-        config=config,
+        config=cohort.config,
         seconds=trained.earlier_s + time.perf_counter() - started,
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
@@ -72,7 +75,27 @@ def hint_loss(student: Float[Tensor, "n c h w"], teacher: Float[Tensor, "n c h w
             f"Features of student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in images or "
             "channels; put an adapter between them."
         )
-    return functional.mse_loss(student, teacher)
+    loss: Tensor = _MeanSquare.apply(student - teacher)
+    return loss
+
+
+class _MeanSquare(torch.autograd.Function):
+    """The mean of squares, whose gradient keeps the memory format of its input.
+
+    That of ``mse_loss`` and of ``mean`` is channels first always, and batch norm, handed a gradient of the other
+    format than its input's, takes ten times as long on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, difference: Tensor) -> Tensor:
+        ctx.save_for_backward(difference)
+        return difference.square().mean()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (difference,) = ctx.saved_tensors
+        scaled: Tensor = difference * (gradients[0] * (2 / difference.numel()))
+        return scaled
 
 
 def attention_loss(student: Float[Tensor, "n c h w"], teacher: Float[Tensor, "n d h w"]) -> Float[Tensor, ""]:

@@ -21,6 +21,7 @@ from keyhole.models.frozen import freeze
 from keyhole.models.layers import Layer, layers
 from keyhole.models.network import Network
 from keyhole.progress import Progress, silent
+from keyhole.runtime import PRECISIONS, choose_precision
 
 CONSENSUS = "consensus"
 
@@ -259,8 +260,9 @@ def bare_forward_seconds(
     network: Network, images: Split, look: ObserveConfig, device: torch.device, *, progress: Progress = silent
 ) -> float:
     """Return how long the network alone takes for the images: in memory, prepared, no hooks, after a warm-up."""
-    module = freeze(network, device=device, precision=look.precision, compile=look.compile)
-    dtype = torch.bfloat16 if look.precision == "bf16" else torch.float32
+    precision = choose_precision(look.precision, device)
+    module = freeze(network, device=device, precision=precision, compile=look.compile)
+    dtype = PRECISIONS[precision]
     total = -(-len(images) // look.batch_size)
     seconds = 0.0
     batches = images.to(device).batches(look.batch_size)

@@ -29,7 +29,7 @@ from keyhole.models.frozen import freeze
 from keyhole.models.layers import as_map
 from keyhole.models.network import Network
 from keyhole.progress import Progress, silent
-from keyhole.runtime import PRECISIONS
+from keyhole.runtime import PRECISIONS, check_precision, choose_precision
 
 BLOCKS = 20
 
@@ -128,7 +128,8 @@ class ObserveConfig:
         grid: Features are averaged over a grid x grid raster of the image; 1 averages over all of it.
         batch_size: Images at a time, and the minibatch of the Gaussian kernels.
         memory_mib: What may be kept in memory; more is spilled to a temporary file.
-        precision: ``bf16`` or ``fp32`` for the forward pass; features are fp32 and sums fp64 always.
+        precision: ``bf16``, ``fp32`` or ``auto`` (the faster one here) for the forward pass; features are fp32 and
+            sums fp64 always.
         compile: Use ``torch.compile`` for the network.
         rbf: Also make the sums of the Gaussian kernels.
         bandwidth: Their width, as a factor of the median distance.
@@ -137,7 +138,7 @@ class ObserveConfig:
     grid: int = 1
     batch_size: int = 250
     memory_mib: int = 1024
-    precision: str = "fp32"
+    precision: str = "auto"
     compile: bool = False
     rbf: bool = True
     bandwidth: float = 1.0
@@ -149,8 +150,7 @@ class ObserveConfig:
                 f"grid {self.grid}, batch size {self.batch_size}, memory {self.memory_mib} MiB and "
                 f"bandwidth {self.bandwidth}; expected at least 1, 4, 1 and above 0."
             )
-        if self.precision not in PRECISIONS:
-            raise SettingError(f"precision is {self.precision!r}; expected {' or '.join(PRECISIONS)}.")
+        check_precision(self.precision)
 
 
 @torch.no_grad()
@@ -197,8 +197,9 @@ def observe(
         mapped = as_map(feature).float()
         return mapped.mean((2, 3)) if grid == 1 else functional.adaptive_avg_pool2d(mapped, grid).flatten(1)
 
-    teacher = freeze(network, names, device=device, precision=config.precision, compile=config.compile, reduce=pool)
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    precision = choose_precision(config.precision, device)
+    teacher = freeze(network, names, device=device, precision=precision, compile=config.compile, reduce=pool)
+    dtype = PRECISIONS[precision]
     bounds = block_bounds(len(images))
     collector: _Collector | None = None
     seconds = {"tapped_forward": 0.0, "sums": 0.0}

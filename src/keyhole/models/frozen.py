@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from keyhole.models.layers import Reduce, Tapped, tap
 from keyhole.models.network import Network, random_images
+from keyhole.runtime import PRECISIONS
 
 
 def freeze(
@@ -37,9 +38,8 @@ def freeze(
     """
     device = device or torch.device("cpu")
     module = fold_batch_norm(network, keep=names).to(device).eval().requires_grad_(False)
-    if precision == "bf16":
-        module = module.to(torch.bfloat16)
-    tapped: nn.Module = Tapped(module.to(memory_format=torch.channels_last), names, reduce=reduce)
+    module = module.to(PRECISIONS[precision]).to(memory_format=torch.channels_last)
+    tapped: nn.Module = Tapped(module, names, reduce=reduce)
     if compile:
         tapped.compile(dynamic=False)
     return tapped

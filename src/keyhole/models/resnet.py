@@ -31,9 +31,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, after the last rectifier."""
-        out = functional.relu(self.bn1(self.conv1(x)))
+        out = functional.relu(self.bn1(self.conv1(x)), inplace=True)
         shortcut = x if self.downsample is None else self.downsample(x)
-        return functional.relu(self.bn2(self.conv2(out)) + shortcut)
+        return functional.relu(self.bn2(self.conv2(out)).add_(shortcut), inplace=True)
 
 
 class CifarResNet(nn.Module):
@@ -85,7 +85,7 @@ class CifarResNet(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         """Return the logits."""
-        x = functional.relu(self.bn1(self.conv1(x)))
+        x = functional.relu(self.bn1(self.conv1(x)), inplace=True)
         x = self.layer3(self.layer2(self.layer1(x)))
         logits: Tensor = self.fc(x.mean(dim=(2, 3)))
         return logits

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
+import pytest
+import torch
+
+from keyhole.distillation import teaching
+from keyhole.distillation.teaching import Teaching
+from keyhole.models.layers import tap
+from keyhole.models.network import InputSpec, Network
+from keyhole.models.zoo import build
+
+NAMES = ["layer1.0", "layer3.0"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def network() -> Network:
+    return build("resnet8", classes=5, input=InputSpec((16, 16), (0.5,) * 3, (0.25,) * 3))
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 10])
+@pytest.mark.parametrize("places", [0, 1, 3])
+def test_an_answer_in_parts_is_that_of_the_network(
+    network: Network, images: int, places: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teaching, "_PART_MACS", 1.0)
+    seen = torch.randn(images, 3, 16, 16)
+    with torch.no_grad(), tap(network.module, NAMES) as expected:
+        logits = network.module(seen)
+    workers = ThreadPoolExecutor(places) if places else None
+    asked = Teaching(network, NAMES, device=CPU, precision="fp32", workers=workers, places=places)
+    found = [take() for take in [asked.ask(seen) for _ in range(3)]]
+    for answer, features in found:
+        torch.testing.assert_close(answer, logits, rtol=1e-3, atol=1e-4)
+        assert list(features) == NAMES
+        for name, feature in features.items():
+            torch.testing.assert_close(feature, expected[name], rtol=1e-3, atol=1e-4)
+        assert not answer.requires_grad
+
+
+def test_a_small_batch_is_answered_whole_and_a_large_one_in_four_parts(network: Network) -> None:
+    for macs, expected in ((0, 1), (1e9 / 8, 1), (2e9 / 8, 2), (3e9 / 8, 3), (1e12, 4)):
+        with ThreadPoolExecutor(1) as workers:
+            asked = Teaching(network, NAMES, device=CPU, precision="fp32", workers=workers)
+            asked._macs = int(macs)
+            sizes: list[int] = []
+            whole = asked._answer
+            asked._answer = lambda images, whole=whole, sizes=sizes: sizes.append(len(images)) or whole(images)  # type: ignore[method-assign, misc]
+            asked.ask(torch.randn(8, 3, 16, 16))()
+        assert sum(sizes) == 8
+        assert len(sizes) == expected
+
+
+def test_workers_answer_at_once_without_being_waited_for(network: Network) -> None:
+    begun = Event()
+    network.module.register_forward_pre_hook(lambda *_: begun.set())
+    with ThreadPoolExecutor(1) as workers:
+        asked = Teaching(network, NAMES, device=CPU, precision="fp32", workers=workers)
+        begun.clear()
+        asked.ask(torch.randn(2, 3, 16, 16))
+        assert begun.wait(10)
+
+
+def test_what_goes_wrong_in_a_worker_is_told_to_the_asker(network: Network) -> None:
+    with ThreadPoolExecutor(1) as workers:
+        asked = Teaching(network, NAMES, device=CPU, precision="fp32", workers=workers)
+        take = asked.ask(torch.randn(2, 4, 16, 16))
+        with pytest.raises(RuntimeError, match="channels"):
+            take()
+        assert asked.ask(torch.randn(2, 3, 16, 16))()[0].shape == (2, 5)  # and the next question is answered
