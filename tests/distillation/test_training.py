@@ -157,6 +157,7 @@ def test_a_student_that_expects_another_size_gets_the_same_view(
     assert len(fit(cohort, toy_split).outcomes) == 2
 
 
+@pytest.mark.parametrize("threads", [2], indirect=True)
 @pytest.mark.usefixtures("threads")
 def test_learners_go_before_the_answers_to_later_batches(
     toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec
