@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,44 +21,40 @@ if TYPE_CHECKING:
     from keyhole.models.network import InputSpec, Network
     from keyhole.runs import RunFolder
 
-Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training images.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images a step.")]
-Rate = Annotated[float, typer.Option("--lr", help="Learning rate.")]
-Decay = Annotated[float, typer.Option(help="Weight decay.")]
-Schedule = Annotated[str, typer.Option(help="step (x0.1 at the milestones) or cosine.")]
-Milestones = Annotated[str, typer.Option(help="Fractions of the epochs, for step.")]
-Warmup = Annotated[float, typer.Option(help="Epochs over which the rate rises first.")]
-Momentum = Annotated[float, typer.Option(help="Momentum.")]
-Nesterov = Annotated[bool, typer.Option("--nesterov", help="Nesterov's form of momentum.")]
-Augment = Annotated[bool, typer.Option(help="Pad, crop and flip.")]
-Holdout = Annotated[int, typer.Option(min=0, help="Training images held out to choose the best epoch on.")]
-Precision = Annotated[str, typer.Option(help="bf16, fp32, or auto: the faster one here.")]
-Compile = Annotated[str, typer.Option(help="torch.compile for the frozen teacher: auto, on or off.")]
+
+@dataclass(frozen=True)
+class ArmOptions:
+    """A student, its loss and its hints: what a cohort gives an ``[[arm]]`` of its own."""
+
+    student: Annotated[
+        str, typer.Option(help="The student, named like the teacher; arms of a cohort may name others.")
+    ] = "resnet20"
+    student_size: Annotated[
+        int | None, typer.Option(min=1, help="Side in pixels that the student sees; the teacher's by default.")
+    ] = None
+    terms: Annotated[str, typer.Option(help="ce, kd, hint, at; a weight may follow, as in ce,kd,hint=50.")] = (
+        "ce,kd,hint"
+    )
+    temperature: Annotated[float, typer.Option(help="Of kd.")] = 4.0
+    hints: Annotated[
+        str | None,
+        typer.Option(help="auto, a hints.json, layers by commas, or a selector such as stage-ends or random."),
+    ] = None
+    match: Annotated[str, typer.Option(help="Hints to student layers: order or size.")] = "order"
+    metric: Annotated[str, typer.Option(help="For --hints auto: as in keyhole hints.")] = "r2_cca"
+    count: Annotated[str, typer.Option(help="For --hints auto and selectors: a number, or auto.")] = "3"
+    samples: Annotated[int, typer.Option(help="For --hints auto: training images to look at.")] = 10_000
+    layers: Annotated[str | None, typer.Option(help="Candidate layers by glob, such as 'layer*.2'.")] = None
 
 
+@o.command
 def train(
     model: o.Model,
     out: o.Out,
-    data: o.DataName = "cifar100",
-    root: o.Root = None,
-    epochs: Epochs = 240,
-    holdout: Holdout = 0,
-    input_size: o.InputSize = None,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    batch_size: BatchSize = 64,
-    lr: Rate = 0.05,
-    momentum: Momentum = 0.9,
-    nesterov: Nesterov = False,
-    weight_decay: Decay = 5e-4,
-    schedule: Schedule = "step",
-    milestones: Milestones = "0.625,0.75,0.875",
-    warmup_epochs: Warmup = 0.0,
-    augment: Augment = True,
-    device: o.Device = "auto",
-    workers: o.Workers = 0,
-    precision: Precision = "auto",
-    seed: o.Seed = 0,
+    images: o.DataOptions,
+    training: o.TrainOptions,
+    expects: o.InputOptions,
+    holdout: Annotated[int, typer.Option(min=0, help="Training images held out to choose the best epoch on.")] = 0,
     resume: o.Resume = False,
     json: o.Json = False,
 ) -> None:
@@ -74,60 +70,24 @@ def train(
     from keyhole.distillation.terms import parse_terms
     from keyhole.runs import open_run
 
-    config = _config(arguments, device)
+    config = training.config()
     with open_run(out, "train", arguments, resume=resume) as run:
-        spec = _needed(o.input_spec(model, data, input_size, mean, std), model)
-        opened = open_data(data, root, input=spec, workers=workers, progress=o.progress_bar())
+        spec = _needed(o.input_spec(model, images.data, expects), model)
+        opened = open_data(images.data, images.root, input=spec, workers=images.workers, progress=o.progress_bar())
         arm = Arm(model, model, spec, parse_terms("ce"))
         _run(run, [arm], opened, config, holdout=holdout, as_json=json)
 
 
+@o.command
 def distill(
     teacher: o.Teacher,
     out: o.Out,
-    student: Annotated[
-        str, typer.Option(help="The student, named like the teacher; arms of a cohort may name others.")
-    ] = "resnet20",
-    data: o.DataName = "cifar100",
-    root: o.Root = None,
-    weights: o.Weights = None,
-    hints: Annotated[
-        str | None,
-        typer.Option(help="auto, a hints.json, layers by commas, or a selector such as stage-ends or random."),
-    ] = None,
-    terms: Annotated[
-        str, typer.Option(help="ce, kd, hint, at; a weight may follow, as in ce,kd,hint=50.")
-    ] = "ce,kd,hint",
-    match: Annotated[str, typer.Option(help="Hints to student layers: order or size.")] = "order",
-    metric: Annotated[str, typer.Option(help="For --hints auto: as in keyhole hints.")] = "r2_cca",
-    count: Annotated[str, typer.Option(help="For --hints auto and selectors: a number, or auto.")] = "3",
-    samples: Annotated[int, typer.Option(help="For --hints auto: training images to look at.")] = 10_000,
-    layers: o.LayerGlob = None,
+    arm: ArmOptions,
+    images: o.DataOptions,
+    network: o.NetworkOptions,
+    training: o.TrainOptions,
     cohort: Annotated[Path | None, typer.Option(help="A TOML file of several arms under one teacher pass.")] = None,
-    temperature: Annotated[float, typer.Option(help="Of kd.")] = 4.0,
-    epochs: Epochs = 240,
-    holdout: Holdout = 5000,
-    student_size: Annotated[
-        int | None, typer.Option(help="Side in pixels that the student sees; the teacher's by default.")
-    ] = None,
-    classes: o.Classes = None,
-    input_size: o.InputSize = None,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    batch_size: BatchSize = 64,
-    lr: Rate = 0.05,
-    momentum: Momentum = 0.9,
-    nesterov: Nesterov = False,
-    weight_decay: Decay = 5e-4,
-    schedule: Schedule = "step",
-    milestones: Milestones = "0.625,0.75,0.875",
-    warmup_epochs: Warmup = 0.0,
-    augment: Augment = True,
-    compile: Compile = "auto",
-    device: o.Device = "auto",
-    workers: o.Workers = 0,
-    precision: Precision = "auto",
-    seed: o.Seed = 0,
+    holdout: Annotated[int, typer.Option(min=0, help="Training images held out to choose the best epoch on.")] = 5000,
     resume: o.Resume = False,
     json: o.Json = False,
 ) -> None:
@@ -141,45 +101,18 @@ def distill(
     arguments = o.recipe(locals())
     from keyhole.runs import open_run
 
-    own: dict[str, Any] = {
-        "name": student,
-        "student": student,
-        "terms": terms,
-        "hints": hints,
-        "match": match,
-        "metric": metric,
-        "count": count,
-        "samples": samples,
-        "layers": layers,
-        "student_size": student_size,
-        "temperature": temperature,
-        "seed": seed,
-    }
+    own = {"name": arm.student, "seed": training.seed, **vars(arm)}
     entries = [own]
     if cohort is not None:
         arguments["cohort"] = _read_toml(cohort)
         entries = [own | _known(entry) for entry in arguments["cohort"]["arm"]]
-    config = _config(arguments, device)
+    config = training.config()
     with open_run(out, "distill", arguments, resume=resume) as run:
-        network, opened = o.open_both(
-            teacher, weights, data, root, spec=(input_size, mean, std), classes=classes, workers=workers
-        )
-        o.check_teacher(network, opened, device=device)
-        maker = _ArmMaker(network, opened, config, holdout)
+        opened, data = o.open_both(teacher, network, images)
+        o.check_teacher(opened, data, device=training.device)
+        maker = _ArmMaker(opened, data, config, holdout)
         arms = [maker.make(entry) for entry in entries]
-        _run(run, arms, opened, config, teacher=network, holdout=holdout, as_json=json)
-
-
-def _config(arguments: Mapping[str, Any], device: str) -> TrainConfig:
-    from keyhole.distillation.cohort import TrainConfig
-
-    names = {field.name for field in fields(TrainConfig)}
-    given = {name: value for name, value in arguments.items() if name in names}
-    try:
-        given["milestones"] = tuple(float(part) for part in str(given["milestones"]).split(","))
-    except ValueError as error:
-        raise SettingError(f"--milestones is {given['milestones']!r}; expected fractions such as 0.5,0.75.") from error
-    return TrainConfig(**{**given, "device": device})
+        _run(run, arms, data, config, teacher=opened, holdout=holdout, as_json=json)
 
 
 def _needed(spec: InputSpec | None, name: str) -> InputSpec:

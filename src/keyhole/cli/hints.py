@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,41 +15,45 @@ if TYPE_CHECKING:
     from keyhole.hints.selection import Rule
 
 
-def hints(
-    teacher: o.Teacher,
-    out: o.Out,
-    data: o.DataName = "cifar100",
-    root: o.Root = None,
-    weights: o.Weights = None,
-    samples: Annotated[int, typer.Option(help="Training images to look at.")] = 10_000,
+@dataclass(frozen=True)
+class RuleOptions:
+    """How layers are compared and chosen."""
+
     metric: Annotated[
         str,
         typer.Option(
             help="r2_cca, linear_cka, debiased_cka, rbf_cka, procrustes; several by commas decide by consensus."
         ),
-    ] = "r2_cca",
+    ] = "r2_cca"
     clustering: Annotated[
         str, typer.Option(help="kmeans, segments, agglomerative; controls: stage-ends, uniform, random, reverse, all.")
-    ] = "kmeans",
-    count: Annotated[str, typer.Option(help="Number of hints, or auto (highest silhouette).")] = "3",
+    ] = "kmeans"
+    count: Annotated[str, typer.Option(help="Number of hints, or auto (highest silhouette).")] = "3"
     center: Annotated[
         str, typer.Option(help="Center of a kmeans cluster: medoid, or index (nearest the mean index).")
-    ] = "medoid",
-    hint: Annotated[str, typer.Option(help="Which layer of a cluster teaches: center or last.")] = "center",
-    layers: o.LayerGlob = None,
+    ] = "medoid"
+    hint: Annotated[str, typer.Option(help="Which layer of a cluster teaches: center or last.")] = "center"
+    layers: Annotated[
+        str | None, typer.Option(help="Candidate layers by glob, such as 'layer*.2'; found by themselves without.")
+    ] = None
+    samples: Annotated[int, typer.Option(help="Training images to look at.")] = 10_000
+
+
+@o.command
+def hints(
+    teacher: o.Teacher,
+    out: o.Out,
+    images: o.DataOptions,
+    network: o.NetworkOptions,
+    choose: RuleOptions,
     grid: Annotated[int, typer.Option(min=1, help="Average features over a grid x grid raster.")] = 1,
     stability: Annotated[int, typer.Option(min=0, help="Half-samples for the stability; 0 leaves it out.")] = 100,
     bare: Annotated[bool, typer.Option(help="Also time the forward pass alone, as the floor.")] = True,
     memory: Annotated[
         int, typer.Option(min=1, help="MiB of features kept in memory; more goes to a temporary file.")
     ] = 1024,
-    classes: o.Classes = None,
-    input_size: o.InputSize = None,
-    mean: o.Mean = None,
-    std: o.Std = None,
     device: o.Device = "auto",
     batch_size: Annotated[int, typer.Option(min=4, help="Images at a time.")] = 250,
-    workers: o.Workers = 0,
     precision: Annotated[str, typer.Option(help="bf16, fp32, or auto: the faster one here.")] = "auto",
     seed: o.Seed = 0,
     json: o.Json = False,
@@ -67,24 +72,27 @@ def hints(
     from keyhole.runs import open_run
     from keyhole.runtime import choose_device
 
-    rule = selection_rule(clustering, count, center, hint, seed)
+    rule = selection_rule(choose.clustering, choose.count, choose.center, choose.hint, seed)
     config = ChoiceConfig(
-        samples=samples, metrics=tuple(metric.split(",")), layers=layers, draws=stability, bare=bare, seed=seed
+        samples=choose.samples,
+        metrics=tuple(choose.metric.split(",")),
+        layers=choose.layers,
+        draws=stability,
+        bare=bare,
+        seed=seed,
     )
     look = ObserveConfig(grid=grid, batch_size=batch_size, memory_mib=memory, precision=arguments["precision"])
     with open_run(out, "hints", arguments, resume=True) as run:
-        network, opened = o.open_both(
-            teacher, weights, data, root, spec=(input_size, mean, std), classes=classes, workers=workers
-        )
-        o.check_teacher(network, opened, device=device)
+        opened, data = o.open_both(teacher, network, images)
+        o.check_teacher(opened, data, device=device)
         found = choose_hints(
-            network,
-            opened.train,
+            opened,
+            data.train,
             rule,
             config=config,
             look=look,
             device=choose_device(device),
-            data=data,
+            data=data.name,
             progress=o.progress_bar(),
         )
         write_arrays(run.path / "similarity.npz", found.similarities)

@@ -10,18 +10,13 @@ import typer
 from keyhole.cli import options as o
 
 
+@o.command
 def evaluate(
     model: o.Model,
-    data: o.DataName = "cifar100",
-    root: o.Root = None,
-    weights: o.Weights = None,
-    classes: o.Classes = None,
-    input_size: o.InputSize = None,
-    mean: o.Mean = None,
-    std: o.Std = None,
+    images: o.DataOptions,
+    network: o.NetworkOptions,
     device: o.Device = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
-    workers: o.Workers = 0,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or auto.")] = "fp32",
     json: o.Json = False,
 ) -> None:
@@ -33,37 +28,32 @@ def evaluate(
     from keyhole.distillation.experiment import percent
     from keyhole.runtime import choose_device
 
-    network, opened = o.open_both(
-        model, weights, data, root, spec=(input_size, mean, std), classes=classes, workers=workers
-    )
+    opened, data = o.open_both(model, network, images)
     found = measure(
-        network,
-        opened.labeled_test(),
+        opened,
+        data.labeled_test(),
         device=choose_device(device),
         precision=precision,
         batch_size=batch_size,
         progress=o.progress_bar(),
     )
     value = {
-        "model": network.name,
-        "data": data,
+        "model": opened.name,
+        "data": data.name,
         "images": found.images,
         "top1": percent(found.top1),
         "top5": percent(found.top5),
     }
-    o.emit(value, f"{network.name}: top-1 {value['top1']:.2f} %, top-5 {value['top5']:.2f} %", as_json=json)
+    o.emit(value, f"{opened.name}: top-1 {value['top1']:.2f} %, top-5 {value['top5']:.2f} %", as_json=json)
 
 
+@o.command
 def layers(
     model: o.Model,
+    network: o.NetworkOptions,
     pattern: Annotated[
         str | None, typer.Option(help="List the layers that match this glob instead, such as '*.conv2'.")
     ] = None,
-    weights: o.Weights = None,
-    classes: o.Classes = None,
-    input_size: o.InputSize = None,
-    mean: o.Mean = None,
-    std: o.Std = None,
     json: o.Json = False,
 ) -> None:
     """List the layers of a network that could teach, in the order of depth.
@@ -77,13 +67,12 @@ def layers(
     from keyhole.models.zoo import build, load
 
     if model.endswith(".safetensors"):
-        network = load(model)
+        opened = load(model)
     else:
-        spec = o.input_spec(model, "folder", input_size, mean, std)
-        network = build(
-            model, classes=classes or (1000 if model.startswith("timm:") else 100), input=spec, weights=weights
-        )
-    found = find(network, pattern)
+        spec = o.input_spec(model, "folder", network)
+        outputs = network.classes or (1000 if model.startswith("timm:") else 100)
+        opened = build(model, classes=outputs, input=spec, weights=network.weights)
+    found = find(opened, pattern)
     ends = {layer.name for layer in stage_ends(found)}
     width = max(len(layer.name) for layer in found)
     lines = [
@@ -92,7 +81,7 @@ def layers(
         for layer in found
     ]
     o.emit(
-        {"model": network.name, "layers": [{**asdict(layer), "size": list(layer.size)} for layer in found]},
+        {"model": opened.name, "layers": [{**asdict(layer), "size": list(layer.size)} for layer in found]},
         "\n".join(lines),
         as_json=json,
     )

@@ -1,12 +1,14 @@
-"""Options that several commands share, and what turns them into networks and data."""
+"""Options that several commands share, in groups, and what turns them into networks and data."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -14,26 +16,120 @@ from keyhole.errors import SettingError
 
 if TYPE_CHECKING:
     from keyhole.data.sources import Data
+    from keyhole.distillation.cohort import TrainConfig
     from keyhole.models.network import InputSpec, Network
 
 _NAMES = "resnet20, timm:NAME, package.module:function, or a .safetensors file of Keyhole"
 
-DataName = Annotated[str, typer.Option("--data", help="cifar100, cifar10, digits or folder.")]
-Root = Annotated[Path | None, typer.Option(help="Folder of the data: holds cifar-100-python/, or train/CLASS/.")]
 Teacher = Annotated[str, typer.Option(help=f"The teacher: {_NAMES}.")]
 Model = Annotated[str, typer.Option(help=f"The network: {_NAMES}.")]
-Weights = Annotated[Path | None, typer.Option(help="Its weights: .safetensors, or a state dict of torch.save.")]
-Classes = Annotated[int | None, typer.Option(help="Number of outputs, where the data does not tell.")]
-InputSize = Annotated[int | None, typer.Option(help="Side in pixels of the images that the network takes.")]
-Mean = Annotated[str | None, typer.Option(help="Mean by color channel on the scale 0 to 1, such as 0.5,0.5,0.5.")]
-Std = Annotated[str | None, typer.Option(help="Standard deviation by color channel, such as 0.25,0.25,0.25.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that read an image folder.")]
 Seed = Annotated[int, typer.Option(min=0, help="Fixes everything random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in --out.")]
-LayerGlob = Annotated[str | None, typer.Option("--layers", help="Candidate layers by glob, such as 'layer*.2'.")]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where images come from."""
+
+    data: Annotated[str, typer.Option(help="cifar100, cifar10, digits or folder.")] = "cifar100"
+    root: Annotated[Path | None, typer.Option(help="Folder of the data: holds cifar-100-python/, or train/CLASS/.")] = (
+        None
+    )
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read an image folder.")] = 0
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """What a network expects of its images, where it does not say so itself."""
+
+    input_size: Annotated[
+        int | None, typer.Option(min=1, help="Side in pixels of the images that the network takes.")
+    ] = None
+    mean: Annotated[
+        str | None, typer.Option(help="Mean by color channel on the scale 0 to 1, such as 0.5,0.5,0.5.")
+    ] = None
+    std: Annotated[str | None, typer.Option(help="Standard deviation by color channel, such as 0.25,0.25,0.25.")] = None
+
+
+@dataclass(frozen=True)
+class NetworkOptions(InputOptions):
+    """A trained network."""
+
+    weights: Annotated[Path | None, typer.Option(help="Its weights: .safetensors, or a state dict of torch.save.")] = (
+        None
+    )
+    classes: Annotated[int | None, typer.Option(min=1, help="Number of outputs, where the data does not tell.")] = None
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train; the names are those of :class:`keyhole.distillation.cohort.TrainConfig`."""
+
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 240
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.05
+    momentum: Annotated[float, typer.Option(help="Momentum.")] = 0.9
+    nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's form of momentum.")] = False
+    weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 5e-4
+    schedule: Annotated[str, typer.Option(help="step (x0.1 at the milestones) or cosine.")] = "step"
+    milestones: Annotated[str, typer.Option(help="Fractions of the epochs, for step.")] = "0.625,0.75,0.875"
+    warmup_epochs: Annotated[float, typer.Option(help="Epochs over which the rate rises first.")] = 0.0
+    augment: Annotated[bool, typer.Option(help="Pad, crop and flip.")] = True
+    compile: Annotated[str, typer.Option(help="torch.compile for a frozen teacher: auto, on or off.")] = "auto"
+    precision: Annotated[str, typer.Option(help="bf16, fp32, or auto: the faster one here.")] = "auto"
+    seed: Seed = 0
+    device: Device = "auto"
+
+    def config(self) -> TrainConfig:
+        """Return them checked, in the form of the library."""
+        from keyhole.distillation.cohort import TrainConfig
+
+        try:
+            milestones = tuple(float(part) for part in self.milestones.split(","))
+        except ValueError as error:
+            message = f"--milestones is {self.milestones!r}; expected fractions such as 0.5,0.75."
+            raise SettingError(message) from error
+        return TrainConfig(**{**vars(self), "milestones": milestones})
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a command whose parameters that are groups (dataclasses) are taken apart: one option a field."""
+    kinds = get_type_hints(function, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in kinds.items() if is_dataclass(kind)}
+    options: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in groups:
+            options += _of_group(groups[name])
+        else:
+            options.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=kinds[name]))
+
+    def run(**given: Any) -> None:
+        parts = {
+            name: group(**{field.name: given.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        function(**parts, **given)
+
+    run.__name__, run.__doc__ = function.__name__, function.__doc__
+    run.__annotations__ = {option.name: option.annotation for option in options}
+    run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    return run
+
+
+def _of_group(group: Any) -> list[inspect.Parameter]:
+    kinds = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=kinds[field.name],
+        )
+        for field in fields(group)
+    ]
 
 
 def recipe(options: Mapping[str, Any], *, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -41,8 +137,11 @@ def recipe(options: Mapping[str, Any], *, leave_out: tuple[str, ...] = ()) -> di
     from keyhole.runtime import choose_device, choose_precision
 
     never = ("out", "json", "resume", "device", "workers", *leave_out)
-    kept = {key: str(value) if isinstance(value, Path) else value for key, value in options.items() if key not in never}
-    return kept | {"precision": choose_precision(options["precision"], choose_device(options["device"]))}
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        flat |= vars(value) if is_dataclass(value) else {key: value}
+    kept = {key: str(value) if isinstance(value, Path) else value for key, value in flat.items() if key not in never}
+    return kept | {"precision": choose_precision(flat["precision"], choose_device(flat["device"]))}
 
 
 def emit(value: Mapping[str, Any], text: str, *, as_json: bool) -> None:
@@ -55,12 +154,13 @@ def note(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def input_spec(name: str, data: str, size_px: int | None, mean: str | None, std: str | None) -> InputSpec | None:
+def input_spec(name: str, data: str, given: InputOptions) -> InputSpec | None:
     """Return what a network expects of its images: as given, else that of the data; None lets the network decide."""
     from keyhole.data.sources import default_input
     from keyhole.models.network import InputSpec
     from keyhole.models.zoo import CIFAR100_INPUT, build
 
+    size_px, mean, std = given.input_size, given.mean, given.std
     if name.startswith("timm:") and not (size_px and mean):
         own = build(name, classes=1).input
     else:
@@ -85,28 +185,22 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
         ) from error
 
 
-def open_both(
-    name: str,
-    weights: Path | None,
-    data: str,
-    root: Path | None,
-    *,
-    spec: tuple[int | None, str | None, str | None],
-    classes: int | None = None,
-    workers: int = 0,
-) -> tuple[Network, Data]:
+def open_both(name: str, network: NetworkOptions, images: DataOptions) -> tuple[Network, Data]:
     """Return a network and data that fit together."""
     from keyhole.data.sources import open_data
     from keyhole.models.zoo import build, load
     from keyhole.progress import bar
 
+    def opened(spec: InputSpec | None) -> Data:
+        return open_data(images.data, images.root, input=spec, workers=images.workers, progress=bar)
+
     if name.endswith(".safetensors"):
-        network = load(name)
-        return network, open_data(data, root, input=network.input, workers=workers, progress=bar)
-    wanted = input_spec(name, data, *spec)
-    opened = open_data(data, root, input=wanted, workers=workers, progress=bar)
-    outputs = classes or opened.classes or (1000 if name.startswith("timm:") else 100)
-    return build(name, classes=outputs, input=wanted, weights=weights), opened
+        loaded = load(name)
+        return loaded, opened(loaded.input)
+    wanted = input_spec(name, images.data, network)
+    data = opened(wanted)
+    outputs = network.classes or data.classes or (1000 if name.startswith("timm:") else 100)
+    return build(name, classes=outputs, input=wanted, weights=network.weights), data
 
 
 def check_teacher(network: Network, data: Data, *, device: str) -> None:
