@@ -30,10 +30,11 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from keyhole.data.sources import open_data
+from keyhole.distillation.adapters import HintAdapter
 from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
 from keyhole.distillation.matching import match_hints
 from keyhole.distillation.teaching import Teaching
-from keyhole.distillation.terms import HintAdapter, parse_terms
+from keyhole.distillation.terms import parse_terms
 from keyhole.distillation.training import fit
 from keyhole.hints.choice import synchronize
 from keyhole.models.layers import layers

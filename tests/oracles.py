@@ -39,6 +39,89 @@ def _softmax(logits: Sequence[float], temperature: float) -> list[float]:
     return [power / sum(powers) for power in powers]
 
 
+def decoupled_loss(
+    student: Tensor, teacher: Tensor, labels: Tensor, alpha: float, beta: float, temperature: float
+) -> float:
+    """Return temperature^2 (alpha TCKD + beta NCKD), image by image, from the probabilities."""
+    total = 0.0
+    for s, t, label in zip(student.tolist(), teacher.tolist(), labels.tolist(), strict=True):
+        p, q = _softmax(t, temperature), _softmax(s, temperature)
+        total += alpha * _divergence([p[label], 1 - p[label]], [q[label], 1 - q[label]])
+        rest_p, rest_q = ([value / (1 - r[label]) for k, value in enumerate(r) if k != label] for r in (p, q))
+        total += beta * _divergence(rest_p, rest_q)
+    return temperature**2 * total / len(student)
+
+
+def _divergence(p: Sequence[float], q: Sequence[float]) -> float:
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def standardized(logits: Sequence[float]) -> list[float]:
+    """Return logits minus their mean, over their sample standard deviation."""
+    mean = sum(logits) / len(logits)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in logits) / (len(logits) - 1))
+    return [(value - mean) / deviation for value in logits]
+
+
+def correlation_loss(student: Tensor, teacher: Tensor, beta: float, gamma: float, temperature: float) -> float:
+    """Return temperature^2 (beta mean(1 - r over classes) + gamma mean(1 - r over images)) of probabilities."""
+    a = np.array([_softmax(row, temperature) for row in student.tolist()])
+    b = np.array([_softmax(row, temperature) for row in teacher.tolist()])
+    over_classes = [1 - np.corrcoef(x, y)[0, 1] for x, y in zip(a, b, strict=True)]
+    over_images = [1 - np.corrcoef(x, y)[0, 1] for x, y in zip(a.T, b.T, strict=True)]
+    return float(temperature**2 * (beta * np.mean(over_classes) + gamma * np.mean(over_images)))
+
+
+def transformed_teacher_loss(student: Tensor, teacher: Tensor, exponent: float) -> float:
+    """Return the mean of sum(p^e) KL(p^e / sum(p^e) || q)."""
+    total = 0.0
+    for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
+        powers = [value**exponent for value in _softmax(t, 1.0)]
+        total += sum(powers) * _divergence([value / sum(powers) for value in powers], _softmax(s, 1.0))
+    return total / len(student)
+
+
+def similarity_preserving_loss(student: Tensor, teacher: Tensor) -> float:
+    """Return the mean squared difference of the two tables of products, each row of unit length."""
+    tables = []
+    for feature in (student.double().flatten(1).numpy(), teacher.double().flatten(1).numpy()):
+        table = [[float(sum(a * b for a, b in zip(x, y, strict=True))) for y in feature] for x in feature]
+        tables.append([[value / math.sqrt(sum(v * v for v in row)) for value in row] for row in table])
+    pairs = [(a, b) for x, y in zip(*tables, strict=True) for a, b in zip(x, y, strict=True)]
+    return sum((a - b) ** 2 for a, b in pairs) / len(pairs)
+
+
+def variational_loss(mean: Tensor, deviation: Tensor, teacher: Tensor) -> float:
+    """Return the mean of (t - m)^2 / (2 s^2) + log s."""
+    a, b = _same_size(mean, teacher)
+    n, channels, height, width = a.shape
+    total = 0.0
+    for c in range(channels):
+        s = float(deviation[c])
+        for x, y in zip(a[:, c].ravel(), b[:, c].ravel(), strict=True):
+            total += (float(y) - float(x)) ** 2 / (2 * s * s) + math.log(s)
+    return total / (n * channels * height * width)
+
+
+def contrastive_loss(
+    vectors: Sequence[np.ndarray], memories: Sequence[np.ndarray], drawn: np.ndarray, count: int, temperature: float
+) -> float:
+    """Return the two noise-contrastive losses, the student against the teacher's memory and the other way round.
+
+    ``drawn`` holds for each image its own number and those of the negatives; the normalization is the mean score.
+    """
+    total = 0.0
+    images, others = drawn.shape[0], drawn.shape[1] - 1
+    for own, memory in zip(vectors, reversed(memories), strict=True):
+        scores = np.array([[math.exp(own[i] @ memory[k] / temperature) for k in drawn[i]] for i in range(images)])
+        scores /= scores.mean() * count
+        noise = others / count
+        for row in scores:
+            total -= math.log(row[0] / (row[0] + noise))
+            total -= sum(math.log(noise / (score + noise)) for score in row[1:])
+    return total / images
+
+
 def average_to(feature: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return a map (n, c, h, w) averaged down; each cell is the mean of the pixels that it touches."""
     n, c, h, w = feature.shape

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from keyhole.data.sources import Data, open_data
-    from keyhole.distillation.cohort import Arm, Cohort, HintPair, TrainConfig
+    from keyhole.distillation.adapters import HintAdapter
+    from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
     from keyhole.distillation.evaluation import Accuracy, evaluate
     from keyhole.distillation.experiment import Result, run_cohort
     from keyhole.distillation.losses import attention_loss, hint_loss, soft_target_loss
     from keyhole.distillation.matching import match_hints
-    from keyhole.distillation.terms import HintAdapter, Term, parse_terms
+    from keyhole.distillation.terms import HintPair, Term, parse_terms
     from keyhole.distillation.training import fit
     from keyhole.errors import KeyholeError
     from keyhole.hints.choice import ChoiceConfig, Hints, choose_hints
@@ -36,8 +37,9 @@ _HOMES = {
     "distillation.evaluation": ("Accuracy", "evaluate"),
     "distillation.losses": ("attention_loss", "hint_loss", "soft_target_loss"),
     "distillation.matching": ("match_hints",),
-    "distillation.terms": ("HintAdapter", "Term", "parse_terms"),
-    "distillation.cohort": ("Arm", "Cohort", "HintPair", "TrainConfig"),
+    "distillation.terms": ("HintPair", "Term", "parse_terms"),
+    "distillation.adapters": ("HintAdapter",),
+    "distillation.cohort": ("Arm", "Cohort", "TrainConfig"),
     "distillation.training": ("fit",),
     "errors": ("KeyholeError",),
     "hints.choice": ("ChoiceConfig", "Hints", "choose_hints"),

@@ -7,7 +7,19 @@ import torch
 from torch import Tensor
 
 import oracles
-from keyhole.distillation.losses import attention_loss, hint_loss, soft_target_loss, to_common_size
+from keyhole.distillation.losses import (
+    attention_loss,
+    correlation_loss,
+    decoupled_loss,
+    hint_loss,
+    similarity_preserving_loss,
+    soft_target_loss,
+    standardize,
+    standardized_loss,
+    to_common_size,
+    transformed_teacher_loss,
+    variational_loss,
+)
 from keyhole.errors import ShapeError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -67,12 +79,123 @@ def test_attention_is_blind_to_scale_and_at_most_two_over_the_positions() -> Non
     assert attention_loss(left, right).item() == pytest.approx(2 / 4)
 
 
+@pytest.mark.parametrize("classes", [2, 5, 100])
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 8.0), (0.0, 1.0), (2.0, 0.0)])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_decoupled_targets_are_those_of_the_oracle(classes: int, alpha: float, beta: float, temperature: float) -> None:
+    student, teacher = 3 * torch.randn(4, classes), 3 * torch.randn(4, classes)
+    labels = torch.randint(classes, (4,))
+    found = decoupled_loss(student, teacher, labels, alpha=alpha, beta=beta, temperature=temperature).item()
+    expected = oracles.decoupled_loss(student, teacher, labels, alpha, beta, temperature)
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_decoupled_targets_put_together_again_are_soft_targets() -> None:
+    student, teacher, labels = torch.randn(1, 6), torch.randn(1, 6), torch.tensor([2])
+    sure = float(torch.softmax(teacher / 4, dim=1)[0, 2])
+    found = decoupled_loss(student, teacher, labels, beta=1 - sure)
+    assert found.item() == pytest.approx(soft_target_loss(student, teacher).item(), rel=1e-4)
+
+
+def test_a_decoupled_teacher_that_is_certain_still_teaches_the_rest() -> None:
+    student = torch.zeros(1, 3, requires_grad=True)
+    decoupled_loss(student, torch.tensor([[200.0, 4.0, 0.0]]), torch.tensor([0])).backward()
+    assert student.grad is not None
+    assert bool(student.grad.isfinite().all())
+    assert float(student.grad[0, 1]) < float(student.grad[0, 2])
+
+
+@pytest.mark.parametrize("classes", [2, 5, 100])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_correlations_are_those_of_the_oracle(classes: int, temperature: float) -> None:
+    student, teacher = 3 * torch.randn(5, classes), 3 * torch.randn(5, classes)
+    found = correlation_loss(student, teacher, beta=2.0, gamma=0.5, temperature=temperature).item()
+    assert found == pytest.approx(oracles.correlation_loss(student, teacher, 2.0, 0.5, temperature), rel=1e-4)
+
+
+def test_a_constant_student_has_no_correlation_and_a_finite_gradient() -> None:
+    student = torch.zeros(4, 6, requires_grad=True)
+    found = correlation_loss(student, torch.randn(4, 6), temperature=1.0)
+    found.backward()
+    assert found.item() == pytest.approx(2.0)
+    assert student.grad is not None
+    assert bool(student.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("classes", [2, 5, 100])
+def test_standardized_targets_are_those_of_the_oracle(classes: int) -> None:
+    student, teacher = 3 * torch.randn(4, classes), 3 * torch.randn(4, classes)
+    rows = [torch.tensor([oracles.standardized(row) for row in value.tolist()]) for value in (student, teacher)]
+    torch.testing.assert_close(standardize(student), rows[0])
+    expected = oracles.soft_target_loss(rows[0], rows[1], 2.0)
+    assert standardized_loss(student, teacher).item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_logits_that_are_all_the_same_become_zero_with_a_finite_gradient() -> None:
+    student = torch.full((2, 5), 3.0, requires_grad=True)
+    assert standardize(student).abs().max().item() == 0
+    standardized_loss(student, torch.randn(2, 5)).backward()
+    assert student.grad is not None
+    assert bool(student.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("exponent", [0.1, 0.2, 1.0])
+def test_a_transformed_teacher_is_that_of_the_oracle(exponent: float) -> None:
+    student, teacher = 3 * torch.randn(4, 7), 3 * torch.randn(4, 7)
+    found = transformed_teacher_loss(student, teacher, exponent=exponent).item()
+    assert found == pytest.approx(oracles.transformed_teacher_loss(student, teacher, exponent), rel=1e-4)
+
+
+def test_a_transformed_teacher_without_a_power_is_the_divergence_itself() -> None:
+    student, teacher = torch.randn(4, 7), torch.randn(4, 7)
+    found = transformed_teacher_loss(student, teacher, exponent=1.0).item()
+    assert found == pytest.approx(soft_target_loss(student, teacher, temperature=1.0).item(), rel=1e-5)
+
+
+def test_a_transformed_teacher_weighs_the_images_where_it_is_unsure() -> None:
+    student = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    sure, unsure = torch.tensor([[60.0, 0.0, 0.0, 0.0]]), torch.zeros(1, 4)
+    assert transformed_teacher_loss(student, unsure).item() == pytest.approx(
+        4**0.8 * soft_target_loss(student, unsure, temperature=1.0).item(), rel=1e-4
+    )
+    assert transformed_teacher_loss(sure, sure, exponent=1.0).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (5, 3, 4, 4), (4, 17, 3)])
+def test_similarity_preserving_is_that_of_the_oracle(shape: tuple[int, ...]) -> None:
+    student, teacher = torch.randn(shape), torch.randn(shape[0], 6, 2, 2)
+    found = similarity_preserving_loss(student, teacher).item()
+    assert found == pytest.approx(oracles.similarity_preserving_loss(student, teacher), rel=1e-4)
+    assert 0 <= found <= 4 / shape[0]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_surprise_is_that_of_the_oracle(sizes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    mean, teacher = torch.randn(sizes[0]), torch.randn(sizes[1])
+    deviation = torch.rand(sizes[0][1]) + 0.5
+    found = variational_loss(mean, deviation, teacher).item()
+    assert found == pytest.approx(oracles.variational_loss(mean, deviation, teacher), rel=1e-4, abs=1e-5)
+
+
+def test_the_least_surprise_is_at_the_deviation_of_the_error() -> None:
+    mean, teacher = torch.zeros(2, 1, 8, 8), 3 * torch.randn(2, 1, 8, 8)
+    error = teacher.square().mean().sqrt()
+    best = variational_loss(mean, error.view(1), teacher)
+    for factor in (0.9, 1.1):
+        assert variational_loss(mean, factor * error.view(1), teacher) > best
+
+
 LOSSES: dict[str, tuple[Loss, tuple[int, ...]]] = {
     "soft targets": (soft_target_loss, (4, 6)),
     "hints": (hint_loss, (2, 3, 4, 4)),
     "hints of tokens": (hint_loss, (2, 17, 3)),
     "hints of vectors": (hint_loss, (2, 3)),
     "attention": (attention_loss, (2, 3, 4, 4)),
+    "decoupled": (lambda s, t: decoupled_loss(s, t, torch.tensor([0, 3, 5, 0])), (4, 6)),
+    "correlations": (correlation_loss, (4, 6)),
+    "standardized": (standardized_loss, (4, 6)),
+    "alike images": (similarity_preserving_loss, (5, 3, 4, 4)),
+    "alike images of tokens": (similarity_preserving_loss, (5, 17, 3)),
 }
 
 
@@ -84,9 +207,10 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn(name: str) -> No
     value = loss(student, feature)
     value.backward()
     assert value.shape == ()
-    assert value.item() == pytest.approx(0, abs=1e-12)
+    rounding = 1e-5 if name == "correlations" else 1e-12  # 1 - r, r rounded
+    assert value.item() == pytest.approx(0, abs=rounding)
     assert student.grad is not None
-    assert student.grad.abs().max().item() < 1e-6
+    assert student.grad.abs().max().item() < 1e-6 + rounding
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -99,7 +223,7 @@ def test_the_gradient_reaches_the_student_and_not_the_teacher(name: str) -> None
     assert teacher.grad is None
 
 
-@pytest.mark.parametrize("name", ["soft targets", "hints", "attention"])
+@pytest.mark.parametrize("name", LOSSES)
 def test_gradients_are_those_of_small_differences(name: str) -> None:
     loss, shape = LOSSES[name]
     student, teacher = torch.randn(shape, requires_grad=True), torch.randn(shape)
@@ -162,6 +286,12 @@ def test_a_transformer_teaches_a_convolutional_network() -> None:
         (hint_loss, (2, 3, 4, 4, 4), (2, 3, 4, 4), "A feature has the shape"),
         (attention_loss, (2, 3, 4, 4), (3, 3, 4, 4), "come from 2 and 3 images"),
         (attention_loss, (2,), (2, 3, 4, 4), "A feature has the shape"),
+        (correlation_loss, (2, 3), (2, 4), "must have one shape"),
+        (standardized_loss, (2, 3), (2, 4), "must have one shape"),
+        (transformed_teacher_loss, (2, 3), (2, 4), "must have one shape"),
+        (similarity_preserving_loss, (2, 3, 4, 4), (3, 3, 4, 4), "come from 2 and 3 images"),
+        (lambda s, t: variational_loss(s, torch.ones(3), t), (2, 3, 4, 4), (2, 5, 4, 4), "differ in images or"),
+        (lambda s, t: variational_loss(s, torch.ones(4), t), (2, 3, 4, 4), (2, 3, 4, 4), "deviation (4,)"),
     ],
 )
 def test_shapes_that_do_not_fit(loss: Loss, student: tuple[int, ...], teacher: tuple[int, ...], words: str) -> None:

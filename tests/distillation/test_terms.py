@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from keyhole.distillation.terms import TERM_WEIGHTS, HintAdapter, Term, check_terms, parse_terms
+from keyhole.distillation.adapters import HintAdapter
+from keyhole.distillation.terms import TERMS, Term, check_terms, parse_terms
 from keyhole.errors import SettingError, UnknownNameError
 
 
@@ -20,6 +21,8 @@ from keyhole.errors import SettingError, UnknownNameError
         ("ce,at", {"ce": 1.0, "at": 1000.0}),
         (" ce = 0.5 , hint= 5e1,", {"ce": 0.5, "hint": 50.0}),
         ("kd=0", {"kd": 0.0}),
+        ("ce,dkd,ls,vid", {"ce": 1.0, "dkd": 1.0, "ls": 9.0, "vid": 1.0}),
+        ("wttm,crd,sp,dist", {"wttm": 4.0, "crd": 0.8, "sp": 3000.0, "dist": 2.0}),
     ],
 )
 def test_terms_and_their_weights(text: str, weights: dict[str, float]) -> None:
@@ -50,8 +53,10 @@ def test_temperatures_are_above_zero(temperature: float) -> None:
 
 
 def test_what_each_term_needs() -> None:
-    needs = {name: (Term(name, 1.0).needs_teacher, Term(name, 1.0).needs_hints) for name in TERM_WEIGHTS}
-    assert needs == {"ce": (False, False), "kd": (True, False), "hint": (True, True), "at": (True, True)}
+    terms = [Term(name, 1.0) for name in TERMS]
+    assert {term.name for term in terms if not term.needs_teacher} == {"ce"}
+    assert {term.name for term in terms if term.needs_hints} == {"hint", "at", "vid", "sp"}
+    assert {term.name for term in terms if term.needs_labels} == {"ce", "dkd", "crd"}
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from keyhole.errors import DataError, SettingError, unknown_name
 
 if TYPE_CHECKING:
     from keyhole.data.sources import Data
-    from keyhole.distillation.cohort import Arm, HintPair, TrainConfig
+    from keyhole.distillation.cohort import Arm, TrainConfig
     from keyhole.distillation.experiment import Result
+    from keyhole.distillation.terms import HintPair
     from keyhole.models.layers import Layer
     from keyhole.models.network import InputSpec, Network
     from keyhole.runs import RunFolder
@@ -32,10 +33,15 @@ class ArmOptions:
     student_size: Annotated[
         int | None, typer.Option(min=1, help="Side in pixels that the student sees; the teacher's by default.")
     ] = None
-    terms: Annotated[str, typer.Option(help="ce, kd, hint, at; a weight may follow, as in ce,kd,hint=50.")] = (
-        "ce,kd,hint"
-    )
-    temperature: Annotated[float, typer.Option(help="Of kd.")] = 4.0
+    terms: Annotated[
+        str,
+        typer.Option(
+            help="ce, kd, dkd, dist, ls, wttm, hint, at, vid, sp, crd; a weight may follow, as in ce,kd,hint=50."
+        ),
+    ] = "ce,kd,hint"
+    temperature: Annotated[
+        float | None, typer.Option(help="Of terms of softened logits; each one's published one by default.")
+    ] = None
     hints: Annotated[
         str | None,
         typer.Option(help="auto, a hints.json, layers by commas, or a selector such as stage-ends or random."),
@@ -185,7 +191,7 @@ class _ArmMaker:
         from keyhole.models.layers import layers
         from keyhole.models.zoo import build
 
-        terms = parse_terms(entry["terms"], temperature=float(entry["temperature"]))
+        terms = parse_terms(entry["terms"], temperature=entry["temperature"])
         spec = self.teacher.input
         if (size := entry["student_size"]) is not None:
             spec = replace(spec, size_px=(size, size))

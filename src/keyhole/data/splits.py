@@ -42,6 +42,11 @@ class Split(Protocol):
         ...
 
     @property
+    def labels(self) -> Int64[Tensor, " n"]:
+        """Class of each image; -1 where it is not known."""
+        ...
+
+    @property
     def indices(self) -> Int64[Tensor, " n"]:
         """Position of each image in the official order of the data set."""
         ...

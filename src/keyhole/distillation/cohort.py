@@ -16,12 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from keyhole.data.splits import Batch
-from keyhole.distillation.losses import attention_loss, hint_loss, soft_target_loss
+from keyhole.data.splits import Batch, Split
 from keyhole.distillation.teaching import Answer, Teaching
-from keyhole.distillation.terms import HintAdapter, Term, check_terms
+from keyhole.distillation.terms import TERMS, HintPair, Setting, Term, View, build_term, check_terms
 from keyhole.errors import DivergenceError, SettingError, WeightsError, unknown_name
 from keyhole.models.layers import Tapped, layers
 from keyhole.models.network import InputSpec, Network
@@ -99,14 +97,6 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class HintPair:
-    """A layer of the student that learns from a layer of the teacher, both by dotted path."""
-
-    teacher: str
-    student: str
-
-
-@dataclass(frozen=True)
 class Arm:
     """One member of a cohort: what is trained, and on what.
 
@@ -127,12 +117,12 @@ class Arm:
 
 @dataclass
 class Learner:
-    """A student in training: its network, adapters and optimizer, and what the epoch has summed up so far."""
+    """A student in training: its network, what computes its terms, its optimizer, and the epoch's sums so far."""
 
     arm: Arm
     network: Network
     tapped: Tapped
-    adapters: nn.ModuleList
+    terms: nn.ModuleDict
     optimizer: torch.optim.SGD
     sums: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -141,7 +131,7 @@ class Learner:
 
     def modules(self) -> dict[str, nn.Module]:
         """Return what is trained, by part."""
-        return {"student": self.network.module, "adapter": self.adapters}
+        return {"student": self.network.module, "term": self.terms}
 
 
 @dataclass(frozen=True)
@@ -167,7 +157,7 @@ class Cohort:
         config: How to train.
         classes: Number of classes.
         teacher: The teacher; it is copied and frozen.
-        images: How many images the teacher will see in all, for ``compile="auto"``.
+        train: The training images, for terms that keep something of each of them, and for ``compile="auto"``.
 
     Raises:
         SettingError: A term lacks its teacher or its hints, or two arms have one name.
@@ -181,7 +171,7 @@ class Cohort:
         *,
         classes: int,
         teacher: Network | None = None,
-        images: int = 0,
+        train: Split | None = None,
     ) -> None:
         names = [arm.name for arm in arms]
         if twice := next((name for name in names if names.count(name) > 1), None):
@@ -191,14 +181,17 @@ class Cohort:
         self.teacher_input = teacher.input if teacher else None
         for arm in arms:
             check_terms(arm.terms, teacher=teacher is not None, hints=bool(arm.hints))
-        taps = sorted({pair.teacher for arm in arms for pair in arm.hints})
+        self._train = train
+        ends = [_last_pair(arm, teacher) for arm in arms]
+        taps = sorted({pair.teacher for arm, end in zip(arms, ends, strict=True) for pair in (*arm.hints, *end)})
         channels = channels_of(teacher, taps) if teacher is not None else {}
-        self.learners = [self._enlist(arm, classes, channels) for arm in arms]
+        self.learners = [self._enlist(arm, end, classes, channels) for arm, end in zip(arms, ends, strict=True)]
         asked = teacher is not None and any(term.needs_teacher for arm in arms for term in arm.terms)
         self._draws = any(_draws_random_numbers(learner.network) for learner in self.learners)
         self._places = torch.get_num_threads()
         self._workers = self._hire(len(arms) + asked)
         self._teaching: Teaching | None = None
+        images = config.epochs * len(train) if train is not None else 0
         if teacher is not None and asked:
             self._teaching = Teaching(
                 teacher,
@@ -223,16 +216,21 @@ class Cohort:
             return None
         return ThreadPoolExecutor(self._places, "keyhole", initializer=torch.set_num_threads, initargs=(1,))
 
-    def _enlist(self, arm: Arm, classes: int, teacher_channels: Mapping[str, int]) -> Learner:
+    def _enlist(
+        self, arm: Arm, end: tuple[HintPair, ...], classes: int, teacher_channels: Mapping[str, int]
+    ) -> Learner:
         torch.manual_seed(self.config.seed)
         network = build(arm.student, classes=classes, input=arm.input)
-        tapped_names = list(dict.fromkeys(pair.student for pair in arm.hints))
-        own = channels_of(network, tapped_names)
-        adapted = arm.hints if any(term.name == "hint" for term in arm.terms) else ()
-        adapters = nn.ModuleList(HintAdapter(own[pair.student], teacher_channels[pair.teacher]) for pair in adapted)
-        for module in (network.module, adapters):
+        pairs = (*arm.hints, *end)
+        names = list(dict.fromkeys(pair.student for pair in pairs))
+        own = channels_of(network, names)
+        channels = {pair: (own[pair.student], teacher_channels[pair.teacher]) for pair in pairs}
+        terms = nn.ModuleDict(
+            {term.name: build_term(term, self._setting(arm, term, end, channels)) for term in arm.terms}
+        )
+        for module in (network.module, terms):
             module.to(self.device).to(memory_format=torch.channels_last)
-        parameters = [*network.module.parameters(), *adapters.parameters()]
+        parameters = [*network.module.parameters(), *terms.parameters()]
         optimizer = torch.optim.SGD(
             parameters,
             lr=self.config.lr,
@@ -240,7 +238,20 @@ class Cohort:
             nesterov=self.config.nesterov,
             weight_decay=self.config.weight_decay,
         )
-        return Learner(arm, network, Tapped(network.module, tapped_names), adapters, optimizer)
+        return Learner(arm, network, Tapped(network.module, names), terms, optimizer)
+
+    def _setting(
+        self, arm: Arm, term: Term, end: tuple[HintPair, ...], channels: Mapping[HintPair, tuple[int, int]]
+    ) -> Setting:
+        kind = TERMS[term.name]
+        pairs = end if kind.last else arm.hints if kind.hints else ()
+        labels = None
+        if kind.last:
+            if self._train is None or not self._train.classes:
+                raise SettingError(f"Arm {arm.name}: term {term.name} needs the labels of the training images.")
+            labels = torch.full((int(self._train.indices.max()) + 1,), -1)
+            labels[self._train.indices] = self._train.labels
+        return Setting(pairs, [channels[pair] for pair in pairs], labels, self.config.seed)
 
     def lessons(self, batches: Iterable[Batch]) -> Iterator[Lesson]:
         """Yield each batch with the teacher's answer; with workers, the next answers are made while learners step."""
@@ -291,7 +302,9 @@ class Cohort:
     def _learn(self, learner: Learner, lesson: Lesson, rate: float) -> None:
         with autocast(self.device, self.config.precision):
             logits, features = learner.tapped(lesson.views[learner.arm.input])
-            values = _losses(learner, logits, features, lesson.batch.labels, lesson.taught)
+            answer, hints = lesson.taught or (None, {})
+            view = View(logits, features, answer, hints, lesson.batch.labels, lesson.batch.indices)
+            values = {name: compute(view) for name, compute in learner.terms.items()}
         total = sum((term.weight * values[term.name] for term in learner.arm.terms), start=logits.new_zeros(()))
         total.backward()
         for group in learner.optimizer.param_groups:
@@ -305,7 +318,7 @@ class Cohort:
         """Put all learners into training mode."""
         for learner in self.learners:
             learner.network.module.train()
-            learner.adapters.train()
+            learner.terms.train()
 
     def check_finite(self, where: str) -> None:
         """Raise where a loss is NaN or infinite, or a weight, which is so one step before the loss.
@@ -381,30 +394,12 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _losses(
-    learner: Learner,
-    logits: Tensor,
-    features: Mapping[str, Tensor],
-    labels: Tensor,
-    taught: Answer | None,
-) -> dict[str, Tensor]:
-    values: dict[str, Tensor] = {}
-    for term in learner.arm.terms:
-        if term.name == "ce":
-            values["ce"] = functional.cross_entropy(logits.float(), labels)
-            continue
-        assert taught is not None, "check_terms saw to it that there is a teacher"
-        teacher_logits, hints = taught
-        if term.name == "kd":
-            values["kd"] = soft_target_loss(logits, teacher_logits, temperature=term.temperature)
-        elif term.name == "hint":
-            pairs = zip(learner.arm.hints, learner.adapters, strict=True)
-            parts = [hint_loss(adapter(features[p.student]), hints[p.teacher]) for p, adapter in pairs]
-            values["hint"] = torch.stack(parts).sum()
-        else:
-            parts = [attention_loss(features[p.student], hints[p.teacher]) for p in learner.arm.hints]
-            values["at"] = torch.stack(parts).sum()
-    return values
+def _last_pair(arm: Arm, teacher: Network | None) -> tuple[HintPair, ...]:
+    """Return the last layers of both networks where a term compares them, else nothing."""
+    if teacher is None or not any(TERMS[term.name].last for term in arm.terms):
+        return ()
+    student = build(arm.student, classes=teacher.classes, input=arm.input)
+    return (HintPair(layers(teacher)[-1].name, layers(student)[-1].name),)
 
 
 def channels_of(network: Network, names: Sequence[str]) -> dict[str, int]:

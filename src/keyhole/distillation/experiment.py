@@ -150,7 +150,7 @@ def run_cohort(
     """
     test = data.labeled_test()
     train, chosen_on = hold_out(data.train, held_out)
-    cohort = Cohort(arms, config, classes=data.classes, teacher=teacher, images=config.epochs * len(train))
+    cohort = Cohort(arms, config, classes=data.classes, teacher=teacher, train=train)
     started = time.perf_counter()
     keep = Checkpointing(checkpoint, resume=resume) if checkpoint else None
     trained = fit(cohort, train, chosen_on, checkpointing=keep, progress=progress, log=log)

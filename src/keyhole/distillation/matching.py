@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keyhole.distillation.cohort import HintPair
+from keyhole.distillation.terms import HintPair
 from keyhole.errors import SettingError, unknown_name
 from keyhole.models.layers import Layer, stage_ends
 

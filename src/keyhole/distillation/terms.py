@@ -1,15 +1,27 @@
-"""What a student's loss is made of: named terms with weights, and the adapters that hints need."""
+"""What a student's loss is made of: named terms with weights, and what each of them computes from a step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.nn import functional
 
+from keyhole.distillation import losses
+from keyhole.distillation.adapters import HintAdapter, VariationalHead
+from keyhole.distillation.contrast import Contrast
 from keyhole.errors import SettingError, unknown_name
-from keyhole.models.layers import as_map
+
+
+@dataclass(frozen=True)
+class HintPair:
+    """A layer of the student that learns from a layer of the teacher, both by dotted path."""
+
+    teacher: str
+    student: str
 
 
 @dataclass(frozen=True)
@@ -17,42 +29,219 @@ class Term:
     """One term of a loss.
 
     Attributes:
-        name: ``ce`` cross entropy, ``kd`` softened logits, ``hint`` FitNet hints, ``at`` attention transfer.
+        name: One of :data:`TERMS`.
         weight: What it is multiplied with.
-        temperature: Of ``kd``.
+        temperature: Of a term of softened logits; None takes the published one, as others ignore it.
     """
 
     name: str
     weight: float
-    temperature: float = 4.0
+    temperature: float | None = None
 
     def __post_init__(self) -> None:
         """Check name and ranges."""
-        if self.name not in TERM_WEIGHTS:
-            raise unknown_name("term", self.name, TERM_WEIGHTS)
-        if not 0 <= self.weight < float("inf") or not 0 < self.temperature < float("inf"):
+        if self.name not in TERMS:
+            raise unknown_name("term", self.name, TERMS)
+        temperature = 1.0 if self.temperature is None else self.temperature
+        if not 0 <= self.weight < float("inf") or not 0 < temperature < float("inf"):
             raise SettingError(f"Term {self.name} has weight {self.weight} and temperature {self.temperature}; "
                                "expected a weight >= 0 and a temperature > 0.")  # fmt: skip
 
     @property
     def needs_hints(self) -> bool:
         """Whether the term compares features of hint layers."""
-        return self.name in ("hint", "at")
+        return TERMS[self.name].hints
 
     @property
     def needs_teacher(self) -> bool:
         """Whether the term needs a teacher at all."""
-        return self.name != "ce"
+        return TERMS[self.name].teacher
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the term needs the classes of the training images."""
+        return TERMS[self.name].labels
 
 
-# Weights of the published comparisons: FitNet 100 and attention transfer 1000, from https://github.com/HobbitLong/RepDistiller
-TERM_WEIGHTS = {"ce": 1.0, "kd": 1.0, "hint": 100.0, "at": 1000.0}
+@dataclass(frozen=True)
+class View:
+    """What the terms of one student see of one step.
+
+    Attributes:
+        logits: Of the student.
+        features: Of the student's tapped layers.
+        teacher_logits: Of the teacher; None without one.
+        teacher_features: Of the teacher's hint layers.
+        labels: Class of each image.
+        indices: Position of each image in the official order of its data set.
+    """
+
+    logits: Float[Tensor, "n k"]
+    features: Mapping[str, Tensor]
+    teacher_logits: Float[Tensor, "n k"] | None
+    teacher_features: Mapping[str, Tensor]
+    labels: Int64[Tensor, " n"]
+    indices: Int64[Tensor, " n"]
 
 
-def parse_terms(text: str, *, temperature: float = 4.0) -> tuple[Term, ...]:
+@dataclass(frozen=True)
+class Setting:
+    """What a term is built for.
+
+    Attributes:
+        pairs: The hints; for a term of last layers that pair alone.
+        channels: Channels of the student's and the teacher's layer of each pair.
+        labels: Class of each image of the data set by official position, -1 for those not trained on.
+        seed: Of what the term draws.
+    """
+
+    pairs: Sequence[HintPair] = ()
+    channels: Sequence[tuple[int, int]] = ()
+    labels: Int64[Tensor, " n"] | None = None
+    seed: int = 0
+
+
+class _OfLogits(nn.Module):
+    """A loss of the student's logits and the teacher's."""
+
+    def __init__(self, loss: Callable[..., Tensor], **knobs: float) -> None:
+        super().__init__()
+        self.loss, self.knobs = loss, knobs
+
+    def forward(self, view: View) -> Tensor:
+        return self.loss(view.logits, view.teacher_logits, **self.knobs)
+
+
+class _OfLabels(nn.Module):
+    """Cross entropy; or, with a teacher, decoupled soft targets."""
+
+    def __init__(self, temperature: float | None = None) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, view: View) -> Tensor:
+        if self.temperature is None:
+            return functional.cross_entropy(view.logits.float(), view.labels)
+        assert view.teacher_logits is not None, "check_terms saw to it that there is a teacher"
+        return losses.decoupled_loss(view.logits, view.teacher_logits, view.labels, temperature=self.temperature)
+
+
+class _OfPairs(nn.ModuleList):
+    """The sum over hint pairs of a loss between two features, by a module of its own for each pair."""
+
+    def __init__(self, pairs: Sequence[HintPair], parts: Sequence[nn.Module]) -> None:
+        super().__init__(parts)
+        self.pairs = tuple(pairs)
+
+    def forward(self, view: View) -> Tensor:
+        found = [
+            part(view.features[pair.student], view.teacher_features[pair.teacher])
+            for pair, part in zip(self.pairs, self, strict=True)
+        ]
+        return torch.stack(found).sum()
+
+
+class _Adapted(nn.Module):
+    def __init__(self, student_channels: int, teacher_channels: int) -> None:
+        super().__init__()
+        self.adapter = HintAdapter(student_channels, teacher_channels)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return losses.hint_loss(self.adapter(student), teacher)
+
+
+class _Plain(nn.Module):
+    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return self.loss(student, teacher)
+
+
+class _OfMemory(nn.Module):
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        assert setting.labels is not None, "the cohort saw to it"
+        self.pair = setting.pairs[0]
+        self.contrast = Contrast(*setting.channels[0], setting.labels, seed=setting.seed)
+
+    def forward(self, view: View) -> Tensor:
+        found: Tensor = self.contrast(
+            view.features[self.pair.student], view.teacher_features[self.pair.teacher], view.indices
+        )
+        return found
+
+
+def _softened(loss: Callable[..., Tensor]) -> Callable[[float, Setting], nn.Module]:
+    return lambda temperature, _setting: _OfLogits(loss, temperature=temperature)
+
+
+def _paired(make: Callable[[int, int], nn.Module]) -> Callable[[float, Setting], nn.Module]:
+    return lambda _temperature, setting: _OfPairs(setting.pairs, [make(*each) for each in setting.channels])
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of term: its published weight and temperature, what it needs, and how it is made.
+
+    Attributes:
+        weight: Where no weight is given.
+        make: Builds the module that computes it from a :class:`View`, for a temperature and a setting.
+        source: Where weight and temperature were published.
+        temperature: Where none is given; terms that have none ignore it.
+        teacher: Needs a teacher.
+        hints: Compares features of hint layers.
+        labels: Needs the classes of the training images.
+        last: Compares the last layers of both networks, whatever the hints.
+    """
+
+    weight: float
+    make: Callable[[float, Setting], nn.Module]
+    source: str
+    temperature: float = 4.0
+    teacher: bool = True
+    hints: bool = False
+    labels: bool = False
+    last: bool = False
+
+
+_REPDISTILLER = "https://github.com/HobbitLong/RepDistiller"
+
+TERMS: dict[str, Kind] = {
+    "ce": Kind(1.0, lambda *_: _OfLabels(), "by definition", teacher=False, labels=True),
+    "kd": Kind(1.0, _softened(losses.soft_target_loss), _REPDISTILLER),
+    "dkd": Kind(1.0, lambda temperature, _: _OfLabels(temperature), "https://arxiv.org/abs/2203.08679", labels=True),
+    "dist": Kind(2.0, _softened(losses.correlation_loss), "https://arxiv.org/abs/2205.10536, section 4"),
+    "ls": Kind(
+        9.0,
+        _softened(losses.standardized_loss),
+        "https://github.com/sunshangquan/logit-standardization-KD",
+        temperature=2.0,
+    ),
+    "wttm": Kind(4.0, lambda *_: _OfLogits(losses.transformed_teacher_loss), "https://github.com/zkxufo/TTM"),
+    "hint": Kind(100.0, _paired(_Adapted), _REPDISTILLER, hints=True),
+    "at": Kind(1000.0, _paired(lambda *_: _Plain(losses.attention_loss)), _REPDISTILLER, hints=True),
+    "vid": Kind(1.0, _paired(VariationalHead), _REPDISTILLER, hints=True),
+    "sp": Kind(3000.0, _paired(lambda *_: _Plain(losses.similarity_preserving_loss)), _REPDISTILLER, hints=True),
+    "crd": Kind(0.8, lambda _, setting: _OfMemory(setting), _REPDISTILLER, labels=True, last=True),
+}
+
+
+def build_term(term: Term, setting: Setting) -> nn.Module:
+    """Return the module that computes a term from a :class:`View`; its weights are trained with the student."""
+    kind = TERMS[term.name]
+    return kind.make(kind.temperature if term.temperature is None else term.temperature, setting)
+
+
+def parse_terms(text: str, *, temperature: float | None = None) -> tuple[Term, ...]:
     """Return the terms of ``"ce,kd,hint"`` or ``"ce=0.5,kd=0.5,hint=50"``.
 
     Without weights, ``ce,kd`` alone takes the published 0.1 and 0.9; otherwise each term has its default weight.
+
+    Args:
+        text: Names of :data:`TERMS` by commas, each perhaps with a weight.
+        temperature: Of all terms that have one; None leaves each its published one.
 
     Raises:
         UnknownNameError: No such term.
@@ -69,7 +258,7 @@ def parse_terms(text: str, *, temperature: float = 4.0) -> tuple[Term, ...]:
     if not names or len(set(names)) < len(names):
         raise SettingError(f"Terms {text!r} must name each term once, such as ce,kd,hint.")
     published = set(names) == {"ce", "kd"} and not any(weight for _, _, weight in parts)
-    defaults = {**TERM_WEIGHTS, "ce": 0.1, "kd": 0.9} if published else TERM_WEIGHTS
+    defaults = {name: kind.weight for name, kind in TERMS.items()} | ({"ce": 0.1, "kd": 0.9} if published else {})
     terms = []
     for name, _, weight in parts:
         try:
@@ -78,29 +267,6 @@ def parse_terms(text: str, *, temperature: float = 4.0) -> tuple[Term, ...]:
             raise SettingError(f"Weight {weight!r} of term {name} is no number; write {name}=50.") from error
         terms.append(Term(name, value, temperature))
     return tuple(terms)
-
-
-class HintAdapter(nn.Module):
-    """Bring a student's feature to the teacher's channels: a 1x1 convolution with batch norm.
-
-    It is trained with the student and thrown away afterwards. Height and width stay; the loss averages the larger of
-    the two features down.
-
-    Example:
-        >>> import torch
-        >>> HintAdapter(16, 64)(torch.zeros(2, 16, 8, 8)).shape
-        torch.Size([2, 64, 8, 8])
-    """
-
-    def __init__(self, student_channels: int, teacher_channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(student_channels, teacher_channels, 1, bias=False)
-        self.norm = nn.BatchNorm2d(teacher_channels)
-
-    def forward(self, feature: Tensor) -> Float[Tensor, "n c h w"]:
-        """Return the adapted feature as a map."""
-        adapted: Tensor = self.norm(self.conv(as_map(feature)))
-        return adapted
 
 
 def check_terms(terms: Sequence[Term], *, teacher: bool, hints: bool) -> None:
@@ -116,4 +282,5 @@ def check_terms(terms: Sequence[Term], *, teacher: bool, hints: bool) -> None:
             raise SettingError(f"Term {term.name} needs hints; give --hints auto or a hints.json, or leave it out.")
     if hints and not any(term.needs_hints for term in terms):
         named = ",".join(term.name for term in terms)
-        raise SettingError(f"Hints serve none of the terms {named}; add hint or at, or leave the hints out.")
+        needing = ", ".join(name for name, kind in TERMS.items() if kind.hints)
+        raise SettingError(f"Hints serve none of the terms {named}; add one of {needing}, or leave the hints out.")

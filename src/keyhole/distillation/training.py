@@ -127,8 +127,9 @@ def fit(
 
 def _check_labels(cohort: Cohort, train: Split) -> None:
     for learner in cohort.learners:
-        if any(term.name == "ce" for term in learner.arm.terms) and not train.classes:
-            raise DataError(f"Arm {learner.arm.name}: term ce needs labeled images (train/CLASS/IMAGE.jpg).")
+        needing = next((term.name for term in learner.arm.terms if term.needs_labels), None)
+        if needing and not train.classes:
+            raise DataError(f"Arm {learner.arm.name}: term {needing} needs labeled images (train/CLASS/IMAGE.jpg).")
         if len(train.classes) > learner.network.classes:
             outputs = learner.network.classes
             raise DataError(f"The data has {len(train.classes)} classes and arm {learner.arm.name} {outputs} outputs.")
