@@ -385,7 +385,7 @@ def test_a_cohort_of_a_toml_file(runs: Path, teacher: Path, looked: Ran, tmp_pat
         again = keyhole("evaluate", "--model", tmp_path / "run" / folder / "student.safetensors", *DIGITS, "--json")
         assert again.json["top1"] == arm["top1"]["last"]
     recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
-    assert recipe["arguments"]["cohort"]["arm"][2]["student_size"] == 4
+    assert recipe["arguments"]["cohort"][2]["student_size"] == 4
 
 
 def test_the_table_for_people(teacher: Path, tmp_path: Path) -> None:

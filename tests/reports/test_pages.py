@@ -235,7 +235,7 @@ def result(arms: int = 2, epochs: int = 3, *, held_out: bool = True, taught: boo
             "name": f"arm {EVIL} {k}",
             "student": f"student{EVIL}{k}",
             "terms": [
-                {"name": "ce", "weight": 0.5, "temperature": 4.0},
+                {"name": "ce", "weight": 0.5, "temperature": None},
                 {"name": "kd", "weight": 0.9, "temperature": 3.0},
             ],
             "hints": [{"teacher": f"layer1.{k}{EVIL}", "student": "layer2.0"}] if k else [],

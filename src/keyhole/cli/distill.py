@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from keyhole.cli import options as o
-from keyhole.errors import DataError, SettingError, unknown_name
+from keyhole.errors import SettingError
 
 if TYPE_CHECKING:
     from keyhole.data.sources import Data
     from keyhole.distillation.cohort import Arm, TrainConfig
     from keyhole.distillation.experiment import Result
-    from keyhole.distillation.terms import HintPair
-    from keyhole.models.layers import Layer
     from keyhole.models.network import InputSpec, Network
     from keyhole.runs import RunFolder
 
@@ -105,19 +102,22 @@ def distill(
     Writes student.safetensors (last epoch), student-best.safetensors, result.json, log.jsonl and report.html to --out.
     """
     arguments = o.recipe(locals())
+    from keyhole.arms import ArmMaker, ArmPlan, read_cohort
+    from keyhole.data.splits import hold_out
     from keyhole.runs import open_run
 
-    own = {"name": arm.student, "seed": training.seed, **vars(arm)}
-    entries = [own]
+    own = ArmPlan(seed=training.seed, **vars(arm))
+    plans = [own]
     if cohort is not None:
-        arguments["cohort"] = _read_toml(cohort)
-        entries = [own | _known(entry) for entry in arguments["cohort"]["arm"]]
+        plans = list(read_cohort(cohort, own))
+        arguments["cohort"] = [asdict(plan) for plan in plans]
     config = training.config()
     with open_run(out, "distill", arguments, resume=resume) as run:
         opened, data = o.open_both(teacher, network, images)
         o.check_teacher(opened, data, device=training.device)
-        maker = _ArmMaker(opened, data, config, holdout)
-        arms = [maker.make(entry) for entry in entries]
+        kept = hold_out(data.train, holdout)[0]
+        maker = ArmMaker(opened, kept, config, progress=o.progress_bar(), note=o.note)
+        arms = [maker.make(plan) for plan in plans]
         _run(run, arms, data, config, teacher=opened, holdout=holdout, as_json=json)
 
 
@@ -125,146 +125,6 @@ def _needed(spec: InputSpec | None, name: str) -> InputSpec:
     if spec is None:
         raise SettingError(f"{name} needs its input: give --input-size, --mean and --std.")
     return spec
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        value = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}. --cohort takes a TOML file.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise DataError(f"{path} is not TOML: {error}.") from error
-    if set(value) != {"arm"} or not isinstance(value["arm"], list) or not value["arm"]:
-        raise SettingError(
-            f"{path} holds {', '.join(value) or 'nothing'}; expected one [[arm]] table for each student."
-        )
-    return value
-
-
-_ARM_KEYS: dict[str, tuple[tuple[type, ...], str]] = {
-    "name": ((str,), "a text"),
-    "student": ((str,), "a text"),
-    "terms": ((str,), "a text such as 'ce,kd,hint'"),
-    "hints": ((str, list), "a text or a list of layers"),
-    "match": ((str,), "a text"),
-    "metric": ((str,), "a text"),
-    "count": ((int, str), "a whole number or 'auto'"),
-    "samples": ((int,), "a whole number"),
-    "layers": ((str,), "a text"),
-    "student_size": ((int,), "a whole number"),
-    "temperature": ((int, float), "a number"),
-    "seed": ((int,), "a whole number"),
-}
-
-
-def _known(entry: Any) -> dict[str, Any]:
-    if not isinstance(entry, dict):
-        raise SettingError(f"An arm is {entry!r}; expected an [[arm]] table.")
-    if "name" not in entry:
-        raise SettingError("An [[arm]] has no name; give each one a name of its own.")
-    for key, value in entry.items():
-        if key not in _ARM_KEYS:
-            raise unknown_name("key of an [[arm]]", key, _ARM_KEYS)
-        kinds, expected = _ARM_KEYS[key]
-        wrong = isinstance(value, list) and not all(isinstance(item, str) for item in value)
-        if wrong or isinstance(value, bool) or not isinstance(value, kinds):
-            raise SettingError(f"{key} of arm {entry['name']!r} is {value!r}; expected {expected}.")
-    return entry
-
-
-class _ArmMaker:
-    """Turn entries of a cohort into arms; similarities are measured once for all of them."""
-
-    def __init__(self, teacher: Network, data: Data, config: TrainConfig, held_out: int) -> None:
-        from keyhole.data.splits import hold_out
-
-        self.teacher, self.data, self.config = teacher, data, config
-        self.train = hold_out(data.train, held_out)[0]
-        self.chosen: dict[str, tuple[str, ...]] = {}
-
-    def make(self, entry: Mapping[str, Any]) -> Arm:
-        from dataclasses import replace
-
-        from keyhole.distillation.cohort import Arm
-        from keyhole.distillation.matching import match_hints
-        from keyhole.distillation.terms import parse_terms
-        from keyhole.models.layers import layers
-        from keyhole.models.zoo import build
-
-        terms = parse_terms(entry["terms"], temperature=entry["temperature"])
-        spec = self.teacher.input
-        if (size := entry["student_size"]) is not None:
-            spec = replace(spec, size_px=(size, size))
-        pairs: tuple[HintPair, ...] = ()
-        if any(term.needs_hints for term in terms):
-            student = build(entry["student"], classes=self.data.classes, input=spec)
-            wanted, candidates = self._hints(entry)
-            pairs = match_hints(wanted, candidates, layers(student), how=entry["match"])
-            note = ", ".join(f"{pair.teacher} -> {pair.student}" for pair in pairs)
-            o.note(f"{entry['name']}: {note}")
-        return Arm(entry["name"], entry["student"], spec, terms, pairs)
-
-    def _hints(self, entry: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Layer]]:
-        """Return the hints of an arm, and the layers of the teacher that they were chosen from."""
-        from keyhole.cli.hints import selection_rule
-        from keyhole.hints.selection import CONTROLS, SELECTORS, select
-        from keyhole.models.layers import layers
-
-        given = entry["hints"]
-        if given is None:
-            raise SettingError(f"Arm {entry['name']} has hint terms and no hints; give --hints auto or a hints.json.")
-        if isinstance(given, str) and given.endswith(".json"):
-            return self._from_file(Path(given))
-        candidates = layers(self.teacher, entry["layers"])
-        if isinstance(given, list):
-            return given, candidates
-        if given in CONTROLS and given != "reverse":
-            rule = selection_rule(given, str(entry["count"]), "medoid", "center", entry["seed"])
-            return [candidates[i].name for i in select(candidates, None, rule).hints], candidates
-        if given == "auto" or given in SELECTORS:
-            return self._choose(entry, "kmeans" if given == "auto" else given), candidates
-        return [part.strip() for part in given.split(",")], candidates
-
-    def _choose(self, entry: Mapping[str, Any], clustering: str) -> tuple[str, ...]:
-        from keyhole.cli.hints import selection_rule
-        from keyhole.hints.choice import ChoiceConfig, choose_hints
-        from keyhole.hints.moments import ObserveConfig
-        from keyhole.runtime import choose_device
-
-        key = repr([clustering, *(entry[name] for name in ("metric", "count", "samples", "layers", "seed"))])
-        if key not in self.chosen:
-            self.chosen[key] = choose_hints(
-                self.teacher,
-                self.train,
-                selection_rule(clustering, str(entry["count"]), "medoid", "center", entry["seed"]),
-                config=ChoiceConfig(
-                    samples=entry["samples"],
-                    metrics=tuple(entry["metric"].split(",")),
-                    layers=entry["layers"],
-                    draws=0,
-                    bare=False,
-                    seed=entry["seed"],
-                ),
-                look=ObserveConfig(precision=self.config.precision),
-                device=choose_device(self.config.device),
-                progress=o.progress_bar(),
-            ).hints
-        return self.chosen[key]
-
-    def _from_file(self, path: Path) -> tuple[Sequence[str], Sequence[Layer]]:
-        from keyhole.files import read_json
-        from keyhole.models.layers import layers
-
-        value = read_json(path)
-        try:
-            hints, names = list(value["hints"]), [layer["name"] for layer in value.get("layers", ())]
-            pattern = ",".join([*hints, *names]) if names else None
-        except (AttributeError, LookupError, TypeError) as error:
-            raise DataError(f"{path} is no hints.json of 'keyhole hints': it has no list of hints.") from error
-        if value.get("teacher") != self.teacher.name:
-            o.note(f"Warning: {path} was made for {value.get('teacher')}, the teacher is {self.teacher.name}.")
-            pattern = None
-        return hints, layers(self.teacher, pattern)
 
 
 def _run(

@@ -12,8 +12,6 @@ from keyhole.cli import options as o
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from keyhole.hints.selection import Rule
-
 
 @dataclass(frozen=True)
 class RuleOptions:
@@ -65,14 +63,16 @@ def hints(
     Writes hints.json, similarity.npz and report.html to --out.
     """
     arguments = o.recipe(locals(), leave_out=("memory",))
+    from keyhole.arms import parse_count
     from keyhole.files import write_arrays, write_json, write_text
     from keyhole.hints.choice import ChoiceConfig, choose_hints
     from keyhole.hints.moments import ObserveConfig
+    from keyhole.hints.selection import Rule
     from keyhole.reports.pages import hints_page
     from keyhole.runs import open_run
     from keyhole.runtime import choose_device
 
-    rule = selection_rule(choose.clustering, choose.count, choose.center, choose.hint, seed)
+    rule = Rule(choose.clustering, parse_count(choose.count), choose.center, choose.hint, seed)
     config = ChoiceConfig(
         samples=choose.samples,
         metrics=tuple(choose.metric.split(",")),
@@ -99,16 +99,6 @@ def hints(
         write_text(run.path / "report.html", hints_page(found))
         write_json(run.path / "hints.json", found.to_json())
     o.emit(found.to_json(), _told(found.to_json(), run.path), as_json=json)
-
-
-def selection_rule(clustering: str, count: str, center: str, hint: str, seed: int) -> Rule:
-    """Return the rule that the options name."""
-    from keyhole.errors import SettingError
-    from keyhole.hints.selection import Rule
-
-    if count != "auto" and not count.isdecimal():
-        raise SettingError(f"--count is {count!r}; expected a whole number, or auto.")
-    return Rule(clustering, None if count == "auto" else int(count), center, hint, seed)
 
 
 def _told(value: dict[str, Any], out: Path) -> str:

@@ -31,7 +31,7 @@ class Term:
     Attributes:
         name: One of :data:`TERMS`.
         weight: What it is multiplied with.
-        temperature: Of a term of softened logits; None takes the published one, as others ignore it.
+        temperature: Of a term of softened logits; None takes the published one.
     """
 
     name: str
@@ -173,11 +173,11 @@ class _OfMemory(nn.Module):
         return found
 
 
-def _softened(loss: Callable[..., Tensor]) -> Callable[[float, Setting], nn.Module]:
-    return lambda temperature, _setting: _OfLogits(loss, temperature=temperature)
+def _softened(loss: Callable[..., Tensor]) -> Callable[[float | None, Setting], nn.Module]:
+    return lambda temperature, _setting: _OfLogits(loss, temperature=temperature or 1.0)
 
 
-def _paired(make: Callable[[int, int], nn.Module]) -> Callable[[float, Setting], nn.Module]:
+def _paired(make: Callable[[int, int], nn.Module]) -> Callable[[float | None, Setting], nn.Module]:
     return lambda _temperature, setting: _OfPairs(setting.pairs, [make(*each) for each in setting.channels])
 
 
@@ -189,7 +189,7 @@ class Kind:
         weight: Where no weight is given.
         make: Builds the module that computes it from a :class:`View`, for a temperature and a setting.
         source: Where weight and temperature were published.
-        temperature: Where none is given; terms that have none ignore it.
+        temperature: Where none is given; None for terms that have none.
         teacher: Needs a teacher.
         hints: Compares features of hint layers.
         labels: Needs the classes of the training images.
@@ -197,9 +197,9 @@ class Kind:
     """
 
     weight: float
-    make: Callable[[float, Setting], nn.Module]
+    make: Callable[[float | None, Setting], nn.Module]
     source: str
-    temperature: float = 4.0
+    temperature: float | None = None
     teacher: bool = True
     hints: bool = False
     labels: bool = False
@@ -210,9 +210,17 @@ _REPDISTILLER = "https://github.com/HobbitLong/RepDistiller"
 
 TERMS: dict[str, Kind] = {
     "ce": Kind(1.0, lambda *_: _OfLabels(), "by definition", teacher=False, labels=True),
-    "kd": Kind(1.0, _softened(losses.soft_target_loss), _REPDISTILLER),
-    "dkd": Kind(1.0, lambda temperature, _: _OfLabels(temperature), "https://arxiv.org/abs/2203.08679", labels=True),
-    "dist": Kind(2.0, _softened(losses.correlation_loss), "https://arxiv.org/abs/2205.10536, section 4"),
+    "kd": Kind(1.0, _softened(losses.soft_target_loss), _REPDISTILLER, temperature=4.0),
+    "dkd": Kind(
+        1.0,
+        lambda temperature, _: _OfLabels(temperature),
+        "https://arxiv.org/abs/2203.08679",
+        temperature=4.0,
+        labels=True,
+    ),
+    "dist": Kind(
+        2.0, _softened(losses.correlation_loss), "https://arxiv.org/abs/2205.10536, section 4", temperature=4.0
+    ),
     "ls": Kind(
         9.0,
         _softened(losses.standardized_loss),
@@ -265,7 +273,8 @@ def parse_terms(text: str, *, temperature: float | None = None) -> tuple[Term, .
             value = float(weight) if weight else defaults.get(name, 1.0)
         except ValueError as error:
             raise SettingError(f"Weight {weight!r} of term {name} is no number; write {name}=50.") from error
-        terms.append(Term(name, value, temperature))
+        own = TERMS[name].temperature if name in TERMS else None
+        terms.append(Term(name, value, own if own is None or temperature is None else temperature))
     return tuple(terms)
 
 

@@ -175,7 +175,7 @@ def _times(ratio: float) -> str:
 def _terms(arm: Mapping[str, Any]) -> Html:
     told = []
     for term in arm["terms"]:
-        heat = f" (temperature {term['temperature']:g})" if term["name"] == "kd" else ""
+        heat = f" (temperature {term['temperature']:g})" if term["temperature"] else ""
         told.append(join([f"{term['weight']:g} ", code(term["name"]), heat]))
     return join(told, " + ")
 
