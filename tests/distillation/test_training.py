@@ -415,6 +415,35 @@ def test_a_run_that_diverges_names_the_arm_and_keeps_a_good_checkpoint(
             assert bool(tensor.isfinite().all()), name
 
 
+def test_an_arm_that_diverges_is_dropped_and_the_others_go_on(
+    tmp_path: Path, toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec
+) -> None:
+    calm = arm("ce,kd", toy_input, "calm")
+    wild = replace(arm("ce,kd", toy_input, "wild"), terms=(Term("ce", 1e38), Term("kd", 1.0)))
+    alone = fit(cohort_of(calm, teacher=toy_teacher), toy_split).outcomes[0]
+    kept = Checkpointing(tmp_path / "checkpoint.safetensors", every_s=0, resume=True)
+    cohort = cohort_of(wild, calm, teacher=toy_teacher)
+    with pytest.raises(Killed):
+        fit(cohort, toy_split, checkpointing=kept, diverging="drop", progress=killed_after(9))
+    trained = fit(cohort_of(wild, calm, teacher=toy_teacher), toy_split, checkpointing=kept, diverging="drop")
+    assert [outcome.arm.name for outcome in trained.outcomes] == ["calm"]
+    assert same(alone, trained.outcomes[0])
+    assert list(trained.diverged) == ["wild"]
+    assert "in epoch 1" in trained.diverged["wild"]
+
+
+def test_a_cohort_that_diverges_whole_comes_to_an_end(toy_split: MemorySplit, toy_input: InputSpec) -> None:
+    config = replace(CONFIG, epochs=30, lr=1e30, momentum=0.99)
+    trained = fit(cohort_of(arm("ce", toy_input), config=config), toy_split, diverging="drop")
+    assert trained.outcomes == ()
+    assert list(trained.diverged) == ["ce"]
+
+
+def test_ways_of_diverging_are_two(toy_split: MemorySplit, toy_input: InputSpec) -> None:
+    with pytest.raises(UnknownNameError, match="drop"):
+        fit(cohort_of(arm("ce", toy_input)), toy_split, diverging="dropp")
+
+
 @pytest.mark.parametrize(("terms", "named"), [("ce,kd", "kd"), ("ce,hint", "hint"), ("ce,at", "at")])
 def test_a_teacher_that_gives_nan_is_found_in_its_term(
     toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec, terms: str, named: str

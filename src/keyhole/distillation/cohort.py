@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from keyhole.data.splits import Batch, Split
 from keyhole.distillation.teaching import Answer, Teaching
 from keyhole.distillation.terms import TERMS, HintPair, Setting, Term, View, build_term, check_terms
-from keyhole.errors import DivergenceError, SettingError, WeightsError, unknown_name
+from keyhole.errors import SettingError, WeightsError, unknown_name
 from keyhole.models.layers import Tapped, layers
 from keyhole.models.network import InputSpec, Network
 from keyhole.models.zoo import build, fill
@@ -202,6 +202,7 @@ class Cohort:
                 workers=self._workers,
                 places=self._places,
             )
+        self.dropped: dict[str, str] = {}
         self._coming: Iterator[Batch] = iter(())
         self._ahead: deque[Callable[[], Lesson]] = deque()
         torch.manual_seed(config.seed)
@@ -320,21 +321,26 @@ class Cohort:
             learner.network.module.train()
             learner.terms.train()
 
-    def check_finite(self, where: str) -> None:
-        """Raise where a loss is NaN or infinite, or a weight, which is so one step before the loss.
+    def diverged(self, where: str) -> dict[str, str]:
+        """Return, by arm, which loss is NaN or infinite, or which weight, which is so one step before the loss.
 
-        Raises:
-            DivergenceError: Names the arm and the term or the weight.
+        Args:
+            where: Told with it, such as ``in epoch 3``.
         """
+        found = {}
         for learner in self.learners:
             tensors = [module.state_dict() for module in learner.modules().values()]
             weights = ((name, t.abs().sum()) for part in tensors for name, t in part.items() if t.is_floating_point())
             for name, value in (*learner.sums.items(), *weights):
                 if not math.isfinite(float(value)):
-                    raise DivergenceError(
-                        f"Arm {learner.arm.name}: {name} is {float(value)} {where}. The last good checkpoint is kept; "
-                        "lower --lr or the weight of a term, or use --precision fp32."
-                    )
+                    found[learner.arm.name] = f"{name} is {float(value)} {where}"
+                    break
+        return found
+
+    def drop(self, name: str, why: str) -> None:
+        """Go on without an arm; the others learn as if it had never been there."""
+        self.learners = [learner for learner in self.learners if learner.arm.name != name]
+        self.dropped[name] = why
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return all that a later process needs to go on bit by bit: tensors and JSON values."""
@@ -350,7 +356,8 @@ class Cohort:
             tensors |= {f"{i}.best.{name}": tensor for name, tensor in learner.best.items()}
             tensors |= {f"{i}.sum.{name}": tensor for name, tensor in learner.sums.items()}
         values = [{"history": learner.history, "best_epoch": learner.best_epoch} for learner in self.learners]
-        return tensors, {"arms": [learner.arm.name for learner in self.learners], "learners": values}
+        names = [learner.arm.name for learner in self.learners]
+        return tensors, {"arms": names, "learners": values, "dropped": self.dropped}
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take over a state that :meth:`state` gave.
@@ -358,6 +365,8 @@ class Cohort:
         Raises:
             WeightsError: It is the state of another cohort.
         """
+        for name, why in values.get("dropped", {}).items():
+            self.drop(name, why)
         names = [learner.arm.name for learner in self.learners]
         if values.get("arms") != names:
             raise WeightsError(f"The checkpoint holds the arms {values.get('arms')}, expected {names}.")

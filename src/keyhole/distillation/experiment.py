@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,14 @@ class Result:
     """What came out of a cohort.
 
     Attributes:
-        scores: One an arm, in the order given.
+        scores: One an arm that came to the end, in the order given.
         teacher: The teacher, where there was one.
         teacher_accuracy: Its accuracy on the same test images.
         data: Name of the data.
         images: Number of images trained on, held out, and tested on.
         config: How it was trained.
         seconds: From the first batch to the last test image, over all processes of a resumed run.
+        diverged: What happened to arms that did not come to the end, where they were dropped.
     """
 
     scores: tuple[Score, ...]
@@ -57,6 +58,7 @@ class Result:
     images: Mapping[str, int]
     config: TrainConfig
     seconds: float
+    diverged: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as JSON values; accuracies in percent. With a single arm its figures also stand on top."""
@@ -78,6 +80,7 @@ class Result:
             "precision": self.config.precision,
             "images": dict(self.images),
             "seconds": self.seconds,
+            "diverged": dict(self.diverged),
         }
         return {**common, **(arms[0] if len(arms) == 1 else {}), "arms": arms}
 
@@ -119,6 +122,7 @@ def run_cohort(
     held_out: int = 0,
     checkpoint: Path | None = None,
     resume: bool = False,
+    diverging: str = "raise",
     log: Callable[[dict[str, Any]], None] | None = None,
     progress: Progress = silent,
 ) -> Result:
@@ -132,6 +136,7 @@ def run_cohort(
         held_out: So many training images are not trained on; the best epoch is chosen on them.
         checkpoint: Keep the state in this file.
         resume: Go on from that file where it is there.
+        diverging: ``raise`` where the loss of an arm becomes NaN or infinite, or ``drop`` that arm and go on.
         log: Called with one record per arm and epoch.
         progress: Wraps the long loops.
 
@@ -153,7 +158,7 @@ def run_cohort(
     cohort = Cohort(arms, config, classes=data.classes, teacher=teacher, train=train)
     started = time.perf_counter()
     keep = Checkpointing(checkpoint, resume=resume) if checkpoint else None
-    trained = fit(cohort, train, chosen_on, checkpointing=keep, progress=progress, log=log)
+    trained = fit(cohort, train, chosen_on, checkpointing=keep, diverging=diverging, progress=progress, log=log)
 
     def measured(network: Network) -> Accuracy:
         return evaluate(network, test, device=cohort.device, progress=progress)
@@ -172,4 +177,5 @@ def run_cohort(
         images={"train": len(train), "held_out": len(chosen_on), "test": len(test)},
         config=cohort.config,
         seconds=trained.earlier_s + time.perf_counter() - started,
+        diverged=trained.diverged,
     )

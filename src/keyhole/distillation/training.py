@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from keyhole.data.splits import Split
 from keyhole.distillation.cohort import Arm, Cohort, Learner
 from keyhole.distillation.evaluation import evaluate
-from keyhole.errors import DataError, RunError
+from keyhole.errors import DataError, DivergenceError, RunError, unknown_name
 from keyhole.files import read_tensors, write_tensors
 from keyhole.models.network import Network
 from keyhole.models.zoo import build
@@ -43,12 +43,14 @@ class Trained:
     """What came out of :func:`fit`.
 
     Attributes:
-        outcomes: One an arm, in the order given.
+        outcomes: One an arm that came to the end, in the order given.
         earlier_s: Seconds that earlier processes spent on a resumed run.
+        diverged: What happened to the others, by arm.
     """
 
     outcomes: tuple[Outcome, ...]
     earlier_s: float
+    diverged: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def fit(
     held_out: Split | None = None,
     *,
     checkpointing: Checkpointing | None = None,
+    diverging: str = "raise",
     progress: Progress = silent,
     log: Callable[[dict[str, Any]], None] | None = None,
 ) -> Trained:
@@ -82,14 +85,18 @@ def fit(
         train: The training images.
         held_out: Images to choose the best epoch on; never test images.
         checkpointing: Keep the state on disk, and perhaps go on from it.
+        diverging: ``raise`` where the loss of an arm becomes NaN or infinite, or ``drop`` that arm and go on.
         progress: Wraps the steps of each epoch.
         log: Called with one record per arm and epoch.
 
     Raises:
         DataError: The images lack labels that a term needs, or have more classes than the learners.
         DivergenceError: A loss became NaN or infinite; the last good checkpoint is kept.
+        UnknownNameError: ``diverging`` is neither of the two.
         RunError: The checkpoint was made with other settings.
     """
+    if diverging not in ("raise", "drop"):
+        raise unknown_name("way of diverging", diverging, ("raise", "drop"))
     config = cohort.config
     _check_labels(cohort, train)
     train = train.to(cohort.device)
@@ -98,6 +105,8 @@ def fit(
     begin, step, earlier = _restore(cohort, checkpointing, len(train))
     seconds = earlier
     for epoch in range(begin, config.epochs):
+        if not cohort.learners:  # all of them diverged
+            break
         started = saved = time.perf_counter()
         cohort.train_mode()
         batches = train.training_batches(
@@ -109,11 +118,13 @@ def fit(
             step += 1
             due = checkpointing is not None and time.perf_counter() - saved > checkpointing.every_s
             if due or step == 1 or step % 100 == 0:  # in the first step, a broken teacher shows in its own term alone
-                cohort.check_finite(f"in epoch {epoch + 1}, step {step}")
+                _check_finite(cohort, f"in epoch {epoch + 1}, step {step}", diverging)
             if due:
                 saved = time.perf_counter()
                 _save(cohort, checkpointing, len(train), (epoch, step), seconds + saved - started)
-        cohort.check_finite(f"in epoch {epoch + 1}")
+            if not cohort.learners:
+                break
+        _check_finite(cohort, f"in epoch {epoch + 1}", diverging)
         rate = config.rate(epoch + (steps - 1) / steps)
         for learner in cohort.learners:
             record = _close_epoch(cohort, learner, epoch + 1, steps, rate, held_out)
@@ -122,7 +133,17 @@ def fit(
         step = 0
         seconds += time.perf_counter() - started
         _save(cohort, checkpointing, len(train), (epoch + 1, 0), seconds)
-    return Trained(tuple(_outcome(learner) for learner in cohort.learners), earlier)
+    return Trained(tuple(_outcome(learner) for learner in cohort.learners), earlier, dict(cohort.dropped))
+
+
+def _check_finite(cohort: Cohort, where: str, diverging: str) -> None:
+    for name, why in cohort.diverged(where).items():
+        if diverging == "raise":
+            raise DivergenceError(
+                f"Arm {name}: {why}. The last good checkpoint is kept; "
+                "lower --lr or the weight of a term, or use --precision fp32."
+            )
+        cohort.drop(name, why)
 
 
 def _check_labels(cohort: Cohort, train: Split) -> None:
