@@ -1,0 +1,58 @@
+"""``keyhole study``: a grid of students under equal conditions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keyhole.cli import options as o
+
+
+@o.command
+def study(
+    file: Annotated[Path, typer.Argument(help="The study, a TOML file.")],
+    out: o.Out,
+    root: Annotated[Path | None, typer.Option(help="Folder of the data, in place of the file's.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="The teacher's weights, in place of the file's.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell cells, teacher passes and estimated hours.")
+    ] = False,
+    device: o.Device = "auto",
+    json: o.Json = False,
+) -> None:
+    """Train a grid of students under one teacher: terms, hints, sizes, seeds.
+
+    Example: keyhole study study.toml --root DIR --out OUT --dry-run
+
+    Every finished cell is safe in OUT/cells; the same command goes on after a stop, and several processes may share
+    one OUT.
+    """
+    from keyhole.models.layers import layers
+    from keyhole.studies.board import Board
+    from keyhole.studies.plan import read_study, with_combinations
+    from keyhole.studies.work import look_ahead, run_study
+
+    read = read_study(file)
+    read = replace(
+        read, root=root or read.root, weights=weights or read.weights, config=replace(read.config, device=device)
+    )
+    teacher, data = o.open_both(
+        read.teacher, o.NetworkOptions(weights=read.weights), o.DataOptions(data=read.data, root=read.root)
+    )
+    whole = with_combinations(read, [layer.name for layer in layers(teacher)])
+    board = Board(out)
+    if dry_run:
+        seen = look_ahead(whole, teacher, data, board)
+        hours = "" if seen.hours is None else f", about {seen.hours:.1f} hours here"
+        text = f"{seen.cells} cells, {seen.done} done, {seen.passes} teacher passes to go{hours}"
+        o.emit(vars(seen), text, as_json=json)
+        return
+    o.check_teacher(teacher, data, device=device)
+    finished = run_study(whole, teacher, data, board, progress=o.progress_bar(), note=o.note)
+    results = [board.result(cell.id) for cell in whole.cells]
+    done = sum(value is not None for value in results)
+    value = {"cells": len(results), "done": done, "finished_now": finished, "out": str(out)}
+    o.emit(value, f"{done} of {len(results)} cells are done, {finished} of them now: {out / 'cells'}", as_json=json)

@@ -1,0 +1,1 @@
+"""Studies: grids of students under equal conditions, run in cohorts that share the teacher's pass."""

@@ -1,0 +1,216 @@
+"""The folder of a study on a disk that processes may share: what is done, and who is at work on what.
+
+Every finished cell is a file of its own, written whole. A cell in work is held by a lease: a file that only one process
+can create, and that its owner touches as long as it lives. The lease of a dead owner runs out, and another process may
+take it over; it does so by renaming the file, which only one can.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from keyhole.errors import RunError
+from keyhole.files import read_json, write_json
+
+BEAT_S = 10.0
+DEAD_AFTER_S = 90.0
+
+
+class Board:
+    """The folder of one study.
+
+    Args:
+        path: The folder; made when missing.
+        beat_s: How often a living owner touches its leases.
+        dead_after_s: A lease that was not touched for so long has run out.
+
+    Raises:
+        RunError: The folder cannot be written.
+    """
+
+    def __init__(self, path: Path, *, beat_s: float = BEAT_S, dead_after_s: float = DEAD_AFTER_S) -> None:
+        self.path, self.beat_s, self.dead_after_s = path, beat_s, dead_after_s
+        self.owner = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex}"
+        try:
+            for folder in (self.cells, self.leases, self.cohorts):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"Cannot write to {path}: {error.strerror}. Choose another --out.") from error
+
+    @property
+    def cells(self) -> Path:
+        """One JSON file for each finished cell."""
+        return self.path / "cells"
+
+    @property
+    def leases(self) -> Path:
+        """One file for each cell in work."""
+        return self.path / "leases"
+
+    @property
+    def cohorts(self) -> Path:
+        """Checkpoints of cohorts in work, and the networks of finished cells."""
+        return self.path / "cohorts"
+
+    def result(self, cell: str) -> dict[str, Any] | None:
+        """Return what is on disk of a finished cell, by its id; None where it is not finished.
+
+        Raises:
+            RunError: The file is no result of a cell.
+        """
+        path = self.cells / f"{cell}.json"
+        if not path.is_file():
+            return None
+        value = read_json(path)
+        if not isinstance(value, dict) or not isinstance(value.get("recipe"), dict):
+            raise RunError(f"{path} is no result of a cell. Remove it to run the cell again.")
+        return value
+
+    def finish(self, cell: str, value: Mapping[str, Any]) -> None:
+        """Put the result of a cell on disk, whole."""
+        write_json(self.cells / f"{cell}.json", dict(value))
+
+    def check_recipes(self, recipes: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
+        """Check that what is finished was made by the recipes of the study as it is now.
+
+        Args:
+            recipes: Name and recipe of each cell, by its id.
+
+        Raises:
+            RunError: One was not; names the cell and the first setting that differs.
+        """
+        for cell, (name, recipe) in recipes.items():
+            done = self.result(cell)
+            if done is not None and done["recipe"] != recipe:
+                raise RunError(
+                    f"{self.path} holds cell {name!r} of another recipe: {_difference(done['recipe'], recipe)}. "
+                    "Choose another --out, or name the changed cell anew."
+                )
+
+    @contextmanager
+    def hold(self, wanted: Sequence[str], most: int) -> Iterator[list[str]]:
+        """Take leases of up to ``most`` cells that are neither finished nor held; keep them alive, then release them.
+
+        Args:
+            wanted: Ids of cells, the most wanted first.
+            most: How many at most.
+        """
+        held: list[str] = []
+        stop = threading.Event()
+        beat = threading.Thread(target=self._beat, args=(held, stop), daemon=True)
+        try:
+            for cell in wanted:
+                if len(held) == most:
+                    break
+                if self.result(cell) is None and self._take(cell):
+                    held.append(cell)
+                    if self.result(cell) is not None:  # finished between the look and the lease
+                        held.remove(cell)
+                        self._release(cell)
+            beat.start()
+            yield held
+        finally:
+            stop.set()
+            if beat.is_alive():
+                beat.join()
+            for cell in held:
+                self._release(cell)
+
+    def is_held(self, cell: str) -> bool:
+        """Return whether a living owner is at work on a cell."""
+        return self._alive(self._lease(cell))
+
+    def _lease(self, cell: str) -> Path:
+        return self.leases / f"{cell}.lease"
+
+    def _take(self, cell: str) -> bool:
+        lease = self._lease(cell)
+        if lease.exists() and not self._alive(lease) and not self._remove_dead(lease):
+            return False
+        try:
+            descriptor = os.open(lease, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise RunError(f"Cannot write to {self.leases}: {error.strerror}. Choose another --out.") from error
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(self.owner)
+        return True
+
+    def _remove_dead(self, lease: Path) -> bool:
+        """Take a dead owner's lease away; return False where another process was faster."""
+        mine = lease.with_suffix(f".{uuid.uuid4().hex}")
+        try:
+            lease.rename(mine)
+        except OSError:
+            return False
+        if self._alive(mine):  # it was taken over between the look and the renaming: give it back
+            with suppress(OSError):
+                os.link(mine, lease)
+            mine.unlink(missing_ok=True)
+            return False
+        mine.unlink(missing_ok=True)
+        return True
+
+    def _release(self, cell: str) -> None:
+        lease = self._lease(cell)
+        with suppress(OSError):
+            if lease.read_text(encoding="utf-8") == self.owner:
+                lease.unlink()
+
+    def _alive(self, lease: Path) -> bool:
+        try:
+            owner = lease.read_text(encoding="utf-8").split()
+            age_s = self._now() - lease.stat().st_mtime
+        except OSError:
+            return False
+        if len(owner) == 3 and owner[0] == socket.gethostname() and owner[1].isdecimal() and not _runs(int(owner[1])):
+            return False
+        return age_s < self.dead_after_s
+
+    def _now(self) -> float:
+        """Return the time by the clock of the disk, which all processes share."""
+        clock = self.leases / f".clock-{self.owner.rsplit(' ', 1)[1]}"
+        try:
+            clock.touch()
+            return clock.stat().st_mtime
+        except OSError:
+            return time.time()
+        finally:
+            with suppress(OSError):
+                clock.unlink()
+
+    def _beat(self, held: Sequence[str], stop: threading.Event) -> None:
+        while not stop.wait(self.beat_s):
+            for cell in list(held):
+                with suppress(OSError):
+                    os.utime(self._lease(cell))
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> str:
+    for key in (*old, *new):
+        if old.get(key) != new.get(key):
+            a, b = old.get(key), new.get(key)
+            if isinstance(a, dict) and isinstance(b, dict):
+                return _difference(a, b, f"{path}{key}.")
+            return f"{path}{key} is {json.dumps(a)} there and {json.dumps(b)} now"
+    return "nothing"

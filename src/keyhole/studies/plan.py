@@ -1,0 +1,257 @@
+"""What a study file asks for: every combination of its settings is a cell, one student trained under one seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+from keyhole.arms import ArmPlan, parse_count, read_arm
+from keyhole.distillation.cohort import TrainConfig
+from keyhole.errors import DataError, SettingError, unknown_name
+
+_OWN = ".safetensors"
+EVERY = "combinations"  # as hints: all combinations of candidate layers
+
+_KEYS = ("teacher", "weights", "data", "root", "seeds", "holdout", "students_per_pass", "train", "arm")
+_NOT_OF_TRAINING = ("seed", "device")  # the grid's, and the machine's
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One student of a study: an arm under one training seed.
+
+    Attributes:
+        name: Unique in the study; the arm's name and the seed.
+        plan: What is asked of the student.
+        seed: Of initialization, order and augmentation; cells of one seed see the same batches.
+    """
+
+    name: str
+    plan: ArmPlan
+    seed: int
+
+    @property
+    def id(self) -> str:
+        """A file name of its own: readable, and unique by a part of a hash."""
+        readable = "".join(letter if letter.isalnum() else "-" for letter in self.name)[:60].strip("-")
+        return f"{readable}-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file, read and checked.
+
+    Attributes:
+        teacher: Name of the teacher, or the path of a ``.safetensors`` file of Keyhole.
+        weights: Its weight file, where the name does not bring one.
+        data: Name of the data set.
+        root: Where its files are.
+        config: How all cells are trained; the seed is the cell's.
+        seeds: The training seeds.
+        holdout: Training images held out for choosing.
+        students_per_pass: At most so many students learn from one teacher pass.
+        arms: The arms; each is one cell a seed.
+    """
+
+    teacher: str
+    weights: Path | None
+    data: str
+    root: Path | None
+    config: TrainConfig
+    seeds: tuple[int, ...]
+    holdout: int
+    students_per_pass: int
+    arms: tuple[ArmPlan, ...]
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells, seed by seed."""
+        return tuple(Cell(f"{plan.name}, seed {seed}", plan, seed) for seed in self.seeds for plan in self.arms)
+
+    def recipe(self, cell: Cell) -> dict[str, Any]:
+        """Return all that decides the result of a cell, as JSON values; not where files are, or who shares its pass."""
+        config = asdict(replace(self.config, seed=cell.seed))
+        settings = {key: value for key, value in config.items() if key not in ("device", "compile")}
+        told = {
+            "teacher": fingerprint(Path(self.teacher)) if self.teacher.endswith(_OWN) else self.teacher,
+            "weights": fingerprint(self.weights) if self.weights else None,
+            "data": self.data,
+            "holdout": self.holdout,
+            "arm": asdict(cell.plan),
+            "train": settings,
+        }
+        value: dict[str, Any] = json.loads(json.dumps(told))
+        return value
+
+
+def fingerprint(path: Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(
+            f"Cannot read {path}: {error.strerror}. The study names that file as its teacher or weights."
+        ) from error
+
+
+def read_study(path: Path) -> Study:
+    """Return the study of a TOML file.
+
+    Paths in it are taken from the folder of the file. A key of an ``[[arm]]`` whose value is a list stands for one arm
+    for each of its values, and several such keys for all combinations; ``hints = "combinations"`` is left as it is
+    until the layers of the teacher are known (see :func:`with_combinations`).
+
+    Raises:
+        DataError: The file cannot be read, or is no TOML.
+        SettingError: A value is of another kind, there is no arm, or two cells have one name.
+        UnknownNameError: No such key; the nearest are listed.
+    """
+    try:
+        value = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}. 'keyhole study' takes a TOML file.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not TOML: {error}.") from error
+    for key in value:
+        if key not in _KEYS:
+            raise unknown_name("key of a study", key, _KEYS)
+    teacher = _of_kind(value, "teacher", str, "a text")
+    weights = _of_kind(value, "weights", str, "a path", None)
+    root = _of_kind(value, "root", str, "a path", None)
+    seeds = _of_kind(value, "seeds", list, "a list of whole numbers", [0])
+    tables = _of_kind(value, "arm", list, "at least one [[arm]] table", [])
+    if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise SettingError(f"seeds is {seeds!r}; expected different whole numbers of at least 0.")
+    if not tables:
+        raise SettingError(f"{path} has no [[arm]] table; expected at least one.")
+    return Study(
+        teacher=str(path.parent / teacher) if teacher.endswith(_OWN) else teacher,
+        weights=path.parent / weights if weights else None,
+        data=_of_kind(value, "data", str, "a text", "cifar100"),
+        root=path.parent / root if root else None,
+        config=_config(_of_kind(value, "train", dict, "a [train] table", {})),
+        seeds=tuple(seeds),
+        holdout=_at_least(value, "holdout", 5000, 0),
+        students_per_pass=_at_least(value, "students_per_pass", 8, 1),
+        arms=_unique(plan for table in tables for plan in expand(table)),
+    )
+
+
+_REQUIRED = object()
+
+
+def _of_kind(value: Mapping[str, Any], key: str, kind: type, expected: str, default: Any = _REQUIRED) -> Any:
+    found = value.get(key, default)
+    if found is _REQUIRED:
+        raise SettingError(f"The study has no {key}; expected {expected}.")
+    if found is not default and (not isinstance(found, kind) or isinstance(found, bool)):
+        raise SettingError(f"{key} of the study is {found!r}; expected {expected}.")
+    return found
+
+
+def _at_least(value: Mapping[str, Any], key: str, default: int, least: int) -> int:
+    found: int = _of_kind(value, key, int, "a whole number", default)
+    if found < least:
+        raise SettingError(f"{key} of the study is {found}; expected at least {least}.")
+    return found
+
+
+def _config(table: Mapping[str, Any]) -> TrainConfig:
+    known = [each.name for each in fields(TrainConfig) if each.name not in _NOT_OF_TRAINING]
+    for key in table:
+        if key not in known:
+            raise unknown_name("key of [train]", key, known)
+    if "epochs" not in table:
+        raise SettingError("[train] of the study has no epochs; expected a whole number.")
+    given: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in table.items()}
+    try:
+        return TrainConfig(**given)
+    except TypeError as error:
+        raise SettingError(f"[train] of the study has a value of another kind: {error}.") from error
+
+
+def expand(table: Any) -> Iterator[ArmPlan]:
+    """Yield the arms of one ``[[arm]]`` table: one for each combination of the values of its lists.
+
+    Without a name an arm is called by the values that vary, or by its terms and hints where none do; a name of several
+    arms must hold the keys that tell them apart in braces.
+
+    Raises:
+        SettingError: A list is empty or a value of another kind, or a name does not tell the arms apart.
+        UnknownNameError: No such key.
+
+    Example:
+        >>> [plan.name for plan in expand({"terms": ["ce,kd", "ce,dkd"], "student": "resnet8"})]
+        ['ce,kd', 'ce,dkd']
+    """
+    if not isinstance(table, dict):
+        raise SettingError(f"An arm is {table!r}; expected an [[arm]] table.")
+    many: dict[str, list[Any]] = {key: values for key, values in table.items() if isinstance(values, list)}
+    for key, values in many.items():
+        if not values:
+            raise SettingError(f"{key} of an [[arm]] is an empty list; expected at least one value.")
+    named = table.get("name")
+    for one in product(*many.values()):
+        chosen: dict[str, Any] = {**table, **dict(zip(many, one, strict=True))}
+        if named is None:
+            telling = [key for key in many if len(many[key]) > 1] or [key for key in ("terms", "hints") if key in table]
+            chosen["name"] = " ".join(str(chosen[key]) for key in telling) or str(chosen.get("student", "arm"))
+        elif isinstance(named, str):
+            try:
+                chosen["name"] = named.format(**{key: chosen[key] for key in chosen if key != "name"})
+            except (KeyError, IndexError, ValueError) as error:
+                raise SettingError(
+                    f"name {named!r} of an [[arm]] names {error}, which is none of its keys {', '.join(table)}."
+                ) from error
+        plan = read_arm(chosen)
+        parse_count(str(plan.count))
+        yield plan
+
+
+def _unique(plans: Iterator[ArmPlan]) -> tuple[ArmPlan, ...]:
+    found: dict[str, ArmPlan] = {}
+    for plan in plans:
+        if plan.name in found:
+            raise SettingError(
+                f"Two cells are called {plan.name!r}; give the arms names of their own, such as name = '{{hints}}'."
+            )
+        found[plan.name] = plan
+    return tuple(found.values())
+
+
+def with_combinations(study: Study, candidates: Sequence[str]) -> Study:
+    """Return the study with each arm of ``hints = "combinations"`` replaced by one arm a combination of layers.
+
+    Args:
+        study: As read.
+        candidates: Names of the teacher's layers, in the order of depth.
+
+    Raises:
+        SettingError: The count of such an arm is no number from 1 to the number of layers.
+    """
+
+    def arms() -> Iterator[ArmPlan]:
+        for plan in study.arms:
+            if plan.hints != EVERY:
+                yield plan
+                continue
+            count = parse_count(str(plan.count))
+            if count is None or not 1 <= count <= len(candidates):
+                raise SettingError(
+                    f"Arm {plan.name!r} wants combinations of {plan.count} layers; the teacher has {len(candidates)}."
+                )
+            for names in combinations(candidates, count):
+                yield replace(plan, name=f"{plan.name} {'+'.join(names)}", hints=names)
+
+    return replace(study, arms=_unique(arms()))

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from keyhole.errors import RunError
+from keyhole.studies.board import Board
+
+IDS = ["a", "b", "c", "d"]
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Board:
+    return Board(tmp_path / "study")
+
+
+def stale(board: Board, cell: str, owner: str, age_s: float) -> None:
+    """Leave a lease as an owner on another machine would that was last alive so long ago."""
+    path = board.leases / f"{cell}.lease"
+    path.write_text(owner)
+    before = time.time() - age_s
+    os.utime(path, (before, before))
+
+
+def test_a_finished_cell_is_on_disk(board: Board) -> None:
+    assert board.result("a") is None
+    board.finish("a", {"recipe": {"lr": 1}, "top1": 3})
+    assert Board(board.path).result("a") == {"recipe": {"lr": 1}, "top1": 3}
+    assert [path.name for path in board.cells.iterdir()] == ["a.json"]
+
+
+def test_cells_are_held_by_one_at_a_time(board: Board) -> None:
+    other = Board(board.path)
+    with board.hold(IDS, 2) as mine:
+        assert mine == ["a", "b"]
+        assert other.is_held("a")
+        assert not other.is_held("c")
+        with other.hold(IDS, 3) as theirs:
+            assert theirs == ["c", "d"]
+            with Board(board.path).hold(IDS, 4) as nobodys:
+                assert nobodys == []
+    assert list(board.leases.iterdir()) == []
+    with other.hold(IDS, 9) as all_of_them:
+        assert all_of_them == IDS
+
+
+def test_finished_cells_are_not_held(board: Board) -> None:
+    board.finish("b", {"recipe": {}})
+    with board.hold(IDS, 2) as mine:
+        assert mine == ["a", "c"]
+
+
+def test_leases_are_released_when_something_goes_wrong(board: Board) -> None:
+    def fail() -> None:
+        with board.hold(IDS, 2):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert not board.is_held("a")
+
+
+@pytest.mark.parametrize(("age_s", "taken"), [(5, False), (80, False), (100, True), (10_000, True)])
+def test_the_lease_of_an_owner_that_fell_silent_runs_out(board: Board, age_s: float, taken: bool) -> None:
+    stale(board, "a", "another-machine 1 0123", age_s)
+    assert board.is_held("a") is not taken
+    with board.hold(["a"], 1) as mine:
+        assert (mine == ["a"]) is taken
+    assert (board.leases / "a.lease").exists() is not taken  # another's lease is not released
+
+
+def test_the_lease_of_a_process_that_died_here_runs_out_at_once(board: Board) -> None:
+    script = "import sys; from pathlib import Path; from keyhole.studies.board import Board; import os, signal\n"
+    script += "b = Board(Path(sys.argv[1])); h = b.hold(['a'], 1); h.__enter__(); os.kill(os.getpid(), signal.SIGKILL)"
+    done = subprocess.run([sys.executable, "-c", script, str(board.path)], timeout=60)
+    assert done.returncode == -9
+    assert (board.leases / "a.lease").exists()
+    assert not board.is_held("a")
+    with board.hold(["a"], 1) as mine:
+        assert mine == ["a"]
+
+
+def test_a_living_owner_keeps_its_leases_alive(tmp_path: Path) -> None:
+    board = Board(tmp_path, beat_s=0.02, dead_after_s=0.5)
+    with board.hold(["a"], 1):
+        before = (board.leases / "a.lease").stat().st_mtime_ns
+        time.sleep(0.8)
+        assert (board.leases / "a.lease").stat().st_mtime_ns > before
+        assert Board(tmp_path, dead_after_s=0.5).is_held("a")
+
+
+def test_of_many_that_want_a_dead_owners_cell_one_gets_it(board: Board) -> None:
+    for _ in range(20):
+        stale(board, "a", "another-machine 1 0123", 1000)
+        with ExitStack() as stack, ThreadPoolExecutor(8) as pool:
+            boards = [Board(board.path) for _ in range(8)]
+            holds = [each.hold(["a"], 1) for each in boards]
+            found = list(pool.map(lambda hold: stack.enter_context(hold), holds))
+            assert sorted(found, key=len) == [[]] * 7 + [["a"]]
+
+
+def test_a_changed_recipe_names_the_cell_and_the_setting(board: Board) -> None:
+    board.finish("a", {"recipe": {"train": {"lr": 0.1, "epochs": 2}, "holdout": 5}})
+    board.check_recipes({"a": ("kd, seed 0", {"train": {"lr": 0.1, "epochs": 2}, "holdout": 5}), "b": ("x", {})})
+    with pytest.raises(RunError) as caught:
+        board.check_recipes({"a": ("kd, seed 0", {"train": {"lr": 0.2, "epochs": 2}, "holdout": 5})})
+    assert "holds cell 'kd, seed 0' of another recipe: train.lr is 0.1 there and 0.2 now" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"recipe": 3}'])
+def test_a_file_that_is_no_result_is_one_line(board: Board, text: str) -> None:
+    (board.cells / "a.json").write_text(text)
+    with pytest.raises(RunError, match="is no result of a cell"):
+        board.result("a")
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="Choose another --out"):
+        Board(tmp_path / "file" / "study")

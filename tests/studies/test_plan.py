@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keyhole.errors import DataError, KeyholeError, SettingError
+from keyhole.studies.plan import expand, fingerprint, read_study, with_combinations
+
+START = 'teacher = "resnet20"\n[train]\nepochs = 2\n'
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_a_study_is_its_grid(tmp_path: Path) -> None:
+    study = read_study(
+        written(
+            tmp_path / "s.toml",
+            """
+            teacher = "resnet110"
+            weights = "w/big.pt"
+            root = "data"
+            seeds = [3, 1]
+            holdout = 100
+            students_per_pass = 4
+            [train]
+            epochs = 10
+            milestones = [0.5, 0.9]
+            schedule = "cosine"
+            [[arm]]
+            name = "kd"
+            terms = "ce,kd"
+            [[arm]]
+            terms = ["ce,kd,hint", "ce,kd,at"]
+            hints = ["auto", "stage-ends", "uniform"]
+            student = "resnet8"
+            """,
+        )
+    )
+    assert [plan.name for plan in study.arms] == ["kd"] + [
+        f"{terms} {hints}" for terms in ("ce,kd,hint", "ce,kd,at") for hints in ("auto", "stage-ends", "uniform")
+    ]
+    assert {plan.student for plan in study.arms[1:]} == {"resnet8"}
+    assert [(cell.seed, cell.plan.name) for cell in study.cells[:2]] == [(3, "kd"), (3, "ce,kd,hint auto")]
+    assert len(study.cells) == 14
+    assert len({cell.id for cell in study.cells}) == 14
+    assert (study.weights, study.root) == (tmp_path / "w/big.pt", tmp_path / "data")
+    assert (study.config.epochs, study.config.milestones, study.config.schedule) == (10, (0.5, 0.9), "cosine")
+    assert (study.holdout, study.students_per_pass) == (100, 4)
+
+
+def test_an_arm_is_called_by_what_varies() -> None:
+    def names(**table: Any) -> list[str]:
+        return [plan.name for plan in expand(table)]
+
+    assert names(terms="ce,kd") == ["ce,kd"]
+    assert names(terms="ce,hint", hints="auto") == ["ce,hint auto"]
+    assert names(hints=["auto"], metric=["r2_cca", "linear_cka"]) == ["r2_cca", "linear_cka"]
+    assert names(count=[2, 3], hints="auto") == ["2", "3"]
+    assert names(name="k{count} {hints}", count=[2, 3], hints="auto") == ["k2 auto", "k3 auto"]
+    assert names(student="resnet8") == ["resnet8"]
+
+
+def test_combinations_are_all_of_them(tmp_path: Path) -> None:
+    text = START + '[[arm]]\nname = "x"\nhints = "combinations"\ncount = 2\n[[arm]]\nterms = "ce,kd"\n'
+    study = with_combinations(read_study(written(tmp_path / "s.toml", text)), ["a", "b.0", "c"])
+    assert [(plan.name, plan.hints) for plan in study.arms] == [
+        ("x a+b.0", ("a", "b.0")),
+        ("x a+c", ("a", "c")),
+        ("x b.0+c", ("b.0", "c")),
+        ("ce,kd", None),
+    ]
+    with pytest.raises(SettingError, match="wants combinations of 2 layers; the teacher has 1"):
+        with_combinations(read_study(tmp_path / "s.toml"), ["a"])
+
+
+def test_the_recipe_of_a_cell_holds_what_decides_it_and_nothing_else(tmp_path: Path) -> None:
+    written(tmp_path / "big.pt", "one")
+    path = written(tmp_path / "s.toml", 'weights = "big.pt"\n' + START + '[[arm]]\nterms = "ce,kd"\n')
+    study = read_study(path)
+    cell = study.cells[0]
+    recipe = study.recipe(cell)
+    assert json.loads(json.dumps(recipe)) == recipe
+    moved = replace(study, root=tmp_path / "elsewhere", students_per_pass=2, config=replace(study.config, device="cpu"))
+    assert moved.recipe(cell) == recipe
+    for changed in (
+        replace(study, holdout=1),
+        replace(study, config=replace(study.config, lr=0.1)),
+        replace(study, teacher="resnet32"),
+    ):
+        assert changed.recipe(cell) != recipe
+    assert study.recipe(replace(cell, seed=1)) != recipe
+    written(tmp_path / "big.pt", "two")
+    assert read_study(path).recipe(cell) != recipe
+
+
+def test_a_fingerprint_is_a_sha256(tmp_path: Path) -> None:
+    path = written(tmp_path / "f", "abc")
+    assert fingerprint(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    with pytest.raises(DataError, match="No such file"):
+        fingerprint(tmp_path / "none")
+
+
+ARM = '[[arm]]\nterms = "ce,kd"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("teacher = ", "is not TOML"),
+        (ARM, "has no teacher; expected a text"),
+        ("teacher = 3\n" + ARM, "teacher of the study is 3; expected a text"),
+        (START, "has no [[arm]] table"),
+        ('teacher = "resnet20"\n' + ARM, "has no epochs"),
+        ("seed = [1]\n" + START + ARM, "Unknown key of a study 'seed'"),
+        ("seeds = [1, 1]\n" + START + ARM, "seeds is [1, 1]; expected different whole numbers"),
+        ("seeds = [true]\n" + START + ARM, "seeds is [True]"),
+        ("seeds = []\n" + START + ARM, "seeds is []"),
+        ("holdout = -1\n" + START + ARM, "holdout of the study is -1; expected at least 0"),
+        ("students_per_pass = 0\n" + START + ARM, "expected at least 1"),
+        ("holdout = true\n" + START + ARM, "holdout of the study is True"),
+        (START + "epoch = 2\n" + ARM, "Unknown key of [train] 'epoch'"),
+        (START + "seed = 2\n" + ARM, "Unknown key of [train] 'seed'"),
+        (START + 'lr = "fast"\n' + ARM, "[train] of the study has a value of another kind"),
+        (START + "lr = -1\n" + ARM, "lr is -1"),
+        (START + ARM + 'hint = "auto"\n', "Unknown key of an [[arm]] 'hint'"),
+        (START + ARM + "count = 2.5\n", "count of arm 'ce,kd' is 2.5"),
+        (START + ARM + "count = []\n", "count of an [[arm]] is an empty list"),
+        (START + ARM + 'count = "few"\n', "--count is 'few'"),
+        (START + ARM + ARM, "Two cells are called 'ce,kd'"),
+        (START + '[[arm]]\nname = "x"\nterms = ["ce", "ce,kd"]\n', "Two cells are called 'x'"),
+        (START + '[[arm]]\nname = "{metrics}"\nterms = "ce,kd"\n', "which is none of its keys"),
+        ("arm = [3]\n" + START, "An arm is 3; expected an [[arm]] table"),
+    ],
+)
+def test_a_study_file_that_makes_no_sense_is_one_line(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(KeyholeError) as caught:
+        read_study(written(tmp_path / "s.toml", text))
+    assert words in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_study_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="No such file"):
+        read_study(tmp_path / "none.toml")
+    (tmp_path / "b.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="is not TOML"):
+        read_study(tmp_path / "b.toml")

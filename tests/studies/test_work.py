@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from keyhole.data.sources import Data, default_input, open_data
+from keyhole.distillation.cohort import TrainConfig
+from keyhole.errors import RunError, UnknownNameError
+from keyhole.files import read_tensors
+from keyhole.models.network import Network
+from keyhole.models.zoo import build, load, save
+from keyhole.studies.board import Board
+from keyhole.studies.plan import Study, expand
+from keyhole.studies.work import look_ahead, run_study
+
+
+@pytest.fixture(scope="module")
+def digits() -> Data:
+    whole = open_data("digits")
+    return replace(whole, train=whole.train.subset(range(160)), test=whole.labeled_test().subset(range(40)))
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Network:
+    torch.manual_seed(0)
+    return build("resnet8", classes=10, input=default_input("digits"))
+
+
+@pytest.fixture
+def study() -> Study:
+    table = {"student": "resnet8", "terms": ["ce,kd", "ce,kd,at"], "hints": ["uniform", "stage-ends"], "count": 2}
+    return Study(
+        teacher="resnet8",
+        weights=None,
+        data="digits",
+        root=None,
+        config=TrainConfig(epochs=1, batch_size=16, precision="fp32", device="cpu", compile="off"),
+        seeds=(0, 1),
+        holdout=40,
+        students_per_pass=2,
+        arms=tuple(plan for plan in expand(table) if plan.hints == "uniform" or "at" in plan.terms),
+    )
+
+
+def results(board: Board, study: Study) -> dict[str, Any]:
+    """Return what decides each cell's row of a table."""
+    found = {cell.name: board.result(cell.id) for cell in study.cells}
+    return {name: value and {key: value[key] for key in ("top1", "held_out_top1", "history", "hints")}
+            for name, value in found.items()}  # fmt: skip
+
+
+def test_every_cell_is_run_in_cohorts_of_one_seed(study: Study, teacher: Network, digits: Data, tmp_path: Path) -> None:
+    board, told = Board(tmp_path), []
+    assert run_study(study, teacher, digits, board, note=told.append) == 6
+    cohorts = [line for line in told if "students, seed" in line]
+    assert [line.split(":")[0] for line in cohorts] == [f"{n} students, seed {s}" for s in (0, 1) for n in (2, 1)]
+    for cell in study.cells:
+        value = board.result(cell.id)
+        assert value is not None
+        assert (value["name"], value["seed"], value["recipe"]) == (cell.name, cell.seed, study.recipe(cell))
+        assert value["diverged"] is None
+        assert 0 <= value["top1"]["last"] <= 100
+        assert len(value["history"]) == 1
+        (weights,) = board.cohorts.glob(f"*/{cell.id}.safetensors")
+        assert load(weights).classes == 10
+    assert not list(board.cohorts.glob("*/checkpoint.safetensors"))
+    assert list(board.leases.iterdir()) == []
+
+
+def test_a_cell_is_the_same_whoever_shares_its_pass(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path
+) -> None:
+    together, alone = Board(tmp_path / "a"), Board(tmp_path / "b")
+    run_study(replace(study, students_per_pass=8), teacher, digits, together)
+    run_study(replace(study, students_per_pass=1), teacher, digits, alone)
+    assert results(together, study) == results(alone, study)
+
+
+def test_another_row_runs_the_new_cells_alone(study: Study, teacher: Network, digits: Data, tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    fewer = replace(study, arms=study.arms[:2], seeds=(0,))
+    assert run_study(fewer, teacher, digits, board) == 2
+    before = {path.name: path.stat().st_mtime_ns for path in board.cells.iterdir()}
+    assert run_study(study, teacher, digits, board) == 4
+    assert run_study(study, teacher, digits, board) == 0
+    assert all((board.cells / name).stat().st_mtime_ns == when for name, when in before.items())
+
+
+def test_a_changed_recipe_is_refused_before_anything_runs(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path
+) -> None:
+    board = Board(tmp_path)
+    run_study(replace(study, arms=study.arms[:1], seeds=(0,)), teacher, digits, board)
+    changed = replace(study, config=replace(study.config, lr=0.01))
+    with pytest.raises(RunError, match=r"another recipe: train\.lr is 0\.05 there and 0\.01 now"):
+        run_study(changed, teacher, digits, board)
+    assert len(list(board.cells.iterdir())) == 1
+
+
+def test_a_cell_that_diverges_is_recorded_and_the_rest_goes_on(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path
+) -> None:
+    board = Board(tmp_path)
+    wild = replace(study.arms[0], name="wild", terms="ce=1e38,kd")
+    assert run_study(replace(study, arms=(wild, study.arms[0]), seeds=(0,)), teacher, digits, board) == 2
+    found = {value["arm"]: value for path in board.cells.iterdir() if (value := json.loads(path.read_text()))}
+    assert "in epoch 1" in found["wild"]["diverged"]
+    assert "top1" not in found["wild"]
+    assert found[study.arms[0].name]["diverged"] is None
+
+
+def test_a_mistake_in_one_arm_shows_before_anything_runs(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path
+) -> None:
+    board = Board(tmp_path)
+    wrong = replace(study, arms=(*study.arms, replace(study.arms[-1], name="wrong", match="near")))
+    with pytest.raises(UnknownNameError, match="near"):
+        run_study(wrong, teacher, digits, board)
+    assert list(board.cells.iterdir()) == []
+
+
+def test_looking_ahead_runs_nothing(study: Study, teacher: Network, digits: Data, tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    seen = look_ahead(study, teacher, digits, board)
+    assert (seen.cells, seen.done, seen.passes) == (6, 0, 4)
+    assert seen.hours is not None
+    assert 0 < seen.hours < 1
+    run_study(replace(study, seeds=(0,)), teacher, digits, board)
+    after = look_ahead(study, teacher, digits, board)
+    assert (after.cells, after.done, after.passes) == (6, 3, 2)
+    run_study(study, teacher, digits, board)
+    assert look_ahead(study, teacher, digits, board).hours is None
+
+
+FILE = """
+teacher = "teacher.safetensors"
+data = "digits"
+seeds = [0, 1]
+holdout = 200
+students_per_pass = 2
+[train]
+epochs = 3
+batch_size = 32
+precision = "fp32"
+compile = "off"
+[[arm]]
+student = "resnet8"
+terms = ["ce,kd", "ce,kd,at", "ce,kd,hint"]
+hints = "uniform"
+"""
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save(build("resnet14", classes=10, input=default_input("digits")), tmp_path / "teacher.safetensors")
+    (tmp_path / "study.toml").write_text(FILE)
+    return tmp_path
+
+
+def started(folder: Path, out: str) -> subprocess.Popen[str]:
+    code = "from keyhole.cli import main; main()"
+    command = [sys.executable, "-c", code, "study", str(folder / "study.toml"), "--out", str(folder / out)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run_to_the_end(process: subprocess.Popen[str]) -> None:
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+def told(folder: Path, out: str) -> dict[str, Any]:
+    found = {}
+    for path in sorted((folder / out / "cells").iterdir()):
+        value = json.loads(path.read_text())
+        found[value["name"]] = (value["top1"], value["held_out_top1"], value["history"])
+    return found
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_study_and_a_killed_one_is_taken_over(on_disk: Path) -> None:
+    run_to_the_end(started(on_disk, "alone"))
+
+    first = started(on_disk, "shared")
+    deadline = time.time() + 120
+    while not list((on_disk / "shared").glob("cohorts/*/checkpoint.safetensors")) and time.time() < deadline:
+        time.sleep(0.05)
+    first.kill()
+    first.communicate(timeout=60)
+    assert list((on_disk / "shared" / "leases").glob("*.lease"))  # it was at work
+    both = [started(on_disk, "shared") for _ in range(2)]
+    for process in both:
+        run_to_the_end(process)
+    assert len(told(on_disk, "shared")) == 6
+    assert told(on_disk, "shared") == told(on_disk, "alone")
+    assert list((on_disk / "shared" / "leases").iterdir()) == []
+    ours = sorted(on_disk.glob("shared/cohorts/*/*.safetensors"), key=lambda path: path.name)
+    theirs = sorted(on_disk.glob("alone/cohorts/*/*.safetensors"), key=lambda path: path.name)
+    assert [path.name for path in ours] == [path.name for path in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        one, other = read_tensors(a)[0], read_tensors(b)[0]
+        assert all(torch.equal(one[name], other[name]) for name in one)
