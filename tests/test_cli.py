@@ -6,11 +6,12 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from keyhole.hints.similarity import METRICS
 from keyhole.models.layers import layers
 from keyhole.models.zoo import build, load
 
-COMMANDS = ("hints", "train", "distill", "evaluate", "layers", "demo")
+COMMANDS = ("hints", "train", "distill", "study", "evaluate", "layers", "demo")
 DIGITS = ("--data", "digits")
 QUICK = (*DIGITS, "--precision", "fp32", "--device", "cpu")
 
@@ -178,8 +179,10 @@ def test_a_network_of_ones_own_is_found_in_the_working_directory(
     value = keyhole(
         "train", "--model", "nets_of_mine:small", *QUICK, "--epochs", 1, "--json", "--out", tmp_path / "run"
     ).json
-    again = keyhole("evaluate", "--model", tmp_path / "run" / "student.safetensors", *DIGITS, "--json").json
+    student = tmp_path / "run" / "student.safetensors"
+    again = keyhole("evaluate", "--model", "nets_of_mine:small", "--weights", student, *DIGITS, "--json").json
     assert again["top1"] == value["top1"]["last"]
+    assert_one_line(keyhole("evaluate", "--model", student, *DIGITS), "a file may not choose the code that runs")
 
 
 def test_train_writes_all_that_it_says(runs: Path, trained: Ran) -> None:
@@ -516,7 +519,19 @@ def test_hints_of_another_teacher_are_told(runs: Path, teacher: Path, looked: Ra
         ("{hints} --count 0 --out {new}", "Cannot choose 0 hints"),
         ("{hints} --count some --out {new}", "--count is 'some'"),
         ("{hints} --samples 1 --out {new}", "samples is 1"),
-        ("{hints} --samples 3 --count 2 --out {new}", "raise --samples"),
+        ("{hints} --samples 3 --metric rbf_cka --count 2 --out {new}", "raise --samples"),
+        ("{hints} --samples 1 --out {new}", "expected at least 2"),
+        ("{train} --std inf --epochs 1 --out {new}", "finite"),
+        ("{train} --lr nan --out {new}", "--lr is nan; expected a finite number"),
+        ("{train} --milestones nan --out {new}", "milestones are (nan,); expected fractions"),
+        ("{train} --milestones inf --out {new}", "expected fractions of the epochs"),
+        ("{train} --seed 18446744073709551616 --out {new}", "below 2^63"),
+        ("{distill} --temperature nan --hints uniform --out {new}", "--temperature is nan"),
+        ("{distill} --terms ce,kd --hints nowhere.json --out {new}", "Hints serve none of the terms ce,kd"),
+        ("evaluate --model {teacher} --data digits --weights {garbage}", "brings its own weights; leave --weights out"),
+        ("layers --model {teacher} --classes 3", "leave --classes out"),
+        ("train --model resnet8 --data digits --device meta --out {new}", "is not available here"),
+        ("demo --epochs 1 --seeds 1 --out {other}", "holds a run of 'keyhole train'"),
         ("{hints} --precision fp16 --out {new}", "precision is 'fp16'"),
         ("{hints} --device tpu --out {new}", "Device 'tpu'"),
         ("hints --teacher {teacher} --data digit --out {new}", "Unknown data set 'digit'; nearest known: digits"),
@@ -612,3 +627,115 @@ def test_exit_codes_of_the_process(command: str, code: int) -> None:
     assert bool(out) == (code == 0)
     assert "Traceback" not in err
     assert code != 1 or (err.startswith("Error: ") and err.count("\n") == 1)
+
+
+def test_hints_that_changed_on_disk_are_another_run(teacher: Path, tmp_path: Path) -> None:
+    hints = tmp_path / "hints.json"
+    command = ("distill", "--teacher", teacher, *QUICK, "--student", "resnet8", "--hints", hints, "--holdout", 200,
+               "--epochs", 50, "--out", tmp_path / "run")  # fmt: skip
+    hints.write_text(json.dumps({"teacher": "resnet14", "hints": ["layer1.0", "layer3.0"]}))
+    kill_after_a_checkpoint(command, tmp_path / "run")
+    hints.write_text(json.dumps({"teacher": "resnet14", "hints": ["layer1.1", "layer3.1"]}))
+    assert_one_line(keyhole(*command, "--resume"), "holds another run: files is")
+
+
+def kill_after_a_checkpoint(command: Sequence[object], out: Path, how: int = signal.SIGKILL) -> tuple[int, str]:
+    """Return the exit code and standard error of a run that was killed after it wrote its first checkpoint."""
+    running = process(*command)
+    while not (out / "checkpoint.safetensors").exists() and running.poll() is None:
+        time.sleep(0.01)
+    running.send_signal(how)
+    _, err = running.communicate(timeout=60)
+    assert (out / "checkpoint.safetensors").exists(), err
+    return running.returncode, err
+
+
+@pytest.mark.parametrize(
+    "written",
+    ['{"teacher": "resnet14", "hints": "layer1.0"}', '{"hints": [1, 2]}', '{"hints": [["a"]], "layers": []}', "[]",
+     '{"hints": ["layer1.0"], "layers": [3]}', "[" * 100_000],
+)  # fmt: skip
+def test_a_file_that_is_no_hints_json(teacher: Path, tmp_path: Path, written: str) -> None:
+    (tmp_path / "hints.json").write_text(written)
+    found = keyhole(
+        "distill", "--teacher", teacher, *QUICK, "--student", "resnet8", "--hints", tmp_path / "hints.json",
+        "--holdout", 200, "--epochs", 1, "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert_one_line(found, "hints.json is no")
+
+
+def test_a_teacher_without_weights_is_the_same_each_time(tmp_path: Path) -> None:
+    def similarity(seed: int, out: str) -> np.ndarray:
+        options = ("--samples", 100, "--stability", 0, "--seed", seed, "--out", tmp_path / out)
+        assert keyhole("hints", "--teacher", "resnet14", *QUICK, *options).code == 0
+        with np.load(tmp_path / out / "similarity.npz") as arrays:
+            return np.asarray(arrays["r2_cca"])
+
+    first = similarity(1, "a")
+    torch.rand(3)
+    assert np.array_equal(first, similarity(1, "b"))
+    assert not np.array_equal(first, similarity(2, "c"))
+
+
+def test_a_batch_of_one_image_with_hints_of_one_pixel(teacher: Path, tmp_path: Path) -> None:
+    found = keyhole(
+        "distill", "--teacher", teacher, *QUICK, "--student", "resnet8", "--hints", "uniform", "--student-size", 4,
+        "--batch-size", 1, "--holdout", 1200, "--epochs", 1, "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert found.code == 1
+    assert "Error: Arm resnet8: batch norm needs more than one value a channel" in found.err
+    assert "Traceback" not in found.err
+
+
+def test_a_checkpoint_of_something_else(teacher: Path, tmp_path: Path) -> None:
+    command = ("train", "--model", "resnet8", *QUICK, "--epochs", 50, "--out", tmp_path / "run")
+    kill_after_a_checkpoint(command, tmp_path / "run")
+    shutil.copy(teacher, tmp_path / "run" / "checkpoint.safetensors")
+    assert_one_line(keyhole(*command, "--resume"), "is no checkpoint of a cohort")
+
+
+def test_an_arm_with_a_very_long_name_comes_to_an_end(teacher: Path, tmp_path: Path) -> None:
+    names = ("x" * 300, "\u5b57" * 120)
+    text = "".join(f'[[arm]]\nname = "{name}"\nterms = "ce,kd"\nstudent = "resnet8"\n' for name in names)
+    (tmp_path / "c.toml").write_text(text, encoding="utf-8")
+    options = ("--cohort", tmp_path / "c.toml", "--holdout", 200, "--epochs", 1, "--out", tmp_path / "run")
+    value = keyhole("distill", "--teacher", teacher, *QUICK, *options, "--json").json
+    assert [arm["name"] for arm in value["arms"]] == list(names)
+
+
+def test_a_full_standard_output_is_one_line(teacher: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    command = [sys.executable, "-c", "from keyhole.cli import main; main()", "layers", "--model", str(teacher)]
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "No space left on device" in done.stderr
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
+    command = ("train", "--model", "resnet8", *QUICK, "--epochs", 50, "--out", tmp_path / "run")
+    code, err = kill_after_a_checkpoint(command, tmp_path / "run", signal.SIGINT)
+    assert code == 130
+    assert "goes on with --resume" in err
+    assert "Traceback" not in err
+
+
+def test_a_file_called_like_a_module_hides_nothing(tmp_path: Path) -> None:
+    for name in ("random", "PIL", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('hidden')")
+    command = [sys.executable, "-P", "-c", "from keyhole.cli import main; main()", "layers", "--model", "resnet8"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("option", ["--out", "--weights", "--root"])
+def test_a_path_that_is_too_long_is_one_line(tmp_path: Path, option: str) -> None:
+    given = {"--out": tmp_path / "run", "--weights": None, "--root": tmp_path, option: tmp_path / ("x" * 300)}
+    options = [part for key, value in given.items() if value is not None for part in (key, value)]
+    found = keyhole("hints", "--teacher", "resnet8", "--data", "cifar10", "--precision", "fp32", *options)
+    assert found.code == 1
+    assert found.err.startswith("Error: ")
+    assert "Traceback" not in found.err
+    assert found.err.count("\n") == 1

@@ -214,3 +214,10 @@ def test_arrays_round_trip(tmp_path: Path) -> None:
     files.write_arrays(tmp_path / "x.npz", arrays)
     with np.load(tmp_path / "x.npz", allow_pickle=False) as found:
         assert {name: value.tolist() for name, value in found.items()} == {n: v.tolist() for n, v in arrays.items()}
+
+
+def test_a_fingerprint_is_a_sha256(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("abc")
+    assert files.sha256(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    with pytest.raises(DataError, match="No such file"):
+        files.sha256(tmp_path / "none")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -170,3 +172,32 @@ def test_files_that_a_killed_process_did_not_finish_go_when_the_run_goes_on(tmp_
     assert len(list(tmp_path.iterdir())) == 6
     begin(tmp_path, resume=True)
     assert {path.name for path in tmp_path.iterdir()} == {"recipe.json", *kept}
+
+
+def test_two_processes_are_not_at_work_in_one_folder(tmp_path: Path) -> None:
+    script = "import sys; from pathlib import Path; from keyhole.runs import open_run\n"
+    script += "with open_run(Path(sys.argv[1]), 'train', {}, resume=True): print('in', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", script, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "in\n"
+        assert "Another process is at work in" in refused(tmp_path / "run", resume=True)
+        first.kill()
+    with open_run(tmp_path / "run", "train", {}, resume=True) as run:  # the system released it
+        assert run.resumed
+    assert [path.name for path in run.path.iterdir()] == ["recipe.json"]
+
+
+def test_what_stands_under_machine_may_differ(tmp_path: Path) -> None:
+    begin(tmp_path / "run", machine={"device": "cuda"})
+    assert begin(tmp_path / "run", resume=True, machine={"device": "cpu"}).resumed
+    assert "holds another run" in refused(tmp_path / "run", resume=True, epochs=4)
+
+
+def test_lines_of_a_log_that_are_no_records_are_passed_over(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+    run.append({"arm": "a", "epoch": 1, "loss": 2.0})
+    with run.log.open("ab") as file:
+        file.write(b'\xff\xfe\n{"x": 1}\n{"arm": [], "epoch": 1}\n[]\n')
+    run.append({"arm": "a", "epoch": 2, "loss": 1.0})
+    assert [record["epoch"] for record in run.records()] == [1, 2]

@@ -96,7 +96,7 @@ def read_cohort(path: Path, base: ArmPlan | None = None) -> tuple[ArmPlan, ...]:
         value = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}. --cohort takes a TOML file.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path} is not TOML: {error}.") from error
     if set(value) != {"arm"} or not isinstance(value["arm"], list) or not value["arm"]:
         raise SettingError(
@@ -127,6 +127,8 @@ def read_arm(table: Any, base: ArmPlan | None = None) -> ArmPlan:
         wrong = isinstance(value, list) and not all(isinstance(item, str) for item in value)
         if wrong or isinstance(value, bool) or not isinstance(value, known[key]["kinds"]):
             raise SettingError(f"{key} of arm {table['name']!r} is {value!r}; expected {known[key]['expected']}.")
+        if isinstance(value, (int, float)) and not abs(value) < 2**31:  # nor NaN
+            raise SettingError(f"{key} of arm {table['name']!r} is {value!r}; expected a number below 2^31.")
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     return replace(base or ArmPlan(), **given)
 
@@ -167,8 +169,8 @@ class ArmMaker:
             spec = replace(spec, size_px=(plan.student_size, plan.student_size))
         name = plan.name or plan.student
         pairs: tuple[HintPair, ...] = ()
+        student = build(plan.student, classes=len(self.train.classes) or self.teacher.classes, input=spec)
         if any(term.needs_hints for term in terms):
-            student = build(plan.student, classes=len(self.train.classes) or self.teacher.classes, input=spec)
             wanted, candidates = self._hints(plan)
             pairs = match_hints(wanted, candidates, layers(student), how=plan.match)
             self.note(f"{name}: {', '.join(f'{pair.teacher} -> {pair.student}' for pair in pairs)}")
@@ -201,7 +203,7 @@ class ArmMaker:
                 plan.rule(clustering),
                 config=ChoiceConfig(
                     samples=plan.samples,
-                    metrics=tuple(plan.metric.split(",")),
+                    metrics=tuple(name.strip() for name in plan.metric.split(",")),
                     layers=plan.layers,
                     draws=0,
                     bare=False,
@@ -216,8 +218,8 @@ class ArmMaker:
     def _from_file(self, path: Path) -> tuple[Sequence[str], Sequence[Layer]]:
         value = read_json(path)
         try:
-            hints, names = list(value["hints"]), [layer["name"] for layer in value.get("layers", ())]
-            if not all(isinstance(name, str) for name in (*hints, *names)):
+            hints, names = value["hints"], [layer["name"] for layer in value.get("layers", ())]
+            if not isinstance(hints, list) or not all(isinstance(name, str) for name in (*hints, *names)):
                 raise TypeError
         except (AttributeError, LookupError, TypeError) as error:
             raise DataError(f"{path} is no hints.json of 'keyhole hints': it has no list of hints.") from error

@@ -92,10 +92,10 @@ def run_demo(
     ]
     summary = _summary(teacher, taught, results)
     write_text(out / "report.html", demo_page(summary, hints=found))
-    write_json(out / "result.json", {**summary, "hints": found.to_json()})
     save(teacher, out / "teacher.safetensors")
     for score in results[0].scores:
         save(score.outcome.last, out / f"{score.outcome.arm.name.replace(' ', '-')}.safetensors")
+    write_json(out / "result.json", {**summary, "hints": found.to_json()})
     return DemoResult(summary, _text(summary, out))
 
 

@@ -13,7 +13,12 @@ from keyhole.errors import KeyholeError, RunError
 from keyhole.files import append_line, read_json, write_json
 from keyhole.runtime import describe
 
-_RECIPE = "recipe.json"
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_RECIPE, _LOCK, _MACHINE = "recipe.json", ".lock", "machine"
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class RunFolder:
         """Return the records of the log; of an epoch that a resumed run did again, the last ones."""
         if not self.log.is_file():
             return []
-        lines = self.log.read_text(encoding="utf-8").splitlines()
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         found = [record for line in lines if (record := _record(line)) is not None]
         return list({(record.get("arm"), record.get("epoch")): record for record in found}.values())
 
@@ -56,7 +61,9 @@ def _record(line: str) -> dict[str, Any] | None:
         value = json.loads(line)
     except ValueError:  # the process was killed while it wrote this line; the epoch was done again
         return None
-    return value if isinstance(value, dict) else None
+    if not isinstance(value, dict) or not isinstance(value.get("arm"), str) or not isinstance(value.get("epoch"), int):
+        return None
+    return value
 
 
 @contextmanager
@@ -68,26 +75,51 @@ def open_run(out: Path, command: str, arguments: Mapping[str, Any], *, resume: b
     Args:
         out: The folder; made when missing.
         command: What is run.
-        arguments: All that decides the result, as JSON values.
+        arguments: All that decides the result, as JSON values; what stands under ``machine`` is kept with it but may
+            differ when the run is resumed.
         resume: Go on with a run that is there already.
 
     Raises:
-        RunError: The folder cannot be written, holds another run, holds this one and ``resume`` is off, or holds
-            files that are no run.
+        RunError: The folder cannot be written, holds another run, holds this one and ``resume`` is off, holds
+            files that are no run, or another process is at work in it.
     """
-    run = _opened(out, command, arguments, resume=resume)
+    with _locked(out):
+        run = _opened(out, command, arguments, resume=resume)
+        try:
+            yield run
+        except KeyholeError:
+            if not run.resumed and {path.name for path in out.iterdir()} == {_RECIPE, _LOCK}:
+                (out / _RECIPE).unlink()
+            raise
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Hold the folder against other processes; the system lets go of it when this one ends, however it ends."""
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out} is a file; --out must be a folder. Choose another --out.")
+    lock = out / _LOCK
     try:
-        yield run
-    except KeyholeError:
-        if not run.resumed and [path.name for path in out.iterdir()] == [_RECIPE]:
-            (out / _RECIPE).unlink()
-        raise
+        out.mkdir(parents=True, exist_ok=True)
+        file = lock.open("w")
+    except OSError as error:
+        raise RunError(f"Cannot write to {out}: {error.strerror}. Choose another --out.") from error
+    with file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"Another process is at work in {out}. Wait for it, or choose another --out.") from error
+        except OSError:  # a disk without locks
+            pass
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _opened(out: Path, command: str, arguments: Mapping[str, Any], *, resume: bool) -> RunFolder:
     told = json.loads(json.dumps({"command": command, "arguments": dict(arguments)}))
-    if out.exists() and not out.is_dir():
-        raise RunError(f"{out} is a file; --out must be a folder. Choose another --out.")
     if (out / _RECIPE).is_file():
         _check_same(out, told)
         if (out / "result.json").is_file():
@@ -99,8 +131,8 @@ def _opened(out: Path, command: str, arguments: Mapping[str, Any], *, resume: bo
         run = RunFolder(out, resumed=True)
         _sweep(run)
         return run
-    if out.is_dir() and any(out.iterdir()):
-        raise RunError(f"{out} is not empty and holds no run ({next(out.iterdir()).name}). Choose another --out.")
+    if others := sorted(path.name for path in out.iterdir() if path.name != _LOCK):
+        raise RunError(f"{out} is not empty and holds no run ({others[0]}). Choose another --out.")
     write_json(out / _RECIPE, {**told, "environment": describe()})
     return RunFolder(out, resumed=False)
 
@@ -120,10 +152,9 @@ def _check_same(out: Path, told: Mapping[str, Any]) -> None:
         raise RunError(f"{out / _RECIPE} is no recipe of Keyhole. Choose another --out.")
     if old.get("command") != told["command"]:
         raise RunError(f"{out} holds a run of 'keyhole {old.get('command')}'. Choose another --out.")
-    if old["arguments"] != told["arguments"]:
-        raise RunError(
-            f"{out} holds another run: {_difference(old['arguments'], told['arguments'])}. Choose another --out."
-        )
+    before, now = ({k: v for k, v in each["arguments"].items() if k != _MACHINE} for each in (old, told))
+    if before != now:
+        raise RunError(f"{out} holds another run: {_difference(before, now)}. Choose another --out.")
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ def choose_device(name: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        float(torch.zeros(1, device=device))
     except (RuntimeError, AssertionError) as error:
         raise SettingError(f"Device {name!r} is not available here; use cpu, cuda or auto.") from error
     return device

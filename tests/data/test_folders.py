@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,6 +209,36 @@ def test_a_folder_without_images(tmp_path: Path, made: list[str]) -> None:
         path.mkdir() if name.endswith("/") else path.write_bytes(b"")
     with pytest.raises(DataError, match="No image under"):
         load_folder(tmp_path, size_px=SIZE)
+
+
+def test_hidden_folders_and_files_are_no_classes_and_no_images(labeled: Path) -> None:
+    for part in ("train", "test"):
+        (labeled / part / ".ipynb_checkpoints").mkdir(exist_ok=True)
+    shutil.copy(labeled / "train" / "ant" / "0.png", labeled / "train" / "ant" / "._0.png")
+    train, _ = load_folder(labeled, size_px=SIZE)
+    assert train.classes == ("ant", "bee", "cat")
+    assert len(train) == 11
+
+
+def test_images_behind_links_are_found_once(labeled: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("links")
+    (other / "here").symlink_to(labeled / "train" / "ant")
+    (other / "again").symlink_to(other)  # a circle
+    train, _ = load_folder(other, size_px=SIZE)
+    assert len(train) == 4
+
+
+def test_a_class_that_cannot_be_read_is_named(labeled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = os.scandir
+
+    def scandir(path: str) -> Any:
+        if str(path).endswith("bee"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # permissions do not bind the superuser
+    with pytest.raises(DataError, match=r"Cannot read the folder .*bee: Permission denied"):
+        load_folder(labeled, size_px=SIZE)
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

@@ -189,5 +189,8 @@ def test_images_and_counts_that_cannot_be(digits: Data, teacher: Network) -> Non
         choose_hints(teacher, digits.train.subset([]))
     with pytest.raises(SettingError, match="Cannot choose 7 hints from 6 layers"):
         choose_hints(teacher, digits.train.subset(range(40)), Rule(count=7))
+    few = digits.train.subset(range(3))
     with pytest.raises(SettingError, match="at least 4 images"):
-        choose_hints(teacher, digits.train.subset(range(3)), Rule(count=2))
+        choose_hints(teacher, few, Rule(count=2), config=ChoiceConfig(metrics=("debiased_cka",)))
+    found = choose_hints(teacher, few, Rule(count=2))
+    assert sorted(found.similarities) == ["linear_cka", "procrustes", "r2_cca"]  # the others need four

@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from conftest import shaken
 from keyhole.errors import KeyholeError, SettingError, UnknownNameError, WeightsError
+from keyhole.files import write_tensors
 from keyhole.models import zoo
 from keyhole.models.network import InputSpec, Network
 from keyhole.models.zoo import build, load, load_weights, save
@@ -66,7 +68,8 @@ def test_a_network_whose_own_parts_are_called_module_comes_back(tmp_path: Path, 
     )
     network = build("wrapping_zoo:Wrapped", classes=3, input=GRAY)
     save(network, tmp_path / "student.safetensors")
-    assert same(load(tmp_path / "student.safetensors").module, network.module)
+    again = build("wrapping_zoo:Wrapped", classes=3, weights=tmp_path / "student.safetensors")
+    assert same(again.module, network.module)
     parallel = {f"module.{name}": tensor for name, tensor in network.module.state_dict().items()}
     torch.save(parallel, tmp_path / "parallel.pth")
     other = build("wrapping_zoo:Wrapped", classes=3, input=GRAY, weights=tmp_path / "parallel.pth")
@@ -379,7 +382,128 @@ def test_a_function_of_ones_own_is_built_saved_and_loaded(module_folder: Path, t
     assert network.module[-1].out_features == 6
     assert network(torch.rand(2, 1, 8, 8)).shape == (2, 6)
     save(network, tmp_path / "w.safetensors")
-    assert same(load(tmp_path / "w.safetensors").module, network.module)
+    again = build("own_nets.small:tiny", classes=6, weights=tmp_path / "w.safetensors")
+    assert same(again.module, network.module)
+    assert again.input == GRAY  # the file tells of it
+
+
+def test_a_file_does_not_choose_the_code_that_runs(
+    module_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (module_folder / "trap_nets.py").write_text("raise SystemExit('ran')")
+    network = build("resnet8", classes=3, input=GRAY)
+    for name in ("trap_nets:tiny", "os:abort", "resnet9", "", "timm:hf-hub:someone/something"):
+        save(replace(network, name=name), tmp_path / "w.safetensors")
+        with pytest.raises((WeightsError, UnknownNameError)) as caught:
+            load(tmp_path / "w.safetensors")
+        message_of(caught)
+        assert "trap_nets" not in sys.modules
+    save(replace(network, name="os:abort"), tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match="a file may not choose the code that runs"):
+        build(str(tmp_path / "w.safetensors"), classes=3)
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"classes": "10"},
+        {"classes": 10.0},
+        {"classes": -3},
+        {"classes": True},
+        {"name": 5},
+        {"input": {"size_px": [8.5, 8], "mean": [0.5], "std": [0.5]}},
+        {"input": {"size_px": [8], "mean": [0.5], "std": [0.5]}},
+        {"input": {"size_px": [8, 8], "mean": ["a"], "std": [0.5]}},
+        {"input": {"size_px": [8, 8], "mean": [0.5], "std": [0]}},
+        {"input": None},
+    ],
+)
+def test_a_file_that_tells_nonsense_of_its_network(tmp_path: Path, described: dict[str, Any]) -> None:
+    network = build("resnet8", classes=3, input=GRAY)
+    told = {"name": "resnet8", "classes": 3, "input": {"size_px": [8, 8], "mean": [0.5], "std": [0.25]}} | described
+    write_tensors(tmp_path / "w.safetensors", network.module.state_dict(), {"network": told})
+    with pytest.raises(WeightsError, match="does not say which network it holds"):
+        load(tmp_path / "w.safetensors")
+
+
+def test_a_file_of_keyhole_is_a_network_by_name(tmp_path: Path) -> None:
+    network = build("resnet8", classes=3, input=GRAY)
+    path = tmp_path / "student.safetensors"
+    save(network, path)
+    again = build(str(path), classes=3)
+    assert same(again.module, network.module)
+    assert (again.name, again.input) == ("resnet8", GRAY)
+    other = replace(GRAY, size_px=(16, 16))
+    assert build(str(path), classes=3, input=other).input == other
+    with pytest.raises(WeightsError, match="has 3 outputs, expected 10"):
+        build(str(path), classes=10)
+
+
+ODD = """
+import torch
+from torch import nn
+class Odd(nn.Module):
+    def __init__(self, give):
+        super().__init__()
+        self.give, self.weight = give, nn.Parameter(torch.ones(1))
+    def forward(self, x):
+        return self.give(x)
+def pair(classes): return Odd(lambda x: (torch.zeros(len(x), classes), x))
+def table(classes): return Odd(lambda x: {"logits": torch.zeros(len(x), classes)})
+def seven(classes): return Odd(lambda x: torch.zeros(len(x), 7))
+def spatial(classes): return Odd(lambda x: torch.zeros(len(x), classes, 2, 2))
+def cube(classes): return nn.Conv3d(1, 4, 3)
+def flat(classes): return nn.Sequential(nn.Flatten(), nn.Linear(99, classes))
+def fails(classes): raise RuntimeError("no such thing")
+def nothing(): return None
+def leaves(classes): raise SystemExit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("pair", "gave tuple for two images; expected logits of the shape (2, 3)"),
+        ("table", "gave dict for two images"),
+        ("seven", "gave (2, 7) for two images"),
+        ("spatial", "gave (2, 3, 2, 2) for two images"),
+        ("cube", "fails on images of 1 x 8 x 8"),
+        ("flat", "Check --input-size"),
+        ("fails", "failed when called with classes=3: no such thing"),
+        ("nothing", "failed when called with classes=3"),
+        ("leaves", "failed when called with classes=3"),
+    ],
+)
+def test_networks_of_ones_own_that_give_no_logits(module_folder: Path, function: str, words: str) -> None:
+    (module_folder / "odd_nets.py").write_text(ODD)
+    with pytest.raises(SettingError) as caught:
+        build(f"odd_nets:{function}", classes=3, input=GRAY)
+    assert words in message_of(caught)
+
+
+def test_a_file_of_ones_own_with_a_mistake_in_it(module_folder: Path) -> None:
+    (module_folder / "mistaken_nets.py").write_text("def tiny(:\n")
+    with pytest.raises(UnknownNameError, match="Cannot import 'mistaken_nets'"):
+        build("mistaken_nets:tiny", classes=3, input=GRAY)
+
+
+def test_tensors_that_are_no_plain_weights(tmp_path: Path) -> None:
+    network = build("resnet8", classes=3, input=GRAY)
+    name, weight = "fc.weight", network.module.state_dict()["fc.weight"]
+    odd = {
+        "sparse": weight.to_sparse(),
+        "meta": weight.to("meta"),
+        "complex": weight.to(torch.complex64),
+        "whole": weight.long(),
+    }
+    for kind, tensor in odd.items():
+        torch.save({**network.module.state_dict(), name: tensor}, tmp_path / f"{kind}.pt")
+        with pytest.raises(WeightsError) as caught:
+            load_weights(network.module, tmp_path / f"{kind}.pt")
+        assert name in message_of(caught)
+    torch.save({1: weight}, tmp_path / "numbers.pt")
+    with pytest.raises(WeightsError, match="holds no state dict"):
+        load_weights(network.module, tmp_path / "numbers.pt")
 
 
 def test_what_a_function_of_ones_own_must_give(module_folder: Path) -> None:

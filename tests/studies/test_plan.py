@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from keyhole.errors import DataError, KeyholeError, SettingError
-from keyhole.studies.plan import expand, fingerprint, read_study, with_combinations
+from keyhole.studies.plan import expand, read_study, with_combinations
 
 START = 'teacher = "resnet20"\n[train]\nepochs = 2\n'
 
@@ -98,13 +98,6 @@ def test_the_recipe_of_a_cell_holds_what_decides_it_and_nothing_else(tmp_path: P
     assert study.recipe(replace(cell, seed=1)) != recipe
     written(tmp_path / "big.pt", "two")
     assert read_study(path).recipe(cell) != recipe
-
-
-def test_a_fingerprint_is_a_sha256(tmp_path: Path) -> None:
-    path = written(tmp_path / "f", "abc")
-    assert fingerprint(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    with pytest.raises(DataError, match="No such file"):
-        fingerprint(tmp_path / "none")
 
 
 ARM = '[[arm]]\nterms = "ce,kd"\n'

@@ -6,7 +6,9 @@ Nothing heavy is imported before a command runs, so that help answers at once.
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import typer
 
@@ -15,6 +17,8 @@ from keyhole.cli.hints import hints
 from keyhole.cli.look import demo, evaluate, layers
 from keyhole.cli.study import study
 from keyhole.errors import KeyholeError
+
+_INTERRUPTED = 130
 
 app = typer.Typer(
     help="Small networks that recognize from little: hint points by clustering, and students distilled with them.",
@@ -29,12 +33,26 @@ for command in (hints, train, distill, study, evaluate, layers, demo):
 
 def main() -> None:
     """Run the command line; an error that a person can act on is one line and exit code 1."""
-    sys.path.insert(0, str(Path.cwd()))  # so that package.module:function finds the user's own file
+    sys.path.append(str(Path.cwd()))  # so that package.module:function finds the user's own file, and hides nothing
     try:
         app()
     except KeyholeError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        typer.echo("Stopped. A run with --out goes on with --resume.", err=True)
-        raise SystemExit(130) from None
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"Cannot use {error.filename or 'a file'}: {error.strerror or error}. Check the path and the disk.")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate" not in str(error) and "out of memory" not in str(error):
+            raise
+        _fail("Out of memory. Lower --batch-size, --samples or --grid.")
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            typer.echo("Stopped. A run with --out goes on with --resume.", err=True)
+        raise
+
+
+def _fail(message: str) -> NoReturn:
+    with suppress(OSError):
+        typer.echo("Error: " + " ".join(message.splitlines()), err=True)
+    with suppress(OSError):  # what could not be printed is not tried again at exit
+        sys.stdout.flush()
+    raise SystemExit(1) from None

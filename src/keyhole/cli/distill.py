@@ -104,6 +104,7 @@ def distill(
     arguments = o.recipe(locals())
     from keyhole.arms import ArmMaker, ArmPlan, read_cohort
     from keyhole.data.splits import hold_out
+    from keyhole.distillation.terms import parse_terms
     from keyhole.runs import open_run
 
     own = ArmPlan(seed=training.seed, **vars(arm))
@@ -111,9 +112,12 @@ def distill(
     if cohort is not None:
         plans = list(read_cohort(cohort, own))
         arguments["cohort"] = [asdict(plan) for plan in plans]
+        arguments["files"] |= o.fingerprints(str(plan.hints) for plan in plans)
+    elif arm.hints is not None and not any(term.needs_hints for term in parse_terms(arm.terms)):
+        raise SettingError(f"Hints serve none of the terms {arm.terms}; add hint or at, or leave --hints out.")
     config = training.config()
     with open_run(out, "distill", arguments, resume=resume) as run:
-        opened, data = o.open_both(teacher, network, images)
+        opened, data = o.open_both(teacher, network, images, seed=training.seed)
         o.check_teacher(opened, data, device=training.device)
         kept = hold_out(data.train, holdout)[0]
         maker = ArmMaker(opened, kept, config, progress=o.progress_bar(), note=o.note)
@@ -180,7 +184,7 @@ def _keep_students(result: Result, run: RunFolder) -> None:
 
 
 def _file_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in name).strip("-") or "arm"
+    return "".join(letter if letter.isalnum() else "-" for letter in name)[:50].strip("-") or "arm"
 
 
 def _table(value: Mapping[str, Any]) -> str:

@@ -62,7 +62,7 @@ def hints(
 
     Writes hints.json, similarity.npz and report.html to --out.
     """
-    arguments = o.recipe(locals(), leave_out=("memory",))
+    arguments = o.recipe(locals(), of_machine=("memory",))
     from keyhole.arms import parse_count
     from keyhole.files import write_arrays, write_json, write_text
     from keyhole.hints.choice import ChoiceConfig, choose_hints
@@ -75,7 +75,7 @@ def hints(
     rule = Rule(choose.clustering, parse_count(choose.count), choose.center, choose.hint, seed)
     config = ChoiceConfig(
         samples=choose.samples,
-        metrics=tuple(choose.metric.split(",")),
+        metrics=tuple(name.strip() for name in choose.metric.split(",")),
         layers=choose.layers,
         draws=stability,
         bare=bare,
@@ -83,7 +83,7 @@ def hints(
     )
     look = ObserveConfig(grid=grid, batch_size=batch_size, memory_mib=memory, precision=arguments["precision"])
     with open_run(out, "hints", arguments, resume=True) as run:
-        opened, data = o.open_both(teacher, network, images)
+        opened, data = o.open_both(teacher, network, images, seed=seed)
         o.check_teacher(opened, data, device=device)
         found = choose_hints(
             opened,

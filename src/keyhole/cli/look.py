@@ -66,6 +66,7 @@ def layers(
     from keyhole.models.layers import stage_ends
     from keyhole.models.zoo import build, load
 
+    o.refuse_beside_file(model, network)
     if model.endswith(".safetensors"):
         opened = load(model)
     else:
@@ -99,6 +100,8 @@ def demo(
     Example: keyhole demo --out demo-out
     """
     from keyhole.demo import run_demo
+    from keyhole.runs import open_run
 
-    value = run_demo(out, seeds=seeds, epochs=epochs, device=device, progress=o.progress_bar(), note=o.note)
+    with open_run(out, "demo", {"seeds": seeds, "epochs": epochs, "machine": {"device": device}}, resume=True) as run:
+        value = run_demo(run.path, seeds=seeds, epochs=epochs, device=device, progress=o.progress_bar(), note=o.note)
     o.emit(value.summary, value.text, as_json=json)

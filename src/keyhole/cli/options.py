@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -132,16 +133,39 @@ def _of_group(group: Any) -> list[inspect.Parameter]:
     ]
 
 
-def recipe(options: Mapping[str, Any], *, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the options of a command that decide its result, as JSON values; the precision is the one taken here."""
+def recipe(options: Mapping[str, Any], *, of_machine: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the options of a command as JSON values, for the recipe of its run.
+
+    The precision is the one that is taken here. Files that options name stand with their SHA-256, so that a run is not
+    resumed with other ones; what may differ then (device, workers and ``of_machine``) stands apart under ``machine``.
+
+    Raises:
+        SettingError: A number is not finite.
+    """
     from keyhole.runtime import choose_device, choose_precision
 
-    never = ("out", "json", "resume", "device", "workers", *leave_out)
+    of_machine = ("device", "workers", *of_machine)
     flat: dict[str, Any] = {}
     for key, value in options.items():
         flat |= vars(value) if is_dataclass(value) else {key: value}
-    kept = {key: str(value) if isinstance(value, Path) else value for key, value in flat.items() if key not in never}
-    return kept | {"precision": choose_precision(flat["precision"], choose_device(flat["device"]))}
+    for key, value in flat.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SettingError(f"--{key.replace('_', '-')} is {value}; expected a finite number.")
+    told = {key: str(value) if isinstance(value, Path) else value for key, value in flat.items()}
+    kept = {key: value for key, value in told.items() if key not in ("out", "json", "resume", *of_machine)}
+    return kept | {
+        "precision": choose_precision(flat["precision"], choose_device(flat["device"])),
+        "files": fingerprints([value for value in kept.values() if isinstance(value, str)]),
+        "machine": {key: told[key] for key in of_machine if key in told},
+    }
+
+
+def fingerprints(names: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of each weight file and ``hints.json`` among some texts that may name one."""
+    from keyhole.files import sha256
+
+    ends = (".safetensors", ".pt", ".pth", ".json", ".bin")
+    return {name: sha256(Path(name)) for name in names if name.endswith(ends) and Path(name).is_file()}
 
 
 def emit(value: Mapping[str, Any], text: str, *, as_json: bool) -> None:
@@ -158,10 +182,12 @@ def input_spec(name: str, data: str, given: InputOptions) -> InputSpec | None:
     """Return what a network expects of its images: as given, else that of the data; None lets the network decide."""
     from keyhole.data.sources import default_input
     from keyhole.models.network import InputSpec
-    from keyhole.models.zoo import CIFAR100_INPUT, build
+    from keyhole.models.zoo import CIFAR100_INPUT, build, load
 
     size_px, mean, std = given.input_size, given.mean, given.std
-    if name.startswith("timm:") and not (size_px and mean):
+    if name.endswith(".safetensors"):
+        own = load(name).input
+    elif name.startswith("timm:") and not (size_px and mean):
         own = build(name, classes=1).input
     else:
         own = default_input(data) or CIFAR100_INPUT
@@ -185,8 +211,18 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
         ) from error
 
 
-def open_both(name: str, network: NetworkOptions, images: DataOptions) -> tuple[Network, Data]:
-    """Return a network and data that fit together."""
+def refuse_beside_file(name: str, network: NetworkOptions) -> None:
+    """Refuse options that a ``.safetensors`` model, which brings its own weights and input, would ignore."""
+    given = [key for key, value in vars(network).items() if value is not None]
+    if name.endswith(".safetensors") and given:
+        option = given[0].replace("_", "-")
+        raise SettingError(f"{name} brings its own {given[0]}; leave --{option} out, or name the network instead.")
+
+
+def open_both(name: str, network: NetworkOptions, images: DataOptions, *, seed: int = 0) -> tuple[Network, Data]:
+    """Return a network and data that fit together; weights that are not given are drawn from the seed."""
+    import torch
+
     from keyhole.data.sources import open_data
     from keyhole.models.zoo import build, load
     from keyhole.progress import bar
@@ -194,6 +230,8 @@ def open_both(name: str, network: NetworkOptions, images: DataOptions) -> tuple[
     def opened(spec: InputSpec | None) -> Data:
         return open_data(images.data, images.root, input=spec, workers=images.workers, progress=bar)
 
+    refuse_beside_file(name, network)
+    torch.manual_seed(seed)
     if name.endswith(".safetensors"):
         loaded = load(name)
         return loaded, opened(loaded.input)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -183,7 +184,7 @@ def load_folder(
 
 
 def _labeled(folder: Path, size_px: tuple[int, int], channels: int, workers: int) -> FolderSplit:
-    classes = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+    classes = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
     found = [(path, label) for label, name in enumerate(classes) for path in _images(folder / name)]
     if not found:
         raise DataError(f"No image under {folder}; expected {folder}/CLASS/IMAGE.jpg.")
@@ -193,4 +194,17 @@ def _labeled(folder: Path, size_px: tuple[int, int], channels: int, workers: int
 
 
 def _images(folder: Path) -> tuple[Path, ...]:
-    return tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS and path.is_file()))
+    """Return all images below a folder, through links as well; what is hidden is left out."""
+
+    def unreadable(error: OSError) -> None:
+        raise DataError(f"Cannot read the folder {error.filename}: {error.strerror}. Allow reading, or remove it.")
+
+    found: list[Path] = []
+    seen: set[str] = set()
+    for here, below, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        real = os.path.realpath(here)
+        below[:] = [] if real in seen else [name for name in below if not name.startswith(".")]
+        if real not in seen:
+            found += [Path(here, name) for name in names if not name.startswith(".")]
+        seen.add(real)
+    return tuple(sorted(path for path in found if path.suffix.lower() in _ENDINGS and path.is_file()))

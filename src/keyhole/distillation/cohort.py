@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -71,8 +72,11 @@ class TrainConfig:
             raise unknown_name("schedule", self.schedule, SCHEDULES)
         zero = ("lr", "momentum", "weight_decay", "warmup_epochs", "seed")
         for name, low in (("epochs", 1), ("batch_size", 1), *((name, 0) for name in zero)):
-            if not low <= getattr(self, name) < math.inf:
-                raise SettingError(f"{name} is {getattr(self, name)}; expected a number >= {low}.")
+            value = getattr(self, name)
+            if not low <= value < (2**63 if isinstance(value, int) else math.inf):  # nor NaN
+                raise SettingError(f"{name} is {value}; expected a number >= {low} and below 2^63.")
+        if not all(0 <= fraction <= 1 for fraction in self.milestones):
+            raise SettingError(f"milestones are {self.milestones}; expected fractions of the epochs, 0 to 1.")
         if self.nesterov and not self.momentum:
             raise SettingError("nesterov needs a momentum above 0; got 0.")
         check_precision(self.precision)
@@ -232,6 +236,8 @@ class Cohort:
         for module in (network.module, terms):
             module.to(self.device).to(memory_format=torch.channels_last)
         parameters = [*network.module.parameters(), *terms.parameters()]
+        if not parameters:
+            raise SettingError(f"{arm.student} has no parameters to train. Take another student.")
         optimizer = torch.optim.SGD(
             parameters,
             lr=self.config.lr,
@@ -301,7 +307,7 @@ class Cohort:
         torch.set_rng_state(state)
 
     def _learn(self, learner: Learner, lesson: Lesson, rate: float) -> None:
-        with autocast(self.device, self.config.precision):
+        with autocast(self.device, self.config.precision), _told_batch_norm(learner.arm):
             logits, features = learner.tapped(lesson.views[learner.arm.input])
             answer, hints = lesson.taught or (None, {})
             view = View(logits, features, answer, hints, lesson.batch.labels, lesson.batch.indices)
@@ -357,7 +363,8 @@ class Cohort:
             tensors |= {f"{i}.sum.{name}": tensor for name, tensor in learner.sums.items()}
         values = [{"history": learner.history, "best_epoch": learner.best_epoch} for learner in self.learners]
         names = [learner.arm.name for learner in self.learners]
-        return tensors, {"arms": names, "learners": values, "dropped": self.dropped}
+        losses = [_told_loss(learner.arm) for learner in self.learners]
+        return tensors, {"arms": names, "losses": losses, "learners": values, "dropped": self.dropped}
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take over a state that :meth:`state` gave.
@@ -370,6 +377,11 @@ class Cohort:
         names = [learner.arm.name for learner in self.learners]
         if values.get("arms") != names:
             raise WeightsError(f"The checkpoint holds the arms {values.get('arms')}, expected {names}.")
+        for learner, old in zip(self.learners, values.get("losses", ()), strict=False):
+            if old != (new := _told_loss(learner.arm)):
+                raise WeightsError(
+                    f"The checkpoint's arm {learner.arm.name} learned by {old}, not by {new}. Start anew."
+                )
         torch.set_rng_state(tensors["rng"])
         if "rng_cuda" in tensors and self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["rng_cuda"])
@@ -401,6 +413,25 @@ def _draws_random_numbers(network: Network) -> bool:
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+@contextmanager
+def _told_batch_norm(arm: Arm) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise SettingError(
+            f"Arm {arm.name}: batch norm needs more than one value a channel, and a batch of one image has one "
+            "in a feature of one pixel. Raise --batch-size."
+        ) from error
+
+
+def _told_loss(arm: Arm) -> str:
+    """Return terms and hints in one line; two arms with the same line learn the same."""
+    terms = " + ".join(f"{term.weight:g} {term.name} {term.temperature or ''}".rstrip() for term in arm.terms)
+    return terms + "".join(f"; {pair.teacher} -> {pair.student}" for pair in arm.hints)
 
 
 def _last_pair(arm: Arm, teacher: Network | None) -> tuple[HintPair, ...]:

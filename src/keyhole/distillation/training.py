@@ -118,13 +118,13 @@ def fit(
             step += 1
             due = checkpointing is not None and time.perf_counter() - saved > checkpointing.every_s
             if due or step == 1 or step % 100 == 0:  # in the first step, a broken teacher shows in its own term alone
-                _check_finite(cohort, f"in epoch {epoch + 1}, step {step}", diverging)
+                _check_finite(cohort, f"in epoch {epoch + 1}, step {step}", diverging, checkpointing)
             if due:
                 saved = time.perf_counter()
                 _save(cohort, checkpointing, len(train), (epoch, step), seconds + saved - started)
             if not cohort.learners:
                 break
-        _check_finite(cohort, f"in epoch {epoch + 1}", diverging)
+        _check_finite(cohort, f"in epoch {epoch + 1}", diverging, checkpointing)
         rate = config.rate(epoch + (steps - 1) / steps)
         for learner in cohort.learners:
             record = _close_epoch(cohort, learner, epoch + 1, steps, rate, held_out)
@@ -136,12 +136,13 @@ def fit(
     return Trained(tuple(_outcome(learner) for learner in cohort.learners), earlier, dict(cohort.dropped))
 
 
-def _check_finite(cohort: Cohort, where: str, diverging: str) -> None:
+def _check_finite(cohort: Cohort, where: str, diverging: str, checkpointing: Checkpointing | None) -> None:
     for name, why in cohort.diverged(where).items():
         if diverging == "raise":
+            kept = checkpointing is not None and checkpointing.path.is_file()
             raise DivergenceError(
-                f"Arm {name}: {why}. The last good checkpoint is kept; "
-                "lower --lr or the weight of a term, or use --precision fp32."
+                f"Arm {name}: {why}. Lower --lr or the weight of a term, or use --precision fp32, with another --out"
+                + (f"; the last good checkpoint is kept in {checkpointing.path}." if checkpointing and kept else ".")
             )
         cohort.drop(name, why)
 
@@ -188,6 +189,8 @@ def _restore(cohort: Cohort, checkpointing: Checkpointing | None, images: int) -
     if checkpointing is None or not checkpointing.resume or not checkpointing.path.is_file():
         return 0, 0, 0.0
     tensors, values = read_tensors(checkpointing.path)
+    if not isinstance(values.get("config"), dict):
+        raise RunError(f"{checkpointing.path} is no checkpoint of a cohort. Choose another --out.")
     made, wanted = values["config"], json.loads(json.dumps({**asdict(cohort.config), "images": images}))
     for name in wanted.keys() - {"compile", "device"}:
         if made.get(name) != wanted[name]:

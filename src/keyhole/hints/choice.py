@@ -15,8 +15,8 @@ from torch import Tensor
 from keyhole.data.splits import Split
 from keyhole.errors import DataError, SettingError, unknown_name
 from keyhole.hints.moments import Moments, ObserveConfig, observe
-from keyhole.hints.selection import Rule, Selection, select, stability
-from keyhole.hints.similarity import METRICS, consensus, similarities
+from keyhole.hints.selection import Rule, Selection, check_rule, select, stability
+from keyhole.hints.similarity import LEAST_IMAGES, METRICS, consensus, similarities
 from keyhole.models.frozen import freeze
 from keyhole.models.layers import Layer, layers
 from keyhole.models.network import Network
@@ -184,14 +184,17 @@ def choose_hints(
     device = device or torch.device("cpu")
     rule, config, look = rule or Rule(), config or ChoiceConfig(), look or ObserveConfig()
     candidates = layers(teacher, config.layers)
+    check_rule(candidates, rule)
     random = np.random.default_rng([config.seed, 4])
     positions = torch.from_numpy(random.permutation(len(images))[: config.samples].copy())
     sample = images.subset(positions)
     names = [layer.name for layer in candidates]
-    moments = observe(teacher, sample, names, config=replace(look, rbf=True), device=device, progress=progress)
+    metrics = [name for name in METRICS if name in config.metrics or len(sample) >= LEAST_IMAGES.get(name, 2)]
+    look = replace(look, rbf="rbf_cka" in metrics)
+    moments = observe(teacher, sample, names, config=look, device=device, progress=progress)
 
     started = time.perf_counter()
-    matrices = {name: values[0] for name, values in similarities(moments, METRICS, progress=progress).items()}
+    matrices = {name: values[0] for name, values in similarities(moments, metrics, progress=progress).items()}
     metrics_s = moments.seconds["sums"] + time.perf_counter() - started
 
     started = time.perf_counter()

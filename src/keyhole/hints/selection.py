@@ -92,8 +92,7 @@ def select(candidates: Sequence[Layer], similarities: Float[np.ndarray, "l l"] |
         ['layer1.2', 'layer2.2', 'layer3.2']
     """
     total = len(candidates)
-    if rule.count is not None and not 1 <= rule.count <= total:
-        raise SettingError(f"Cannot choose {rule.count} hints from {total} layers; choose 1 to {total}.")
+    check_rule(candidates, rule)
     if rule.clustering in CONTROLS and rule.clustering != "reverse":
         return Selection(_control(candidates, rule), None, {})
     if similarities is None:
@@ -108,6 +107,19 @@ def select(candidates: Sequence[Layer], similarities: Float[np.ndarray, "l l"] |
     clusters = _cluster(distance, rule, count)
     hints = hint_layers(clusters, rule.hint)
     return Selection(hints[::-1] if rule.clustering == "reverse" else hints, clusters, silhouettes)
+
+
+def check_rule(candidates: Sequence[Layer], rule: Rule) -> None:
+    """Check that a rule can choose from these layers.
+
+    Raises:
+        SettingError: It wants more hints than there are layers or stages.
+    """
+    total = len(candidates)
+    if rule.count is not None and not 1 <= rule.count <= total:
+        raise SettingError(f"Cannot choose {rule.count} hints from {total} layers; choose 1 to {total}.")
+    if rule.clustering == "stage-ends" and (rule.count or 0) > (ends := len(stage_ends(candidates))):
+        raise SettingError(f"Cannot choose {rule.count} stage ends; the network has {ends} stages. Lower --count.")
 
 
 def to_distance(similarities: Float[np.ndarray, "l l"]) -> Float[np.ndarray, "l l"]:
@@ -147,8 +159,6 @@ def _control(candidates: Sequence[Layer], rule: Rule) -> tuple[int, ...]:
     ends = [position[layer.name] for layer in stage_ends(candidates)]
     count = rule.count or len(ends)
     if rule.clustering == "stage-ends":
-        if count > len(ends):
-            raise SettingError(f"Cannot choose {count} stage ends; the network has {len(ends)} stages. Lower --count.")
         return tuple(ends[-count:])
     if rule.clustering == "uniform":
         return tuple(int((k + 0.5) * total / count) for k in range(count))

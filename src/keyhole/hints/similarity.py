@@ -15,6 +15,7 @@ from keyhole.hints.moments import Moments
 from keyhole.progress import Progress, silent
 
 METRICS = ("r2_cca", "linear_cka", "debiased_cka", "rbf_cka", "procrustes")
+LEAST_IMAGES = {"debiased_cka": 4, "rbf_cka": 4}  # of the others: 2
 
 _WORKING_BYTES = 128 << 20  # of one intermediate; several stand at a time
 
@@ -104,7 +105,7 @@ def _check(moments: Moments, metrics: Sequence[str], parts: Bool[Tensor, "s b"])
     for metric in metrics:
         if metric not in METRICS:
             raise unknown_name("metric", metric, METRICS)
-        least = 4 if metric in ("debiased_cka", "rbf_cka") else 2
+        least = LEAST_IMAGES.get(metric, 2)
         if fewest < least:
             raise SettingError(f"{metric} compares layers over at least {least} images; raise --samples.")
     if "rbf_cka" in metrics and moments.rbf is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from keyhole.errors import SettingError, ShapeError
+
+_MOST_PX = 16384  # a side; beyond it a typing error is likelier than an image
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,12 @@ class InputSpec:
             raise SettingError(
                 f"Mean has {len(self.mean)} values and std {len(self.std)}; expected one each per color channel."
             )
-        if min(self.std) <= 0 or min(self.size_px) < 1:
-            raise SettingError(f"Input size {self.size_px} and std {self.std} must be positive.")
+        if not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise SettingError(f"Mean {self.mean} and std {self.std} must be finite numbers.")
+        if min(self.std) <= 0 or not 1 <= min(self.size_px) <= max(self.size_px) <= _MOST_PX:
+            raise SettingError(
+                f"Input size {self.size_px} (1 to {_MOST_PX} pixels) and std {self.std} must be positive."
+            )
 
     @property
     def channels(self) -> int:
@@ -50,7 +57,8 @@ class InputSpec:
         """
         if images.ndim != 4 or images.shape[1] != self.channels:
             raise ShapeError(
-                f"Images have the shape {tuple(images.shape)}; expected (n, {self.channels}, height, width) in [0, 1]."
+                f"Images have the shape {tuple(images.shape)}; expected (n, {self.channels}, height, width) in [0, 1]. "
+                "Give --mean and --std one value for each color channel of the images."
             )
         if tuple(images.shape[-2:]) != self.size_px:
             shrinks = images.shape[-2] >= self.size_px[0] and images.shape[-1] >= self.size_px[1]

@@ -1,11 +1,12 @@
-"""Networks by name: built in, ``timm:NAME``, or ``package.module:function``; and their weights."""
+"""Networks by name: built in, ``timm:NAME``, ``package.module:function``, or a file of Keyhole; and their weights."""
 
 from __future__ import annotations
 
 import importlib
 import pickle
+import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from keyhole.errors import SettingError, UnknownNameError, WeightsError, unknown_name
 from keyhole.files import read_tensors, write_tensors
-from keyhole.models.network import InputSpec, Network
+from keyhole.models.network import InputSpec, Network, evaluating, random_images
 from keyhole.models.resnet import CIFAR_RESNETS, CifarResNet
 
 # The normalization of the published CIFAR-100 weights: mean and standard deviation of the training images.
@@ -31,8 +32,8 @@ def build(
     """Return the network of a name, on the CPU, in evaluation mode.
 
     Args:
-        name: A built-in name (``resnet20``), ``timm:NAME``, or ``package.module:function``; the function is
-            called with ``classes`` and returns a module.
+        name: A built-in name (``resnet20``), ``timm:NAME``, ``package.module:function`` (the function is called with
+            ``classes`` and returns a module), or a ``.safetensors`` file of Keyhole, which brings its weights along.
         classes: Number of outputs.
         input: Size and normalization. Built-in networks take that of CIFAR-100 when it is missing, timm
             networks their own; a function has none, so it must be given.
@@ -42,16 +43,21 @@ def build(
     Raises:
         UnknownNameError: No such network; the nearest names are listed.
         SettingError: ``input`` is missing where it must be given, or the function returns no module.
-        WeightsError: The file cannot be read, or belongs to another architecture.
+        WeightsError: The file cannot be read, or belongs to another architecture or number of classes.
 
     Example:
         >>> build("resnet110", classes=100).parameters
         1736564
     """
-    if name.startswith("timm:"):
+    if name.endswith(".safetensors"):
+        network = load(name)
+        if network.classes != classes:
+            raise WeightsError(f"{name} has {network.classes} outputs, expected {classes}. Take another file.")
+        network = replace(network, input=input or network.input)
+    elif name.startswith("timm:"):
         network = _build_timm(name, classes, input)
     elif ":" in name:
-        network = _build_function(name, classes, input)
+        network = _build_function(name, classes, input or _input_of(weights))
     elif name in CIFAR_RESNETS:
         spec = input or CIFAR100_INPUT
         depth, channels = CIFAR_RESNETS[name]
@@ -63,6 +69,16 @@ def build(
         load_weights(network.module, Path(weights))
     network.module.eval()
     return network
+
+
+def _input_of(weights: Path | str | None) -> InputSpec | None:
+    """Return the input that a weight file of Keyhole tells of; None for other files."""
+    if weights is None or not str(weights).endswith(".safetensors"):
+        return None
+    try:
+        return _described(read_tensors(Path(weights))[1])[2]
+    except (LookupError, TypeError, ValueError):
+        return None
 
 
 def save(network: Network, path: Path | str, *, about: Mapping[str, Any] | None = None) -> None:
@@ -80,8 +96,11 @@ def save(network: Network, path: Path | str, *, about: Mapping[str, Any] | None 
 def load(path: Path | str) -> Network:
     """Return a network that :func:`save` wrote, ready to use: on the CPU, in evaluation mode.
 
+    A file never decides what code runs: one that was made by a function of the user's (``package.module:function``) is
+    refused, and is read by naming that function, ``build("package.module:function", ..., weights=path)``.
+
     Raises:
-        WeightsError: The file is missing, broken, or was not written by Keyhole.
+        WeightsError: The file is missing, broken, was not written by Keyhole, or names a function.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -93,14 +112,30 @@ def load(path: Path | str) -> Network:
     """
     tensors, metadata = read_tensors(Path(path))
     try:
-        name, classes, raw = (metadata["network"][key] for key in ("name", "classes", "input"))
-        spec = InputSpec((raw["size_px"][0], raw["size_px"][1]), tuple(raw["mean"]), tuple(raw["std"]))
-    except (LookupError, TypeError) as error:
+        name, classes, spec = _described(metadata)
+    except (LookupError, TypeError, ValueError) as error:
         message = f"{path} does not say which network it holds; build it by name with these weights instead."
         raise WeightsError(message) from error
+    if name not in CIFAR_RESNETS and not name.startswith("timm:"):
+        raise WeightsError(
+            f"{path} was made by {name!r}, and a file may not choose the code that runs. "
+            f"If you trust that function, name it as the model and this file as its weights."
+        )
     network = build(name, classes=classes, input=spec)
     fill(network.module, tensors, source=str(path))
     return network
+
+
+def _described(metadata: Mapping[str, Any]) -> tuple[str, int, InputSpec]:
+    """Return name, classes and input from metadata that :func:`save` wrote; anything odd is a TypeError or the like."""
+    name, classes, raw = (metadata["network"][key] for key in ("name", "classes", "input"))
+    size, mean, std = raw["size_px"], raw["mean"], raw["std"]
+    whole = [classes, *size]
+    if not isinstance(name, str) or any(type(value) is not int or value < 1 for value in whole) or len(size) != 2:
+        raise TypeError
+    if any(type(value) not in (int, float) for value in (*mean, *std)):
+        raise TypeError
+    return name, classes, InputSpec((size[0], size[1]), tuple(map(float, mean)), tuple(map(float, std)))
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -142,7 +177,9 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> No
                 f"{source} belongs to another model: {name} has the shape {tuple(found.shape)}, "
                 f"expected {tuple(tensor.shape)}."
             )
-        if found.is_floating_point() and not bool(torch.isfinite(found).all()):
+        if found.is_complex() != tensor.is_complex() or found.is_floating_point() != tensor.is_floating_point():
+            raise WeightsError(f"{source}: {name} is {found.dtype}, expected {tensor.dtype}. Take another weight file.")
+        if found.is_floating_point() and not bool(torch.isfinite(found.float()).all()):
             raise WeightsError(f"{source}: {name} holds NaN or infinity. Take another weight file.")
     if extra := next((name for name in tensors if name not in own), None):
         raise WeightsError(
@@ -155,7 +192,9 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     if path.stat().st_size == 0:
         raise WeightsError(f"{path} is empty. Copy or download it again.")
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # about pickles of other kinds, which then fail
+            warnings.simplefilter("ignore")
+            value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "global" in str(error).lower():  # it names a function or class to be called
             raise WeightsError(
@@ -169,12 +208,17 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
             value = value[key]
             break
-    if not isinstance(value, Mapping) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
+    if not isinstance(value, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
+    ):
         raise WeightsError(f"{path} holds no state dict (name to tensor). Save model.state_dict().")
+    for name, tensor in value.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise WeightsError(f"{path}: {name} is sparse, quantized or empty; expected plain tensors. Save such ones.")
     return dict(value)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return text[0][:160].rstrip(".") if text else type(error).__name__
 
@@ -209,15 +253,38 @@ def _build_function(name: str, classes: int, spec: InputSpec | None) -> Network:
     module_name, _, function_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, TypeError, ValueError) as error:  # the last two: an empty or a relative name
+    except (Exception, SystemExit) as error:  # the user's own file may raise anything
         raise UnknownNameError(f"Cannot import {module_name!r} of {name!r}: {_one_line(error)}.") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise unknown_name(f"function in {module_name}", function_name, callables)
-    made = function(classes=classes)
+    try:
+        made = function(classes=classes)
+    except (Exception, SystemExit) as error:
+        raise SettingError(f"{name} failed when called with classes={classes}: {_one_line(error)}.") from error
     if not isinstance(made, nn.Module):
         raise SettingError(f"{name} returned a {type(made).__name__}; expected a torch.nn.Module.")
     if spec is None:
         raise SettingError(f"{name} needs its input: give --input-size, --mean and --std.")
-    return Network(name, made, spec, classes)
+    network = Network(name, made, spec, classes)
+    _try(network)
+    return network
+
+
+def _try(network: Network) -> None:
+    """Check on two images of noise that a user's module gives logits."""
+    try:
+        with torch.no_grad(), evaluating(network.module):
+            logits = network.module(random_images(network, 2))
+    except (Exception, SystemExit) as error:
+        size = " x ".join(map(str, network.input.size_px))
+        raise SettingError(
+            f"{network.name} fails on images of {network.input.channels} x {size}: {_one_line(error)}. "
+            "Check --input-size, --mean and --std."
+        ) from error
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if found != (2, network.classes):
+        raise SettingError(
+            f"{network.name} gave {found} for two images; expected logits of the shape (2, {network.classes})."
+        )

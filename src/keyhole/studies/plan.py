@@ -14,6 +14,7 @@ from typing import Any
 from keyhole.arms import ArmPlan, parse_count, read_arm
 from keyhole.distillation.cohort import TrainConfig
 from keyhole.errors import DataError, SettingError, unknown_name
+from keyhole.files import sha256
 
 _OWN = ".safetensors"
 EVERY = "combinations"  # as hints: all combinations of candidate layers
@@ -79,8 +80,8 @@ class Study:
         config = asdict(replace(self.config, seed=cell.seed))
         settings = {key: value for key, value in config.items() if key not in ("device", "compile")}
         told = {
-            "teacher": fingerprint(Path(self.teacher)) if self.teacher.endswith(_OWN) else self.teacher,
-            "weights": fingerprint(self.weights) if self.weights else None,
+            "teacher": sha256(Path(self.teacher)) if self.teacher.endswith(_OWN) else self.teacher,
+            "weights": sha256(self.weights) if self.weights else None,
             "data": self.data,
             "holdout": self.holdout,
             "arm": asdict(cell.plan),
@@ -88,21 +89,6 @@ class Study:
         }
         value: dict[str, Any] = json.loads(json.dumps(told))
         return value
-
-
-def fingerprint(path: Path) -> str:
-    """Return the SHA-256 of a file.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(
-            f"Cannot read {path}: {error.strerror}. The study names that file as its teacher or weights."
-        ) from error
 
 
 def read_study(path: Path) -> Study:
@@ -121,7 +107,7 @@ def read_study(path: Path) -> Study:
         value = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}. 'keyhole study' takes a TOML file.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path} is not TOML: {error}.") from error
     for key in value:
         if key not in _KEYS:
