@@ -722,6 +722,23 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
+def test_a_network_that_prints_does_not_mix_with_the_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loud_nets.py").write_text(
+        "from torch import nn\n"
+        "print('imported')\n"
+        "class Loud(nn.Sequential):\n"
+        "    def forward(self, x):\n"
+        "        print('forward')\n"
+        "        return super().forward(x)\n"
+        "def small(classes):\n"
+        "    return Loud(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    found = keyhole("train", "--model", "loud_nets:small", *QUICK, "--epochs", 1, "--json", "--out", tmp_path / "run")
+    assert 0 < found.json["top1"]["last"] < 100
+    assert "forward" in found.err
+
+
 def test_a_file_called_like_a_module_hides_nothing(tmp_path: Path) -> None:
     for name in ("random", "PIL", "torch"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('hidden')")

@@ -88,6 +88,7 @@ def layers(
     )
 
 
+@o.command
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo-out"),
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 5,

@@ -7,6 +7,8 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import redirect_stdout
+from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from keyhole.data.sources import Data
     from keyhole.distillation.cohort import TrainConfig
     from keyhole.models.network import InputSpec, Network
+
+_results: ContextVar[Any] = ContextVar("where results are printed")
 
 _NAMES = "resnet20, timm:NAME, package.module:function, or a .safetensors file of Keyhole"
 
@@ -112,7 +116,9 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             name: group(**{field.name: given.pop(field.name) for field in fields(group)})
             for name, group in groups.items()
         }
-        function(**parts, **given)
+        _results.set(sys.stdout)
+        with redirect_stdout(sys.stderr):  # a network that prints shall not mix with what a program reads
+            function(**parts, **given)
 
     run.__name__, run.__doc__ = function.__name__, function.__doc__
     run.__annotations__ = {option.name: option.annotation for option in options}
@@ -170,7 +176,7 @@ def fingerprints(names: Iterable[str]) -> dict[str, str]:
 
 def emit(value: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     """Print a result, for programs or for people."""
-    typer.echo(json.dumps(value) if as_json else text)
+    typer.echo(json.dumps(value) if as_json else text, file=_results.get(sys.stdout))
 
 
 def note(text: str) -> None:
