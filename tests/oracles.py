@@ -238,6 +238,33 @@ def r2_cca(x: np.ndarray, y: np.ndarray) -> float:
     return float((correlations**2).sum() / min(x.shape[1], y.shape[1]))
 
 
+def svcca(x: np.ndarray, y: np.ndarray, variance: float = 0.99) -> float:
+    """Return the mean canonical correlation of the fewest principal directions that carry a part of the variance."""
+    bases = []
+    for z in (x, y):
+        left, values, _ = np.linalg.svd(z - z.mean(0), full_matrices=False)
+        share = np.cumsum(values**2) / np.sum(values**2)
+        bases.append(left[:, : int(np.searchsorted(share, variance * (1 - 1e-12))) + 1])
+    found = np.linalg.svd(bases[0].T @ bases[1], compute_uv=False)
+    return float(found.sum() / min(base.shape[1] for base in bases))
+
+
+def pwcca(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the canonical correlations weighted by the summed projections of x's channels on their directions."""
+    x, y = x - x.mean(0), y - y.mean(0)
+    bases = []
+    for z in (x, y):
+        left, values, _ = np.linalg.svd(z, full_matrices=False)
+        bases.append(left[:, values**2 > 1e-10 * values[0] ** 2])
+    turn, correlations, _ = np.linalg.svd(bases[0].T @ bases[1], full_matrices=False)
+    above = below = 0.0
+    for k, correlation in enumerate(correlations):
+        direction = bases[0] @ turn[:, k]
+        weight = sum(abs(float(direction @ x[:, j])) for j in range(x.shape[1]))
+        above, below = above + weight * float(correlation), below + weight
+    return above / below
+
+
 def procrustes(x: np.ndarray, y: np.ndarray) -> float:
     """Return 1 - d^2 / 2, d the distance of the normalized layers after the rotation that scipy finds."""
     from scipy.linalg import orthogonal_procrustes

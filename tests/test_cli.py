@@ -23,7 +23,7 @@ import torch
 import typer.main
 
 from keyhole.cli import app, main
-from keyhole.hints.similarity import METRICS
+from keyhole.hints.similarity import ALWAYS
 from keyhole.models.layers import layers
 from keyhole.models.zoo import build, load
 
@@ -238,8 +238,8 @@ def test_hints_writes_all_that_it_says(runs: Path, looked: Ran) -> None:
     assert len(value["hints"]) == value["count"] == 2
     assert (value["teacher"], value["data"], value["samples"]) == ("resnet14", "digits", 300)
     with np.load(runs / "hints" / "similarity.npz") as arrays:
-        assert set(arrays) == set(METRICS)
-        for name in METRICS:
+        assert set(arrays) == set(ALWAYS)
+        for name in ALWAYS:
             assert arrays[name].shape == (6, 6)
             np.testing.assert_allclose(arrays[name], arrays[name].T)
             if name != "r2_cca":  # a dead channel counts
@@ -260,7 +260,7 @@ def test_hints_for_people(teacher: Path, tmp_path: Path) -> None:
     assert "over 100 images" in last
     assert value["metric"] == "consensus"
     with np.load(tmp_path / "similarity.npz") as arrays:
-        assert set(arrays) == {*METRICS, "consensus"}
+        assert set(arrays) == {*ALWAYS, "consensus"}
 
 
 def test_hints_may_be_chosen_again_into_the_same_folder(teacher: Path, tmp_path: Path) -> None:

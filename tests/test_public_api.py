@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import subprocess
 import sys
@@ -55,12 +56,7 @@ def test_the_import_is_light_and_types_are_given_away() -> None:
 
 
 def test_the_type_checker_sees_the_names_that_are_there() -> None:
-    source = inspect.getsource(keyhole)
-    block = source.partition("if TYPE_CHECKING:")[2].partition("_HOMES")[0]
-    named = {
-        name.strip()
-        for line in block.splitlines()
-        if " import " in line
-        for name in line.split(" import ")[1].split(",")
-    }
+    tree = ast.parse(inspect.getsource(keyhole))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    named = {alias.name for node in ast.walk(block) if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert named == set(keyhole.__all__)

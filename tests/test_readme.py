@@ -29,11 +29,22 @@ def test_commands_and_their_options_exist() -> None:
 
     text = "\n".join(blocks("sh")).replace("\\\n", " ")
     lines = [line.split() for line in text.splitlines() if line.startswith("keyhole ")]
-    assert {line[1] for line in lines} == {"hints", "distill", "evaluate"}
+    assert {line[1] for line in lines} == {"hints", "distill", "evaluate", "study"}
     for line in lines:
         shown = CliRunner().invoke(app, [line[1], "--help"], env={"COLUMNS": "200"}).output
         for option in (word for word in line if word.startswith("--")):
             assert option in shown, (line[1], option)
+
+
+def test_its_study_and_its_cohort_are_read(tmp_path: Path) -> None:
+    from keyhole.arms import read_cohort
+    from keyhole.studies.plan import read_study
+
+    study, cohort = blocks("toml")
+    (tmp_path / "study.toml").write_text(study)
+    (tmp_path / "cohort.toml").write_text(cohort)
+    assert len(read_study(tmp_path / "study.toml").cells) == 3 * 9
+    assert [plan.name for plan in read_cohort(tmp_path / "cohort.toml")] == ["kd", "kd + cluster centers"]
 
 
 def test_files_that_it_links_to_are_there() -> None:
@@ -41,7 +52,7 @@ def test_files_that_it_links_to_are_there() -> None:
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("command", ["hints", "train", "distill", "evaluate", "layers", "demo"])
+@pytest.mark.parametrize("command", ["hints", "train", "distill", "study", "evaluate", "layers", "demo"])
 def test_help_of_each_command_has_an_example(command: str) -> None:
     from keyhole.cli import app
 

@@ -10,18 +10,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from keyhole.arms import ArmMaker, ArmPlan, read_cohort
     from keyhole.data.sources import Data, open_data
-    from keyhole.distillation.adapters import HintAdapter
+    from keyhole.distillation.adapters import HintAdapter, VariationalHead
     from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
+    from keyhole.distillation.contrast import Contrast
     from keyhole.distillation.evaluation import Accuracy, evaluate
     from keyhole.distillation.experiment import Result, run_cohort
-    from keyhole.distillation.losses import attention_loss, hint_loss, soft_target_loss
+    from keyhole.distillation.losses import (
+        attention_loss,
+        correlation_loss,
+        decoupled_loss,
+        hint_loss,
+        similarity_preserving_loss,
+        soft_target_loss,
+        standardize,
+        standardized_loss,
+        transformed_teacher_loss,
+        variational_loss,
+    )
     from keyhole.distillation.matching import match_hints
     from keyhole.distillation.terms import HintPair, Term, parse_terms
     from keyhole.distillation.training import fit
     from keyhole.errors import KeyholeError
     from keyhole.hints.choice import ChoiceConfig, Hints, choose_hints
-    from keyhole.hints.metrics import debiased_cka, linear_cka, procrustes, r2_cca, rbf_cka
+    from keyhole.hints.metrics import debiased_cka, linear_cka, procrustes, pwcca, r2_cca, rbf_cka, svcca
     from keyhole.hints.moments import ObserveConfig, observe
     from keyhole.hints.selection import Rule, Selection, select, stability
     from keyhole.hints.similarity import consensus, similarity
@@ -30,36 +43,132 @@ if TYPE_CHECKING:
     from keyhole.models.network import InputSpec, Network, count_macs
     from keyhole.models.zoo import build, load, save
     from keyhole.reports.pages import hints_page, training_page
+    from keyhole.reports.study_page import study_page
+    from keyhole.studies.board import Board
+    from keyhole.studies.plan import Study, read_study
+    from keyhole.studies.verdict import Verdict, judge
+    from keyhole.studies.work import run_study
 
 _HOMES = {
-    "data.sources": ("Data", "open_data"),
-    "distillation.experiment": ("Result", "run_cohort"),
-    "distillation.evaluation": ("Accuracy", "evaluate"),
-    "distillation.losses": ("attention_loss", "hint_loss", "soft_target_loss"),
+    "arms": (
+        "ArmMaker",
+        "ArmPlan",
+        "read_cohort",
+    ),
+    "data.sources": (
+        "Data",
+        "open_data",
+    ),
+    "distillation.adapters": (
+        "HintAdapter",
+        "VariationalHead",
+    ),
+    "distillation.cohort": (
+        "Arm",
+        "Cohort",
+        "TrainConfig",
+    ),
+    "distillation.contrast": ("Contrast",),
+    "distillation.evaluation": (
+        "Accuracy",
+        "evaluate",
+    ),
+    "distillation.experiment": (
+        "Result",
+        "run_cohort",
+    ),
+    "distillation.losses": (
+        "attention_loss",
+        "correlation_loss",
+        "decoupled_loss",
+        "hint_loss",
+        "similarity_preserving_loss",
+        "soft_target_loss",
+        "standardize",
+        "standardized_loss",
+        "transformed_teacher_loss",
+        "variational_loss",
+    ),
     "distillation.matching": ("match_hints",),
-    "distillation.terms": ("HintPair", "Term", "parse_terms"),
-    "distillation.adapters": ("HintAdapter",),
-    "distillation.cohort": ("Arm", "Cohort", "TrainConfig"),
+    "distillation.terms": (
+        "HintPair",
+        "Term",
+        "parse_terms",
+    ),
     "distillation.training": ("fit",),
     "errors": ("KeyholeError",),
-    "hints.choice": ("ChoiceConfig", "Hints", "choose_hints"),
-    "hints.metrics": ("debiased_cka", "linear_cka", "procrustes", "r2_cca", "rbf_cka"),
-    "hints.moments": ("ObserveConfig", "observe"),
-    "hints.selection": ("Rule", "Selection", "select", "stability"),
-    "hints.similarity": ("consensus", "similarity"),
+    "hints.choice": (
+        "ChoiceConfig",
+        "Hints",
+        "choose_hints",
+    ),
+    "hints.metrics": (
+        "debiased_cka",
+        "linear_cka",
+        "procrustes",
+        "pwcca",
+        "r2_cca",
+        "rbf_cka",
+        "svcca",
+    ),
+    "hints.moments": (
+        "ObserveConfig",
+        "observe",
+    ),
+    "hints.selection": (
+        "Rule",
+        "Selection",
+        "select",
+        "stability",
+    ),
+    "hints.similarity": (
+        "consensus",
+        "similarity",
+    ),
     "models.frozen": ("freeze",),
-    "models.layers": ("Layer", "Tapped", "layers", "tap"),
-    "models.network": ("InputSpec", "Network", "count_macs"),
-    "models.zoo": ("build", "load", "save"),
-    "reports.pages": ("hints_page", "training_page"),
+    "models.layers": (
+        "Layer",
+        "Tapped",
+        "layers",
+        "tap",
+    ),
+    "models.network": (
+        "InputSpec",
+        "Network",
+        "count_macs",
+    ),
+    "models.zoo": (
+        "build",
+        "load",
+        "save",
+    ),
+    "reports.pages": (
+        "hints_page",
+        "training_page",
+    ),
+    "reports.study_page": ("study_page",),
+    "studies.board": ("Board",),
+    "studies.plan": (
+        "Study",
+        "read_study",
+    ),
+    "studies.verdict": (
+        "Verdict",
+        "judge",
+    ),
+    "studies.work": ("run_study",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Accuracy",
     "Arm",
+    "ArmMaker",
+    "ArmPlan",
+    "Board",
     "ChoiceConfig",
     "Cohort",
+    "Contrast",
     "Data",
     "HintAdapter",
     "HintPair",
@@ -72,20 +181,26 @@ __all__ = [
     "Result",
     "Rule",
     "Selection",
+    "Study",
     "Tapped",
     "Term",
     "TrainConfig",
+    "VariationalHead",
+    "Verdict",
     "attention_loss",
     "build",
     "choose_hints",
     "consensus",
+    "correlation_loss",
     "count_macs",
     "debiased_cka",
+    "decoupled_loss",
     "evaluate",
     "fit",
     "freeze",
     "hint_loss",
     "hints_page",
+    "judge",
     "layers",
     "linear_cka",
     "load",
@@ -94,16 +209,27 @@ __all__ = [
     "open_data",
     "parse_terms",
     "procrustes",
+    "pwcca",
     "r2_cca",
     "rbf_cka",
+    "read_cohort",
+    "read_study",
     "run_cohort",
+    "run_study",
     "save",
     "select",
     "similarity",
+    "similarity_preserving_loss",
     "soft_target_loss",
     "stability",
+    "standardize",
+    "standardized_loss",
+    "study_page",
+    "svcca",
     "tap",
     "training_page",
+    "transformed_teacher_loss",
+    "variational_loss",
 ]
 
 

@@ -15,7 +15,7 @@ from keyhole.errors import DataError, SettingError, UnknownNameError
 from keyhole.hints.choice import CONSENSUS, ChoiceConfig, Hints, choose_hints
 from keyhole.hints.moments import ObserveConfig
 from keyhole.hints.selection import CONTROLS, Rule, select, stability
-from keyhole.hints.similarity import METRICS, consensus
+from keyhole.hints.similarity import ALWAYS, consensus
 from keyhole.models.layers import layers
 from keyhole.models.network import Network
 from keyhole.models.zoo import build
@@ -47,7 +47,7 @@ def test_what_is_found_fits_together(found: Hints, teacher: Network) -> None:
     assert found.layers == tuple(layers(teacher))
     names = [layer.name for layer in found.layers]
     assert (found.teacher, found.data, found.metric) == ("resnet14", "digits", "r2_cca")
-    assert list(found.similarities) == list(METRICS)
+    assert list(found.similarities) == list(ALWAYS)
     assert all(matrix.shape == (6, 6) for matrix in found.similarities.values())
     choice = found.choices["r2_cca"]
     assert list(found.choices) == ["r2_cca"]
@@ -79,7 +79,7 @@ def test_the_same_seed_draws_the_same_images(digits: Data, teacher: Network, fou
     )
     assert again.sample_indices == found.sample_indices
     assert again.choices == found.choices
-    assert all(np.array_equal(again.similarities[name], found.similarities[name]) for name in METRICS)
+    assert all(np.array_equal(again.similarities[name], found.similarities[name]) for name in ALWAYS)
     assert set(other.sample_indices) != set(found.sample_indices)
 
 
@@ -120,7 +120,7 @@ def test_several_metrics_decide_by_consensus(digits: Data, teacher: Network) -> 
     config = ChoiceConfig(samples=300, metrics=("debiased_cka", "procrustes"), draws=10)
     found = choose_hints(teacher, digits.train, Rule(count=2), config=config)
     assert list(found.choices) == ["debiased_cka", "procrustes", CONSENSUS]
-    assert set(found.similarities) == {*METRICS, CONSENSUS}
+    assert set(found.similarities) == {*ALWAYS, CONSENSUS}
     agreed = consensus([found.similarities["debiased_cka"], found.similarities["procrustes"]])
     np.testing.assert_array_equal(found.similarities[CONSENSUS], agreed)
     names = [layer.name for layer in found.layers]

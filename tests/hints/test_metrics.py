@@ -12,10 +12,11 @@ from torch import Tensor
 
 import oracles
 from keyhole.errors import DivergenceError, KeyholeError, ShapeError
-from keyhole.hints.metrics import debiased_cka, linear_cka, procrustes, r2_cca, rbf_cka
+from keyhole.hints.metrics import debiased_cka, linear_cka, procrustes, pwcca, r2_cca, rbf_cka, svcca
 
 Metric = Callable[[Tensor, Tensor], float]
-METRICS: list[Metric] = [r2_cca, linear_cka, debiased_cka, rbf_cka, procrustes]
+SYMMETRIC: list[Metric] = [r2_cca, linear_cka, debiased_cka, rbf_cka, procrustes, svcca]
+METRICS: list[Metric] = [*SYMMETRIC, pwcca]
 SIZES = [(50, 3, 3), (50, 7, 2), (40, 1, 5), (30, 1, 1), (12, 20, 9), (9, 4, 30), (200, 16, 64)]
 
 
@@ -35,7 +36,7 @@ def t(value: np.ndarray) -> Tensor:
 
 
 @pytest.mark.parametrize(("n", "p", "q"), SIZES)
-@pytest.mark.parametrize("name", ["r2_cca", "linear_cka", "debiased_cka", "procrustes"])
+@pytest.mark.parametrize("name", ["r2_cca", "linear_cka", "debiased_cka", "procrustes", "svcca", "pwcca"])
 def test_a_metric_equals_its_definition(name: str, n: int, p: int, q: int) -> None:
     x, y = features(n, p, q)
     found = globals()[name](t(x), t(y))
@@ -82,13 +83,34 @@ def test_debiased_cka_by_hand() -> None:
     assert debiased_cka(x, y) == pytest.approx(-0.5)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", SYMMETRIC)
 @pytest.mark.parametrize(("n", "p", "q"), [(60, 4, 6), (60, 6, 4), (20, 30, 5)])
 def test_rotation_scaling_and_shift_change_nothing(metric: Metric, n: int, p: int, q: int) -> None:
     x, y = features(n, p, q, seed=1)
     rotation = ortho_group.rvs(p, random_state=2)
     changed = 7.5 * x @ rotation + np.random.default_rng(3).normal(size=p)
     assert metric(t(changed), t(y)) == pytest.approx(metric(t(x), t(y)), rel=1e-8, abs=1e-10)
+
+
+def test_svcca_leaves_faint_directions_out() -> None:
+    random = np.random.default_rng(6)
+    x = random.normal(size=(200, 4)) * [10.0, 8.0, 0.1, 0.05]  # two directions carry 99 % and more
+    y = x.copy()
+    y[:, 2:] = random.normal(size=(200, 2)) * 0.1
+    assert svcca(t(x), t(y)) == pytest.approx(1, abs=1e-3)
+    assert r2_cca(t(x), t(y)) < 0.6
+    assert svcca(t(x), t(y), variance=1.0) < 0.8
+
+
+def test_pwcca_counts_directions_by_their_share_of_the_first_layer() -> None:
+    random = np.random.default_rng(7)
+    x = random.normal(size=(500, 2)) * [10.0, 0.1]
+    y = np.stack([x[:, 0], random.normal(size=500)], axis=1)  # the strong direction is shared, the faint one is not
+    z = np.stack([random.normal(size=500), x[:, 1]], axis=1)  # the other way round
+    assert pwcca(t(x), t(y)) > 0.95
+    assert pwcca(t(x), t(z)) < 0.1
+    stretched = y @ np.array([[1.0, 2.0], [0.5, -3.0]])
+    assert pwcca(t(x), t(stretched)) == pytest.approx(pwcca(t(x), t(y)), rel=1e-8)
 
 
 def test_only_r2_cca_is_blind_to_invertible_maps() -> None:
@@ -107,7 +129,7 @@ def test_only_the_gaussian_metric_sees_what_is_not_linear() -> None:
     assert rbf_cka(x, x.square()) > 0.1
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", SYMMETRIC)
 def test_a_metric_is_symmetric(metric: Metric) -> None:
     x, y = features(50, 5, 8)
     assert metric(t(x), t(y)) == pytest.approx(metric(t(y), t(x)), rel=1e-12)

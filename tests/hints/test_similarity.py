@@ -78,6 +78,8 @@ def pooled(feature: Tensor, grid: int) -> Tensor:
 def plain(metric: str, x: Tensor, y: Tensor, minibatch: int = 250) -> float:
     if metric == "rbf_cka":
         return metrics.rbf_cka(x, y, minibatch=minibatch)
+    if metric == "pwcca":
+        return (metrics.pwcca(x, y) + metrics.pwcca(y, x)) / 2
     return float(getattr(metrics, metric)(x, y))
 
 
@@ -191,7 +193,9 @@ def test_a_handful_of_images(metric: str, count: int) -> None:
     assert float(moments.counts.min()) >= 4
     found = similarity(moments, metric)[0]
     if metric != "rbf_cka":
-        np.testing.assert_allclose(found, all_pairs(metric, captured(net, split, NAMES)), atol=2e-5)
+        # with few images correlations are nearly all 1, and which directions share them is left to rounding
+        rounding = 1e-3 if metric == "pwcca" else 2e-5
+        np.testing.assert_allclose(found, all_pairs(metric, captured(net, split, NAMES)), atol=rounding)
 
 
 @pytest.mark.parametrize("count", [2, 3])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from keyhole.errors import DataError, KeyholeError, SettingError
+from keyhole.errors import DataError, KeyholeError, SettingError, UnknownNameError
 from keyhole.studies.plan import expand, read_study, with_combinations
 
 START = 'teacher = "resnet20"\n[train]\nepochs = 2\n'
@@ -78,6 +78,14 @@ def test_combinations_are_all_of_them(tmp_path: Path) -> None:
     ]
     with pytest.raises(SettingError, match="wants combinations of 2 layers; the teacher has 1"):
         with_combinations(read_study(tmp_path / "s.toml"), ["a"])
+
+
+def test_the_baseline_is_an_arm(tmp_path: Path) -> None:
+    text = 'baseline = "ce,kd"\n' + START + '[[arm]]\nterms = ["ce", "ce,kd"]\n'
+    assert with_combinations(read_study(written(tmp_path / "s.toml", text)), ["a"]).baseline == "ce,kd"
+    wrong = read_study(written(tmp_path / "s.toml", text.replace('baseline = "ce,kd"', 'baseline = "kd"')))
+    with pytest.raises(UnknownNameError, match="Unknown baseline 'kd'"):
+        with_combinations(wrong, ["a"])
 
 
 def test_the_recipe_of_a_cell_holds_what_decides_it_and_nothing_else(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ class RuleOptions:
     metric: Annotated[
         str,
         typer.Option(
-            help="r2_cca, linear_cka, debiased_cka, rbf_cka, procrustes; several by commas decide by consensus."
+            help="r2_cca, linear_cka, debiased_cka, rbf_cka, procrustes, svcca, pwcca; several by commas decide by "
+            "consensus."
         ),
     ] = "r2_cca"
     clustering: Annotated[

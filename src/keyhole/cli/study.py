@@ -28,11 +28,14 @@ def study(
     Example: keyhole study study.toml --root DIR --out OUT --dry-run
 
     Every finished cell is safe in OUT/cells; the same command goes on after a stop, and several processes may share
-    one OUT.
+    one OUT. Writes report.html, result.json and result.csv over what is finished.
     """
+    from keyhole.files import write_json, write_text
     from keyhole.models.layers import layers
+    from keyhole.reports.study_page import study_page
     from keyhole.studies.board import Board
     from keyhole.studies.plan import read_study, with_combinations
+    from keyhole.studies.verdict import judge
     from keyhole.studies.work import look_ahead, run_study
 
     read = read_study(file)
@@ -53,6 +56,9 @@ def study(
     o.check_teacher(teacher, data, device=device)
     finished = run_study(whole, teacher, data, board, progress=o.progress_bar(), note=o.note)
     results = [board.result(cell.id) for cell in whole.cells]
-    done = sum(value is not None for value in results)
-    value = {"cells": len(results), "done": done, "finished_now": finished, "out": str(out)}
-    o.emit(value, f"{done} of {len(results)} cells are done, {finished} of them now: {out / 'cells'}", as_json=json)
+    verdict = judge(results, [plan.name for plan in whole.arms], baseline=whole.baseline)
+    value = {**verdict.to_json(), "cells": len(results), "finished_now": finished, "setting": whole.told(results)}
+    write_json(out / "result.json", value)
+    write_text(out / "result.csv", verdict.to_csv())
+    write_text(out / "report.html", study_page(verdict, whole.told(results)))
+    o.emit(value, f"{verdict.sentence}\nReport: {out / 'report.html'}", as_json=json)

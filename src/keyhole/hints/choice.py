@@ -16,7 +16,7 @@ from keyhole.data.splits import Split
 from keyhole.errors import DataError, SettingError, unknown_name
 from keyhole.hints.moments import Moments, ObserveConfig, observe
 from keyhole.hints.selection import Rule, Selection, check_rule, select, stability
-from keyhole.hints.similarity import LEAST_IMAGES, METRICS, consensus, similarities
+from keyhole.hints.similarity import ALWAYS, LEAST_IMAGES, METRICS, consensus, similarities
 from keyhole.models.frozen import freeze
 from keyhole.models.layers import Layer, layers
 from keyhole.models.network import Network
@@ -55,7 +55,7 @@ class Hints:
         rule: How layers were chosen.
         layers: The candidates, in the order of depth.
         choices: The choice under each metric that was asked for, and under their consensus.
-        similarities: One matrix over all candidates for every metric, asked for or not.
+        similarities: One matrix over all candidates for each metric that was asked for and for the cheap ones.
         seconds: Where the time went.
     """
 
@@ -189,7 +189,11 @@ def choose_hints(
     positions = torch.from_numpy(random.permutation(len(images))[: config.samples].copy())
     sample = images.subset(positions)
     names = [layer.name for layer in candidates]
-    metrics = [name for name in METRICS if name in config.metrics or len(sample) >= LEAST_IMAGES.get(name, 2)]
+    metrics = [
+        name
+        for name in METRICS
+        if name in config.metrics or (name in ALWAYS and len(sample) >= LEAST_IMAGES.get(name, 2))
+    ]
     look = replace(look, rbf="rbf_cka" in metrics)
     moments = observe(teacher, sample, names, config=look, device=device, progress=progress)
 

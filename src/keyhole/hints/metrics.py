@@ -1,8 +1,8 @@
 """How alike two layers are, from their features over the same inputs: one plain function a metric.
 
 Every function takes an (n, p) and an (n, q) matrix, one row an input, computes in float64, and gives 1 for layers
-that carry the same thing and about 0 for unrelated ones. None changes when a layer is shifted, rescaled or rotated;
-R2-CCA does not change under any invertible linear map either.
+that carry the same thing and about 0 for unrelated ones. None changes when a layer is shifted or rescaled, and none but
+``pwcca`` when it is rotated; R2-CCA does not change under any invertible linear map either.
 
 A layer that is constant over the inputs says nothing: its similarity to every layer, itself included, is 0.
 """
@@ -10,7 +10,7 @@ A layer that is constant over the inputs says nothing: its similarity to every l
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from keyhole.errors import DivergenceError, ShapeError
@@ -45,6 +45,101 @@ def r2_cca(x: Float[Tensor, "n p"], y: Float[Tensor, "m q"]) -> float:
     x, y = _centered(x, y)
     correlation = whitening(x.T @ x).T @ (x.T @ y) @ whitening(y.T @ y)
     return float(correlation.square().sum() / min(x.shape[1], y.shape[1]))
+
+
+def svcca(x: Float[Tensor, "n p"], y: Float[Tensor, "m q"], *, variance: float = 0.99) -> float:
+    """Return the mean canonical correlation of two layers reduced to their strongest directions, from 0 to 1.
+
+    Of each layer the fewest principal directions are kept that carry ``variance`` of it; the canonical correlations
+    between what is left are summed and divided by the smaller number of directions kept. Unlike :func:`r2_cca` it does
+    not rise with directions that carry next to nothing.
+
+    Args:
+        x: Features of one layer, one row per input.
+        y: Features of the other layer; row i belongs to the same input as in ``x``.
+        variance: The part of each layer's variance that is kept, above 0 and at most 1.
+
+    Raises:
+        ShapeError: The numbers of rows differ, or there are fewer than 2.
+        DivergenceError: A feature is NaN or infinite.
+
+    Reference:
+        Raghu et al. (2017), https://arxiv.org/abs/1706.05806, section 2.
+
+    Example:
+        >>> x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+        >>> round(svcca(x, 2 * x + 1), 9)
+        1.0
+    """
+    x, y = _centered(x, y)
+    white_x, white_y = (strongest(whitening(z.T @ z), z.T @ z, variance) for z in (x, y))
+    kept = torch.minimum(rank(white_x), rank(white_y)).clamp_min(1)
+    return float(torch.linalg.svdvals(white_x.T @ (x.T @ y) @ white_y).sum() / kept)
+
+
+def pwcca(x: Float[Tensor, "n p"], y: Float[Tensor, "m q"]) -> float:
+    """Return the canonical correlations of two layers, weighted by how much of the first layer each stands for.
+
+    From 0 to 1. It is not symmetric: directions count by their share in the channels of ``x``, which a rotation of
+    ``x`` changes; swap the two for the share in ``y``.
+
+    Args:
+        x: Features of the layer that gives the weights, one row per input.
+        y: Features of the other layer; row i belongs to the same input as in ``x``.
+
+    Raises:
+        ShapeError: The numbers of rows differ, or there are fewer than 2.
+        DivergenceError: A feature is NaN or infinite.
+
+    Reference:
+        Morcos, Raghu, Bengio (2018), https://arxiv.org/abs/1806.05759, equations 2 and 3.
+
+    Example:
+        >>> x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+        >>> round(pwcca(x, 2 * x + 1), 9)
+        1.0
+    """
+    x, y = _centered(x, y)
+    white_x, white_y = whitening(x.T @ x), whitening(y.T @ y)
+    return float(projection_weighted(x.T @ x, white_x, white_x.T @ (x.T @ y) @ white_y, rank(white_y)))
+
+
+def projection_weighted(
+    own: Float[Tensor, "*s p p"],
+    white: Float[Tensor, "*s p p"],
+    correlation: Float[Tensor, "*s p q"],
+    other_rank: Int64[Tensor, "*s"],
+) -> Float[Tensor, "*s"]:
+    """Return the mean of the canonical correlations, weighted by the first layer's projections on their directions.
+
+    Args:
+        own: Covariance of the first layer (not divided by the number of inputs).
+        white: Its :func:`whitening`.
+        correlation: Covariance of both layers, whitened from both sides.
+        other_rank: How many directions of the other layer carry variance.
+    """
+    left, values, _ = torch.linalg.svd(correlation, full_matrices=False)
+    projections = (left.transpose(-1, -2) @ (white.transpose(-1, -2) @ own)).abs().sum(-1)
+    there = torch.arange(values.shape[-1]) < torch.minimum(rank(white), other_rank).unsqueeze(-1)
+    projections = torch.where(there, projections, 0.0)
+    total = projections.sum(-1)
+    return torch.where(total > 0, (projections * values).sum(-1) / total.clamp_min(1e-300), 0.0)
+
+
+def rank(white: Float[Tensor, "*s p p"]) -> Int64[Tensor, "*s"]:
+    """Return how many directions a :func:`whitening` keeps."""
+    return (white.abs().sum(-2) > 0).sum(-1)
+
+
+def strongest(
+    white: Float[Tensor, "*s p p"], covariance: Float[Tensor, "*s p p"], variance: float
+) -> Float[Tensor, "*s p p"]:
+    """Return a :func:`whitening` with zero columns but for the fewest directions that carry a part of the variance."""
+    spread = (white.transpose(-1, -2) @ covariance).square().sum(-1)  # of each direction, by W^T C = diag(sqrt(v)) V^T
+    largest_first = spread.flip(-1)
+    before = largest_first.cumsum(-1) - largest_first
+    kept = (before < variance * spread.sum(-1, keepdim=True) * (1 - 1e-12)).flip(-1) & (spread > 0)
+    return white * kept.unsqueeze(-2)
 
 
 def linear_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "m q"]) -> float:

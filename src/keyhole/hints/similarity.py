@@ -10,11 +10,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from keyhole.errors import SettingError, unknown_name
-from keyhole.hints.metrics import whitening
+from keyhole.hints.metrics import projection_weighted, rank, strongest, whitening
 from keyhole.hints.moments import Moments
 from keyhole.progress import Progress, silent
 
-METRICS = ("r2_cca", "linear_cka", "debiased_cka", "rbf_cka", "procrustes")
+METRICS = ("r2_cca", "linear_cka", "debiased_cka", "rbf_cka", "procrustes", "svcca", "pwcca")
+
+# those that are measured whether or not they decide; the others cost a decomposition for each pair of layers
+ALWAYS = ("r2_cca", "linear_cka", "debiased_cka", "rbf_cka", "procrustes")
+
+SVCCA_VARIANCE = 0.99
 LEAST_IMAGES = {"debiased_cka": 4, "rbf_cka": 4}  # of the others: 2
 
 _WORKING_BYTES = 128 << 20  # of one intermediate; several stand at a time
@@ -29,11 +34,12 @@ def similarity(
 ) -> Float[np.ndarray, "s l l"]:
     """Return the similarity of all pairs of layers under one metric, once for each part of the images.
 
-    The values are those of the plain function of that name in :mod:`keyhole.hints.metrics`.
+    The values are those of the plain function of that name in :mod:`keyhole.hints.metrics`; of ``pwcca``, which is not
+    symmetric, the mean of both directions.
 
     Args:
         moments: What :func:`keyhole.hints.moments.observe` kept.
-        metric: ``r2_cca``, ``linear_cka``, ``debiased_cka``, ``rbf_cka`` or ``procrustes``.
+        metric: One of :data:`METRICS`.
         parts: Which blocks of images each part holds; all blocks, as one part, when missing.
         progress: Wraps the layers.
 
@@ -55,7 +61,7 @@ def similarity(
 
 def similarities(
     moments: Moments,
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] = ALWAYS,
     *,
     parts: Bool[Tensor, "s b"] | None = None,
     progress: Progress = silent,
@@ -124,10 +130,16 @@ class _Run:
         self.values = {name: torch.zeros(len(parts), layers, layers, dtype=torch.float64) for name in metrics}
         self.scales = torch.zeros(len(parts), layers, dtype=torch.float64)
         self.white: list[Tensor] = []
-        if "r2_cca" in metrics:
+        self.strong: list[Tensor] = []
+        self.own: list[Tensor] = []
+        if {"r2_cca", "svcca", "pwcca"} & set(metrics):
             for layer in range(layers):
-                own = self._covariances(layer, layer, layer + 1)[0]
-                self.white.append(whitening(_nothing_if_constant(own, self.squares[:, layer])))
+                own = _nothing_if_constant(self._covariances(layer, layer, layer + 1)[0], self.squares[:, layer])
+                self.white.append(whitening(own))
+                if "svcca" in metrics:
+                    self.strong.append(strongest(self.white[-1], own, SVCCA_VARIANCE))
+                if "pwcca" in metrics:
+                    self.own.append(own)
 
     def add_row(self, i: int) -> None:
         layers = len(self.moments.names)
@@ -146,7 +158,7 @@ class _Run:
         return {metric: self._scaled(metric, values) for metric, values in self.values.items()}
 
     def _scaled(self, metric: str, values: Float[Tensor, "s l l"]) -> Float[np.ndarray, "s l l"]:
-        if metric == "r2_cca":
+        if metric in ("r2_cca", "svcca", "pwcca"):
             return np.asarray(values)
         if metric == "procrustes":
             below = self.scales[:, :, None] * self.scales[:, None, :]
@@ -157,6 +169,15 @@ class _Run:
         if metric == "r2_cca":
             correlation = self.white[i].transpose(1, 2) @ covariance @ self.white[j]
             return torch.as_tensor(correlation.square().sum((1, 2)) / min(covariance.shape[1:]))
+        if metric == "svcca":
+            a, b = self.strong[i], self.strong[j]
+            kept = torch.minimum(rank(a), rank(b)).clamp_min(1)
+            return torch.as_tensor(torch.linalg.svdvals(a.transpose(1, 2) @ covariance @ b).sum(1) / kept)
+        if metric == "pwcca":
+            there = self.white[i].transpose(1, 2) @ covariance @ self.white[j]
+            one = projection_weighted(self.own[i], self.white[i], there, rank(self.white[j]))
+            other = projection_weighted(self.own[j], self.white[j], there.transpose(1, 2), rank(self.white[i]))
+            return (one + other) / 2
         if metric == "procrustes":
             if i == j:
                 self.scales[:, i] = covariance.diagonal(dim1=1, dim2=2).sum(1).clamp_min(0).sqrt()

@@ -10,6 +10,8 @@ METRIC_NAMES = {
     "debiased_cka": "debiased CKA",
     "rbf_cka": "RBF CKA",
     "procrustes": "Procrustes",
+    "svcca": "SVCCA",
+    "pwcca": "PWCCA",
     "consensus": "consensus",
 }
 
@@ -35,6 +37,14 @@ METRIC_LIMITS = {
     "procrustes": (
         "How much of one layer is left over after the best rotation onto the other. Blind to rotation and overall "
         "scale; faint directions count more than in CKA and less than in R2-CCA."
+    ),
+    "svcca": (
+        "The mean canonical correlation of the directions that carry 99 % of each layer. Blind to how strong a "
+        "direction is among those kept, and to all that is left out; one at the edge may come and go with the images."
+    ),
+    "pwcca": (
+        "Canonical correlations weighted by how much of a layer's channels each direction stands for, averaged over "
+        "both ways round. It changes when a layer is rotated, and rises with few images for the number of channels."
     ),
     "consensus": (
         "The mean rank of each pair of layers under the metrics that were asked for. Only the order of the pairs is "

@@ -282,3 +282,32 @@ def intervals(rows: Sequence[tuple[str, float, float | None, float | None]], tol
         axes.grid(True, axis="x")
         axes.tick_params(length=0)
         return to_svg(figure, told, least=0.7)
+
+
+def frontier(points: Sequence[tuple[str, float, float]], label: str, told: str) -> str:
+    """Return values against a cost on a logarithmic axis, with the line of those that no cheaper one beats.
+
+    Args:
+        points: Name, cost, and value in percent.
+        label: Of the cost.
+        told: What it shows, for those who cannot see it.
+    """
+    with drawing(7.0, 3.4) as figure:
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_xscale("log")
+        best: list[tuple[float, float]] = []
+        for cost, value in sorted({(cost, -value) for _, cost, value in points}):
+            if not best or -value > best[-1][1]:
+                best.append((cost, -value))
+        axes.plot([x for x, _ in best], [y for _, y in best], color=SOFT, linewidth=1.2, drawstyle="steps-post")
+        for number, (name, cost, value) in enumerate(points):
+            axes.plot(cost, value, "o", color=color(number), markersize=7)
+            axes.annotate(
+                shorten(name, 34), (cost, value), xytext=(7, 3), textcoords="offset points", fontsize=8, color=INK,
+                parse_math=False,
+            )  # fmt: skip
+        axes.set(xlabel=label, ylabel="top-1, %")
+        axes.margins(x=0.25, y=0.12)
+        axes.grid(True)
+        axes.tick_params(length=0, which="both")
+        return to_svg(figure, told, least=0.7)

@@ -19,7 +19,7 @@ from keyhole.files import sha256
 _OWN = ".safetensors"
 EVERY = "combinations"  # as hints: all combinations of candidate layers
 
-_KEYS = ("teacher", "weights", "data", "root", "seeds", "holdout", "students_per_pass", "train", "arm")
+_KEYS = ("teacher", "weights", "data", "root", "seeds", "holdout", "students_per_pass", "baseline", "train", "arm")
 _NOT_OF_TRAINING = ("seed", "device")  # the grid's, and the machine's
 
 
@@ -58,6 +58,7 @@ class Study:
         holdout: Training images held out for choosing.
         students_per_pass: At most so many students learn from one teacher pass.
         arms: The arms; each is one cell a seed.
+        baseline: The arm that the others are compared with; the first one when missing.
     """
 
     teacher: str
@@ -69,11 +70,26 @@ class Study:
     holdout: int
     students_per_pass: int
     arms: tuple[ArmPlan, ...]
+    baseline: str | None = None
 
     @property
     def cells(self) -> tuple[Cell, ...]:
         """All cells, seed by seed."""
         return tuple(Cell(f"{plan.name}, seed {seed}", plan, seed) for seed in self.seeds for plan in self.arms)
+
+    def told(self, results: Sequence[Mapping[str, Any] | None] = ()) -> dict[str, Any]:
+        """Return what a report says of the setting, as JSON values; the teacher's accuracy is that of a result."""
+        known = [result["teacher_top1"] for result in results if result is not None and "teacher_top1" in result]
+        return {
+            "teacher": self.teacher,
+            "teacher_top1": known[0] if known else None,
+            "data": self.data,
+            "students": list(dict.fromkeys(plan.student for plan in self.arms)),
+            "epochs": self.config.epochs,
+            "batch_size": self.config.batch_size,
+            "holdout": self.holdout,
+            "seeds": list(self.seeds),
+        }
 
     def recipe(self, cell: Cell) -> dict[str, Any]:
         """Return all that decides the result of a cell, as JSON values; not where files are, or who shares its pass."""
@@ -131,6 +147,7 @@ def read_study(path: Path) -> Study:
         holdout=_at_least(value, "holdout", 5000, 0),
         students_per_pass=_at_least(value, "students_per_pass", 8, 1),
         arms=_unique(plan for table in tables for plan in expand(table)),
+        baseline=_of_kind(value, "baseline", str, "the name of an arm", None),
     )
 
 
@@ -225,6 +242,7 @@ def with_combinations(study: Study, candidates: Sequence[str]) -> Study:
 
     Raises:
         SettingError: The count of such an arm is no number from 1 to the number of layers.
+        UnknownNameError: The baseline is none of the arms.
     """
 
     def arms() -> Iterator[ArmPlan]:
@@ -240,4 +258,7 @@ def with_combinations(study: Study, candidates: Sequence[str]) -> Study:
             for names in combinations(candidates, count):
                 yield replace(plan, name=f"{plan.name} {'+'.join(names)}", hints=names)
 
-    return replace(study, arms=_unique(arms()))
+    found = _unique(arms())
+    if study.baseline is not None and study.baseline not in [plan.name for plan in found]:
+        raise unknown_name("baseline", study.baseline, [plan.name for plan in found])
+    return replace(study, arms=found)

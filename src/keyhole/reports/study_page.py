@@ -1,0 +1,147 @@
+"""The report of a study: the verdict in a sentence, the table, the differences, the cost, what others published."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from keyhole.reports import figures
+from keyhole.reports.markup import NOTHING, Column, Html, amount, figure, page, paragraph, plural, section, table
+from keyhole.studies.published import PUBLISHED
+from keyhole.studies.verdict import Gap, Row, Verdict
+
+
+def study_page(verdict: Verdict, setting: Mapping[str, Any]) -> str:
+    """Return the report of a study, as one HTML file.
+
+    Args:
+        verdict: What was found.
+        setting: ``teacher``, ``teacher_top1`` (percent, or None), ``data``, ``students``, ``epochs``, ``batch_size``,
+            ``holdout`` and ``seeds`` of the study.
+
+    Example:
+        >>> from keyhole.studies.verdict import judge
+        >>> setting = {"teacher": "resnet56", "teacher_top1": 72.63, "data": "cifar100", "students": ["resnet20"],
+        ...            "epochs": 10, "batch_size": 64, "holdout": 5000, "seeds": [0]}
+        >>> study_page(judge([None], ["kd"]), setting)[:15]
+        '<!DOCTYPE html>'
+    """
+    students = ", ".join(setting["students"])
+    return page(
+        f"{setting['teacher']} teaches {students}",
+        "Keyhole: study",
+        paragraph(verdict.sentence, "lead"),
+        paragraph(_how(setting)),
+        section("What the students reach", _table(verdict), _dots(verdict, setting)),
+        _differences(verdict),
+        _cost(verdict.rows),
+        _published(setting),
+    )
+
+
+def _how(setting: Mapping[str, Any]) -> str:
+    return (
+        f"{plural(setting['epochs'], 'epoch')} on {setting['data']}, batch {setting['batch_size']}, "
+        f"{setting['holdout']:,} training images held out for choosing, {plural(len(setting['seeds']), 'seed')}. "
+        "Students of one seed saw the same batches in the same order. The test images were used once, after the last "
+        "epoch; the best epoch was chosen on the held-out images."
+    )
+
+
+def _table(verdict: Verdict) -> Html:
+    heads = ["last epoch, %: mean", "standard deviation", "best epoch, %: mean", "seeds", "diverged"]
+    heads += ["parameters", "MACs"]
+    rows = [
+        [
+            row.arm,
+            *_mean_and_spread(row.last),
+            f"{statistics.fmean(row.best):.2f}" if row.best else NOTHING,
+            str(len(row.seeds)),
+            str(len(row.diverged)) if row.diverged else NOTHING,
+            amount(row.parameters) if row.parameters is not None else NOTHING,
+            amount(row.macs) if row.macs is not None else NOTHING,
+        ]
+        for row in verdict.rows
+    ]
+    base = [i for i, row in enumerate(verdict.rows) if row.arm == verdict.baseline]
+    return table([Column("", number=False), *(Column(head) for head in heads)], rows, strong=base)
+
+
+def _mean_and_spread(values: Sequence[float]) -> tuple[str, str]:
+    if not values:
+        return NOTHING, NOTHING
+    return f"{statistics.fmean(values):.2f}", f"{statistics.stdev(values):.2f}" if len(values) > 1 else NOTHING
+
+
+def _dots(verdict: Verdict, setting: Mapping[str, Any]) -> Html:
+    rows = [(row.arm, row.last) for row in verdict.rows if row.last]
+    if not rows:
+        return Html("")
+    top1 = setting["teacher_top1"]
+    line = None if top1 is None else (str(setting["teacher"]), float(top1))
+    drawn = figures.dots(rows, line, "Top-1 of each arm after the last epoch, one dot a seed")
+    return figure(drawn, "One dot a seed; the upright bar is their mean.")
+
+
+def _differences(verdict: Verdict) -> Html:
+    if not verdict.gaps:
+        return Html("")
+    heads = ("mean, points", "95 % interval", "p", "p, corrected", "seeds")
+    columns = [Column(f"minus {verdict.baseline}, seed by seed", number=False), *(Column(head) for head in heads)]
+    drawn = figures.intervals(
+        [(gap.arm, gap.mean, gap.low, gap.high) for gap in verdict.gaps],
+        f"Differences to {verdict.baseline} with their intervals",
+    )
+    told = (
+        "Each student is compared with the one of the same seed; intervals are Student's, probabilities are corrected "
+        "for the number of comparisons by Holm's procedure. A difference is beyond chance where the corrected p is "
+        "below 0.05; where it is not, this study cannot tell."
+    )
+    return section("Differences", table(columns, [_gap_row(gap) for gap in verdict.gaps]), figure(drawn, told))
+
+
+def _gap_row(gap: Gap) -> list[str]:
+    ends = f"{gap.low:+.2f} to {gap.high:+.2f}" if gap.low is not None and gap.high is not None else NOTHING
+    return [gap.arm, f"{gap.mean:+.2f}", ends, _probability(gap.p), _probability(gap.corrected), str(gap.seeds)]
+
+
+def _probability(value: float | None) -> str:
+    if value is None:
+        return NOTHING
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def _cost(rows: Sequence[Row]) -> Html:
+    """Return accuracy against size and work; nothing where all students are of one size."""
+    told = [row for row in rows if row.last and row.parameters is not None and row.macs is not None]
+    if len({(row.parameters, row.macs) for row in told}) < 2:
+        return Html("")
+    drawn = [
+        figures.frontier(
+            [(row.arm, float(value), statistics.fmean(row.last)) for row in told for value in [getattr(row, key)]],
+            label,
+            f"Top-1 against {label}",
+        )
+        for key, label in (("parameters", "parameters"), ("macs", "multiply-accumulates an image"))
+    ]
+    caption = "The line joins the students that no other beats with less; of one size, the highest."
+    return section("What accuracy costs", *(figure(each, caption) for each in drawn))
+
+
+def _published(setting: Mapping[str, Any]) -> Html:
+    found = [
+        (student, result)
+        for student in setting["students"]
+        for result in PUBLISHED.get((setting["teacher"], student), ())
+    ]
+    if not found or setting["data"] != "cifar100":
+        return Html("")
+    rows = [[student, each.method, f"{each.top1:.2f}", each.protocol, each.source] for student, each in found]
+    columns = [Column(head, number=head == "top-1, %") for head in ("student", "method", "top-1, %", "epoch", "source")]
+    note = (
+        "Published results after 240 epochs, with other teachers' weights and other machines. They stand here for "
+        "orientation: a difference to the table above is not a difference between methods. 'best' means that the code "
+        "of the source reports the best epoch on the test images."
+    )
+    return section("What others published", paragraph(note), table(columns, rows))

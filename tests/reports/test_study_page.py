@@ -1,0 +1,79 @@
+"""The report of a study: the sentence on top, the figures in the tables, nothing that is not known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from keyhole.reports.study_page import study_page
+from keyhole.studies.published import PUBLISHED
+from keyhole.studies.verdict import judge
+
+SETTING: dict[str, Any] = {
+    "teacher": "resnet110",
+    "teacher_top1": 71.23,
+    "data": "cifar100",
+    "students": ["resnet20"],
+    "epochs": 10,
+    "batch_size": 64,
+    "holdout": 5000,
+    "seeds": [0, 1, 2],
+}
+
+
+def cells(sizes: dict[str, int] | None = None, **values: list[float | None]) -> list[dict[str, Any]]:
+    out = []
+    for arm, tops in values.items():
+        size = (sizes or {}).get(arm, 278_324)
+        for seed, top1 in enumerate(tops):
+            cell: dict[str, Any] = {"arm": arm, "seed": seed, "diverged": "loss is nan" if top1 is None else None}
+            if top1 is not None:
+                cell |= {"top1": {"last": top1, "best": top1 + 0.1}, "parameters": size, "macs": 100 * size}
+            out.append(cell)
+    return out
+
+
+def test_the_sentence_and_the_figures_stand_on_the_page() -> None:
+    found = judge(
+        cells(kd=[60.0, 61.0, 62.0], hints=[62.0, 63.1, 63.9], wild=[None, None, 50.0]), ["kd", "hints", "wild"]
+    )
+    page = study_page(found, SETTING)
+    assert page.index("hints is highest with 63.00") < page.index("<table")
+    for told in ("resnet110 teaches resnet20", "10 epochs on cifar100, batch 64", "5,000 training images held out",
+                 "63.00", "0.95", "63.10", "+2.00", "278 k", "3 seeds"):  # fmt: skip
+        assert told in page, told
+    assert page.count("<svg") >= 2
+
+
+def test_published_figures_stand_with_their_protocol_and_only_where_they_belong() -> None:
+    found = judge(cells(kd=[60.0]), ["kd"])
+    page = study_page(found, SETTING)
+    assert "What others published" in page
+    assert "72.20" in page
+    assert "a difference to the table above is not a difference between methods" in page
+    for other in ({"data": "digits"}, {"teacher": "resnet44"}, {"students": ["resnet8"]}):
+        assert "What others published" not in study_page(found, {**SETTING, **other})
+
+
+@pytest.mark.parametrize("pair", PUBLISHED)
+def test_published_figures_are_in_range_and_told_once(pair: tuple[str, str]) -> None:
+    methods = [each.method for each in PUBLISHED[pair]]
+    assert len(set(methods)) == len(methods)
+    assert all(60 < each.top1 < 80 and each.source.startswith("https://") for each in PUBLISHED[pair])
+    assert {each.protocol for each in PUBLISHED[pair]} <= {"last", "best"}
+
+
+def test_what_accuracy_costs_is_shown_where_sizes_differ() -> None:
+    same = judge(cells(a=[60.0], b=[61.0]), ["a", "b"])
+    assert "What accuracy costs" not in study_page(same, SETTING)
+    other = judge(cells({"b": 83_000}, a=[60.0], b=[61.0]), ["a", "b"])
+    assert "What accuracy costs" in study_page(other, SETTING)
+
+
+def test_names_are_escaped_and_an_empty_study_has_a_page() -> None:
+    evil = "<script>alert(1)</script>"
+    page = study_page(judge(cells(**{evil: [60.0, 61.0], "kd": [59.0, 60.1]}), ["kd", evil]), SETTING)
+    assert evil not in page
+    empty = study_page(judge([None, None], ["kd", "hints"]), {**SETTING, "teacher_top1": None})
+    assert "Nothing has come to the end yet" in empty

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from keyhole.errors import SettingError, UnknownNameError
+from keyhole.studies.verdict import Row, holm, judge, paired
+
+
+def cell(arm: str, seed: int, top1: float | None, best: float | None = None) -> dict[str, Any]:
+    if top1 is None:
+        return {"arm": arm, "seed": seed, "diverged": "loss is nan in epoch 1"}
+    top = {"last": top1, "best": top1 if best is None else best}
+    return {"arm": arm, "seed": seed, "diverged": None, "top1": top, "parameters": 278324, "macs": 40818944}
+
+
+def grid(**values: list[float | None]) -> list[dict[str, Any]]:
+    return [cell(arm, seed, top1) for arm, tops in values.items() for seed, top1 in enumerate(tops)]
+
+
+def row(arm: str, *values: float, first: int = 0) -> Row:
+    return Row(arm, tuple(range(first, first + len(values))), values, values, (), 1, 1)
+
+
+@pytest.mark.parametrize("count", [2, 3, 6, 20])
+def test_a_paired_difference_is_that_of_scipy(count: int) -> None:
+    random = np.random.default_rng(count)
+    a, b = 60 + random.normal(size=count), 59.5 + random.normal(size=count)
+    found = paired(row("a", *a.tolist()), row("b", *b.tolist()))
+    assert found is not None
+    expected = stats.ttest_rel(a, b)
+    interval = expected.confidence_interval(0.95)
+    assert found.mean == pytest.approx(float(np.mean(a - b)))
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert found.p == pytest.approx(float(expected.pvalue))
+
+
+def test_a_difference_worked_by_hand() -> None:
+    # differences 1, 2, 3: mean 2, standard error 1 / sqrt(3), t(0.975; 2) = 4.302653
+    found = paired(row("a", 61, 62, 63), row("b", 60, 60, 60))
+    assert found is not None
+    assert (found.mean, found.seeds) == (2, 3)
+    assert found.low == pytest.approx(2 - 4.302653 / math.sqrt(3), abs=1e-5)
+
+
+def test_only_seeds_that_both_finished_are_compared() -> None:
+    found = paired(row("a", 1, 2, 3), row("b", 0, 0, 9, first=1))
+    assert found is not None
+    assert (found.seeds, found.mean) == (2, 2.5)
+    assert paired(row("a", 1), row("b", 1, first=5)) is None
+
+
+def test_equal_differences_have_an_interval_and_no_probability() -> None:
+    found = paired(row("a", 61, 62), row("b", 60, 61))
+    assert found is not None
+    assert (found.low, found.high, found.p) == (1, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], []),
+        ([0.04], [0.04]),
+        ([0.01, 0.02, 0.03], [0.03, 0.04, 0.04]),
+        ([0.03, 0.01, 0.02], [0.04, 0.03, 0.04]),
+        ([0.9, 0.8], [1.0, 1.0]),
+        ([None, 0.02, None, 0.01], [None, 0.02, None, 0.02]),
+    ],
+)
+def test_holm_worked_by_hand(given: list[float | None], expected: list[float | None]) -> None:
+    found = holm(given)
+    assert [p is None for p in found] == [p is None for p in expected]
+    assert [p for p in found if p is not None] == pytest.approx([p for p in expected if p is not None])
+
+
+def test_holm_keeps_the_chance_of_any_false_finding() -> None:
+    random = np.random.default_rng(0)
+    false = 0
+    for _ in range(2000):
+        corrected = holm([float(p) for p in random.uniform(size=8)])
+        false += any(p is not None and p < 0.05 for p in corrected)
+    assert 0.035 < false / 2000 < 0.065  # 5 % within three standard deviations
+
+
+def test_the_verdict_of_a_study() -> None:
+    cells = grid(kd=[60.0, 61.0, 62.0], better=[62.0, 63.1, 63.9], same=[60.5, 60.4, 62.3], wild=[None, 60.0, None])
+    found = judge(cells, ["kd", "better", "same", "wild"])
+    assert [each.arm for each in found.rows] == ["kd", "better", "same", "wild"]
+    assert (found.rows[3].seeds, found.rows[3].diverged) == ((1,), (0, 2))
+    assert [(gap.arm, gap.against, gap.seeds) for gap in found.gaps] == [
+        ("better", "kd", 3), ("same", "kd", 3), ("wild", "kd", 1)
+    ]  # fmt: skip
+    assert found.gaps[0].corrected is not None
+    assert found.gaps[0].corrected == pytest.approx(2 * (found.gaps[0].p or 0))
+    assert found.gaps[2].corrected is None
+    assert found.sentence.startswith(
+        "better is highest with 63.00 % over 3 seeds. Of 3 arms compared with kd, 1 is better"
+    )
+    assert "better minus kd: +2.00 points (95 % interval" in found.sentence
+    assert judge(cells, ["kd", "better", "same", "wild"], baseline="same").gaps[0].against == "same"
+
+
+def test_a_verdict_that_cannot_be_sure_says_so() -> None:
+    one = judge(grid(kd=[60.0], hints=[61.0]), ["kd", "hints"])
+    assert "With one seed nothing can be said about chance" in one.sentence
+    assert one.gaps[0].low is None
+    some = judge([*grid(kd=[60.0, 61.0], hints=[61.0, 60.5]), None, None], ["kd", "hints"])
+    assert "for the others this study cannot tell" in some.sentence
+    assert "2 cells are still open" in some.sentence
+    assert judge([None], ["kd"]).sentence == "Nothing has come to the end yet."
+    assert judge(grid(kd=[None]), ["kd"]).rows[0].parameters is None
+
+
+def test_the_tables_for_programs() -> None:
+    found = judge(grid(kd=[60.0, 61.0], **{"a, b": [62.0, None]}), ["kd", "a, b"])
+    lines = list(csv.DictReader(io.StringIO(found.to_csv())))
+    assert [(line["arm"], line["seed"], line["top1_last"], line["diverged"]) for line in lines] == [
+        ("kd", "0", "60.0", "0"), ("kd", "1", "61.0", "0"), ("a, b", "0", "62.0", "0"), ("a, b", "1", "", "1")
+    ]  # fmt: skip
+    value = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert value["rows"][1]["diverged"] == [1]
+    assert value["gaps"][0]["mean"] == 2.0
+
+
+def test_what_cannot_be_judged() -> None:
+    with pytest.raises(UnknownNameError, match="Unknown baseline 'kdd'; nearest known: kd"):
+        judge([], ["kd"], baseline="kdd")
+    with pytest.raises(SettingError, match="no arm"):
+        judge([], [])
