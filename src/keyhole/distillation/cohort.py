@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from keyhole.data.splits import Batch, Split
-from keyhole.distillation.teaching import Answer, Teaching
+from keyhole.distillation.teaching import TEACHER_PARTS, Answer, Teaching
 from keyhole.distillation.terms import TERMS, HintPair, Setting, Term, View, build_term, check_terms
 from keyhole.errors import SettingError, WeightsError, unknown_name
 from keyhole.models.layers import Tapped, layers
@@ -28,6 +28,7 @@ from keyhole.models.zoo import build, fill
 from keyhole.runtime import autocast, check_precision, choose_device, choose_precision
 
 SCHEDULES = ("step", "cosine")
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "several numbers"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,14 @@ class TrainConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        """Check ranges, naming the setting."""
+        """Check kinds and ranges, naming the setting."""
+        for name, value in vars(self).items():
+            default = type(self).__dataclass_fields__[name].default
+            kind = int if name == "epochs" else type(default)
+            if not isinstance(value, (int, float) if kind is float else kind) or (
+                isinstance(value, bool) and kind is not bool
+            ):
+                raise SettingError(f"{name} is {value!r}; expected {_KINDS[kind]}.")
         if self.schedule not in SCHEDULES:
             raise unknown_name("schedule", self.schedule, SCHEDULES)
         zero = ("lr", "momentum", "weight_decay", "warmup_epochs", "seed")
@@ -186,14 +194,17 @@ class Cohort:
         for arm in arms:
             check_terms(arm.terms, teacher=teacher is not None, hints=bool(arm.hints))
         self._train = train
-        ends = [_last_pair(arm, teacher) for arm in arms]
-        taps = sorted({pair.teacher for arm, end in zip(arms, ends, strict=True) for pair in (*arm.hints, *end)})
+        lasting = teacher is not None and any(TERMS[term.name].last for arm in arms for term in arm.terms)
+        self._last = layers(teacher)[-1].name if teacher is not None and lasting else None
+        taps = sorted({pair.teacher for arm in arms for pair in arm.hints} | ({self._last} if self._last else set()))
         channels = channels_of(teacher, taps) if teacher is not None else {}
-        self.learners = [self._enlist(arm, end, classes, channels) for arm, end in zip(arms, ends, strict=True)]
+        self.learners = [self._enlist(arm, classes, channels) for arm in arms]
         asked = teacher is not None and any(term.needs_teacher for arm in arms for term in arm.terms)
         self._draws = any(_draws_random_numbers(learner.network) for learner in self.learners)
-        self._places = torch.get_num_threads()
-        self._workers = self._hire(len(arms) + asked)
+        # with a teacher, one arm by itself computes as it would beside others, so that a cell is a cell
+        threads = torch.get_num_threads()
+        self._places = min(threads, len(arms) + (TEACHER_PARTS if asked else 0) + (teacher is not None and not asked))
+        self._workers = self._hire(self._places, max(1, threads // max(self._places, 1)))
         self._teaching: Teaching | None = None
         images = config.epochs * len(train) if train is not None else 0
         if teacher is not None and asked:
@@ -211,21 +222,23 @@ class Cohort:
         self._ahead: deque[Callable[[], Lesson]] = deque()
         torch.manual_seed(config.seed)
 
-    def _hire(self, work: int) -> ThreadPoolExecutor | None:
-        """Return one worker a core, each computing on one thread, where there is work for several.
+    def _hire(self, places: int, threads: int) -> ThreadPoolExecutor | None:
+        """Return workers that share the cores, where there is work for several.
 
         Networks this small leave a second core of one operation half idle, and a second network keeps it busy. What
-        draws random numbers as it runs (dropout) shares one generator, so it has to take turns.
+        draws random numbers as it runs (dropout) shares one generator, so it has to take turns. Threads that the
+        process starts afterwards compute on as many threads as a worker, which is how PyTorch counts them.
         """
-        if self.device.type != "cpu" or self._draws or self._places < 2 or work < 2:
+        if self.device.type != "cpu" or self._draws or places < 2:
             return None
-        return ThreadPoolExecutor(self._places, "keyhole", initializer=torch.set_num_threads, initargs=(1,))
+        return ThreadPoolExecutor(places, "keyhole", initializer=torch.set_num_threads, initargs=(threads,))
 
-    def _enlist(
-        self, arm: Arm, end: tuple[HintPair, ...], classes: int, teacher_channels: Mapping[str, int]
-    ) -> Learner:
+    def _enlist(self, arm: Arm, classes: int, teacher_channels: Mapping[str, int]) -> Learner:
         torch.manual_seed(self.config.seed)
         network = build(arm.student, classes=classes, input=arm.input)
+        end: tuple[HintPair, ...] = ()
+        if self._last is not None and any(TERMS[term.name].last for term in arm.terms):
+            end = (HintPair(self._last, layers(network)[-1].name),)
         pairs = (*arm.hints, *end)
         names = list(dict.fromkeys(pair.student for pair in pairs))
         own = channels_of(network, names)
@@ -256,8 +269,9 @@ class Cohort:
         if kind.last:
             if self._train is None or not self._train.classes:
                 raise SettingError(f"Arm {arm.name}: term {term.name} needs the labels of the training images.")
-            labels = torch.full((int(self._train.indices.max()) + 1,), -1)
-            labels[self._train.indices] = self._train.labels
+            indices = self._train.indices.cpu()
+            labels = torch.full((int(indices.max()) + 1,), -1)
+            labels[indices] = self._train.labels.cpu()
         return Setting(pairs, [channels[pair] for pair in pairs], labels, self.config.seed)
 
     def lessons(self, batches: Iterable[Batch]) -> Iterator[Lesson]:
@@ -432,14 +446,6 @@ def _told_loss(arm: Arm) -> str:
     """Return terms and hints in one line; two arms with the same line learn the same."""
     terms = " + ".join(f"{term.weight:g} {term.name} {term.temperature or ''}".rstrip() for term in arm.terms)
     return terms + "".join(f"; {pair.teacher} -> {pair.student}" for pair in arm.hints)
-
-
-def _last_pair(arm: Arm, teacher: Network | None) -> tuple[HintPair, ...]:
-    """Return the last layers of both networks where a term compares them, else nothing."""
-    if teacher is None or not any(TERMS[term.name].last for term in arm.terms):
-        return ()
-    student = build(arm.student, classes=teacher.classes, input=arm.input)
-    return (HintPair(layers(teacher)[-1].name, layers(student)[-1].name),)
 
 
 def channels_of(network: Network, names: Sequence[str]) -> dict[str, int]:

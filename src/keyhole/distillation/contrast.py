@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
 from keyhole.errors import ShapeError
+from keyhole.models.layers import as_map
 
 
 class Contrast(nn.Module):
@@ -17,7 +19,8 @@ class Contrast(nn.Module):
 
     Each image's features are embedded to unit vectors. The student's vector must be told from noise by the teacher's
     vectors that a memory keeps for all training images (its own image against ``negatives`` images of other classes,
-    drawn anew in each step), and the other way round. What is drawn depends on the seed and the step alone.
+    drawn anew in each step, with repetition), and the other way round. What is drawn depends on the seed and the step
+    alone. Only a step of learning changes the memories and, the first one, the normalization.
 
     Args:
         student_channels: Channels of the student's feature.
@@ -34,7 +37,7 @@ class Contrast(nn.Module):
 
     Reference:
         Tian et al. (2020), https://arxiv.org/abs/1910.10699, equations 9 to 19; the normalization is set in the
-        first step, as in the published comparisons.
+        first step, as in the published comparisons, which draw negatives without repetition where they can.
 
     Example:
         >>> contrast = Contrast(16, 64, torch.tensor([0, 0, 1, 2]), negatives=3)
@@ -79,6 +82,8 @@ class Contrast(nn.Module):
             self.register_buffer(name, (2 * torch.rand(len(labels), size, generator=generator) - 1) * bound)
         self.register_buffer("normalization", torch.zeros(2))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self._step: int | None = None
+        self.register_load_state_dict_post_hook(_forget_step)  # type: ignore[no-untyped-call]
         # training images by class; those of one class stand together
         self.register_buffer("labels", labels.clone(), persistent=False)
         self.register_buffer("order", order, persistent=False)
@@ -106,16 +111,23 @@ class Contrast(nn.Module):
         ]
         with torch.no_grad():
             first = torch.stack([score.mean() for score in scores]) * len(self.order)
-            self.normalization.copy_(torch.where(self.normalization > 0, self.normalization, first))
-        losses = [self._against_noise(score / scale) for score, scale in zip(scores, self.normalization, strict=True)]
+            scales = torch.where(self.normalization > 0, self.normalization, first)
+        losses = [self._against_noise(score / scale) for score, scale in zip(scores, scales, strict=True)]
         if self.training and torch.is_grad_enabled():
+            self.normalization.copy_(scales)
             self._remember_after_gradient(indices, s, t)
         return losses[0] + losses[1]
 
     def draw(self, indices: Int64[Tensor, " n"]) -> Int64[Tensor, "n k"]:
         """Return training images of other classes than each image's own, uniformly and with repetition."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(self.steps))
-        uniform = torch.rand(len(indices), self.negatives, generator=generator, dtype=torch.float64).to(indices.device)
+        if (
+            self._step is None
+        ):  # just built or restored; afterwards the count is kept here, as reading it waits on a GPU
+            self._step = int(self.steps)
+        seed = int(np.random.SeedSequence([self.seed, self._step]).generate_state(1, np.uint64)[0] >> 1)
+        generator = torch.Generator(indices.device).manual_seed(seed)
+        size = (len(indices), self.negatives)
+        uniform = torch.rand(size, generator=generator, dtype=torch.float64, device=indices.device)
         own = self.labels[indices]
         others = (len(self.order) - self.counts[own])[:, None]
         place = (uniform * others).long()
@@ -137,6 +149,7 @@ class Contrast(nn.Module):
 
     def _count(self, _gradient: Tensor) -> None:
         self.steps += 1
+        self._step = None if self._step is None else self._step + 1
 
     @torch.no_grad()
     def _remember(self, memory: Tensor, indices: Tensor, vectors: Tensor) -> None:
@@ -144,8 +157,13 @@ class Contrast(nn.Module):
         memory[indices] = functional.normalize(mixed, dim=1)
 
 
+def _forget_step(contrast: nn.Module, _keys: object) -> None:
+    if isinstance(contrast, Contrast):
+        contrast._step = None
+
+
 def _pooled(feature: Tensor) -> Float[Tensor, "n c"]:
-    return feature.float() if feature.ndim == 2 else feature.float().mean(dim=(2, 3))
+    return as_map(feature).float().mean(dim=(2, 3))
 
 
 def _products(vectors: Float[Tensor, "n d"], memory: Float[Tensor, "m d"], chosen: Int64[Tensor, "n k"]) -> Tensor:

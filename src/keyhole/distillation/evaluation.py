@@ -41,7 +41,7 @@ def evaluate(
     """Return how often a network is right on a labeled split.
 
     Args:
-        network: The network; it is moved to the device, and its mode is left as it was.
+        network: The network; it is moved to the device for the time, and its mode is left as it was.
         split: Images with labels.
         device: Where to run.
         precision: ``fp32``, ``bf16`` autocast, or ``auto``: the faster one here.
@@ -58,6 +58,7 @@ def evaluate(
     if len(split.classes) > network.classes:
         raise DataError(f"The data has {len(split.classes)} classes and {network.name} {network.classes} outputs.")
     device = device or torch.device("cpu")
+    home = next((p.device for p in network.module.parameters()), device)
     module = network.module.to(device).to(memory_format=torch.channels_last)
     first = torch.zeros((), dtype=torch.int64, device=device)
     among = torch.zeros((), dtype=torch.int64, device=device)
@@ -72,4 +73,5 @@ def evaluate(
             hits = ranked == batch.labels[:, None]
             first += hits[:, 0].sum()
             among += hits.sum()
+    module.to(home)
     return Accuracy(float(first) / len(split), float(among) / len(split), len(split))

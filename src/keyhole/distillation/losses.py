@@ -45,8 +45,7 @@ def soft_target_loss(
     student, teacher = _logits(student, teacher)
     log_student = functional.log_softmax(student / temperature, dim=1)
     log_teacher = functional.log_softmax(teacher / temperature, dim=1)
-    divergence = functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
-    return divergence * temperature**2
+    return _divergence(log_student, log_teacher) * temperature**2
 
 
 def _logits(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,14 +121,15 @@ def decoupled_loss(
         teacher: Logits of the teacher for the same images.
         labels: The class of each image.
         alpha: Weight of the class against the rest.
-        beta: Weight of the rest.
+        beta: Weight of the rest; the authors' code has 8 by default and for ResNet-32x4 -> 8x4, 2 for ResNet-56 -> 20.
         temperature: Divides both logits.
 
     Raises:
         ShapeError: Student and teacher have different shapes.
 
     Reference:
-        Zhao et al. (2022), https://arxiv.org/abs/2203.08679, equation 7.
+        Zhao et al. (2022), https://arxiv.org/abs/2203.08679, equation 7. The authors' code lets the whole loss rise
+        over the first 20 epochs of 240, which is not done here.
 
     Example:
         >>> import torch
@@ -139,24 +139,22 @@ def decoupled_loss(
     """
     student, teacher = (value / temperature for value in _logits(student, teacher))
     own = functional.one_hot(labels, student.shape[1]).bool()
-    target = functional.kl_div(
-        _own_and_rest(student, own), _own_and_rest(teacher, own), reduction="sum", log_target=True
+    whole = (functional.log_softmax(value, dim=1) for value in (student, teacher))
+    rest = [value.masked_fill(own, _NEVER) for value in (student, teacher)]  # no indexing by a mask: a GPU would wait
+    (s_own, s_rest), (t_own, t_rest) = (
+        (log.gather(1, labels[:, None]), others.logsumexp(1, keepdim=True) - value.logsumexp(1, keepdim=True))
+        for log, others, value in zip(whole, rest, (student, teacher), strict=True)
     )
-    rest_student, rest_teacher = (_rest(value, own) for value in (student, teacher))
-    rest = functional.kl_div(rest_student, rest_teacher, reduction="sum", log_target=True)
-    return (alpha * target + beta * rest) * temperature**2 / len(student)
+    target = _divergence(torch.cat([s_own, s_rest], dim=1), torch.cat([t_own, t_rest], dim=1))
+    others = _divergence(*(functional.log_softmax(value, dim=1) for value in rest))
+    return (alpha * target + beta * others) * temperature**2
 
 
-def _own_and_rest(logits: Tensor, own: Tensor) -> Tensor:
-    """Return the logarithms of the probability of the class, and of all others together."""
-    log_own = functional.log_softmax(logits, dim=1)[own]
-    others = logits.masked_fill(own, -torch.inf).logsumexp(dim=1) - logits.logsumexp(dim=1)
-    return torch.stack([log_own, others], dim=1)
+_NEVER = -1e9  # a logit of no probability, finite so that its share of a divergence is 0 and not undefined
 
 
-def _rest(logits: Tensor, own: Tensor) -> Tensor:
-    """Return the logarithms of the probabilities among the other classes."""
-    return functional.log_softmax(logits[~own].view(len(logits), -1), dim=1)
+def _divergence(log_student: Tensor, log_teacher: Tensor) -> Tensor:
+    return functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 
 def correlation_loss(

@@ -15,7 +15,7 @@ from keyhole.runtime import PRECISIONS
 
 Answer = tuple[Tensor, dict[str, Tensor]]
 
-_PARTS = 4  # so that no worker waits long for another's last part
+TEACHER_PARTS = 4  # so that no worker waits long for another's last part
 _PART_MACS = 1e9  # some milliseconds of a core; a smaller part costs more than it fills
 
 
@@ -56,7 +56,7 @@ class Teaching:
         images = images.to(self._dtype)
         if self._workers is None:
             return lambda: self._answer(images)
-        parts = max(1, min(_PARTS, int(self._macs * len(images) / _PART_MACS)))
+        parts = max(1, min(TEACHER_PARTS, int(self._macs * len(images) / _PART_MACS)))
         pieces = [self._workers.submit(self._answer, piece) for piece in images.chunk(parts)]
         return lambda: _together([piece.result() for piece in pieces])
 

@@ -113,17 +113,17 @@ class _OfLogits(nn.Module):
 
 
 class _OfLabels(nn.Module):
-    """Cross entropy; or, with a teacher, decoupled soft targets."""
-
-    def __init__(self, temperature: float | None = None) -> None:
-        super().__init__()
-        self.temperature = temperature
+    """Cross entropy, which needs no teacher."""
 
     def forward(self, view: View) -> Tensor:
-        if self.temperature is None:
-            return functional.cross_entropy(view.logits.float(), view.labels)
-        assert view.teacher_logits is not None, "check_terms saw to it that there is a teacher"
-        return losses.decoupled_loss(view.logits, view.teacher_logits, view.labels, temperature=self.temperature)
+        return functional.cross_entropy(view.logits.float(), view.labels)
+
+
+class _OfBoth(_OfLogits):
+    """A loss of both logits and the labels."""
+
+    def forward(self, view: View) -> Tensor:
+        return self.loss(view.logits, view.teacher_logits, view.labels, **self.knobs)
 
 
 class _OfPairs(nn.ModuleList):
@@ -213,8 +213,8 @@ TERMS: dict[str, Kind] = {
     "kd": Kind(1.0, _softened(losses.soft_target_loss), _REPDISTILLER, temperature=4.0),
     "dkd": Kind(
         1.0,
-        lambda temperature, _: _OfLabels(temperature),
-        "https://arxiv.org/abs/2203.08679",
+        lambda temperature, _: _OfBoth(losses.decoupled_loss, temperature=temperature or 1.0),
+        "https://arxiv.org/abs/2203.08679, without its warm-up",
         temperature=4.0,
         labels=True,
     ),
@@ -227,7 +227,11 @@ TERMS: dict[str, Kind] = {
         "https://github.com/sunshangquan/logit-standardization-KD",
         temperature=2.0,
     ),
-    "wttm": Kind(4.0, lambda *_: _OfLogits(losses.transformed_teacher_loss), "https://github.com/zkxufo/TTM"),
+    "wttm": Kind(
+        4.0,
+        lambda *_: _OfLogits(losses.transformed_teacher_loss),
+        "https://github.com/zkxufo/TTM, where it stands beside crd",
+    ),
     "hint": Kind(100.0, _paired(_Adapted), _REPDISTILLER, hints=True),
     "at": Kind(1000.0, _paired(lambda *_: _Plain(losses.attention_loss)), _REPDISTILLER, hints=True),
     "vid": Kind(1.0, _paired(VariationalHead), _REPDISTILLER, hints=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ def freeze(
 
 
 def fold_batch_norm(network: Network, *, keep: Sequence[str] = ()) -> nn.Module:
-    """Return a copy of a network's module with batch norm folded into the convolutions before it.
+    """Return a copy of a network's module, on the CPU, with batch norm folded into the convolutions before it.
 
     A pair is folded when a batch norm is given the very tensor that a convolution returned. The copy is kept only when
     its output and the kept layers equal the original's to rounding; a network that uses the convolution's output
@@ -62,8 +63,9 @@ def fold_batch_norm(network: Network, *, keep: Sequence[str] = ()) -> nn.Module:
         >>> any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
         False
     """
-    folded = copy.deepcopy(network.module).eval()
-    images = random_images(network, 2)
+    # on the CPU, in full precision: a GPU's shortened products would look like a change
+    folded = copy.deepcopy(network.module).cpu().eval()
+    images = random_images(replace(network, module=folded), 2)
     with torch.no_grad():
         expected = _outputs(folded, keep, images)
         modules = dict(folded.named_modules())
@@ -73,7 +75,7 @@ def fold_batch_norm(network: Network, *, keep: Sequence[str] = ()) -> nn.Module:
                 parent, _, child = norm_name.rpartition(".")
                 setattr(modules[parent], child, nn.Identity().eval())
         close = all(map(_close, _outputs(folded, keep, images), expected))
-    return folded if close else copy.deepcopy(network.module).eval()
+    return folded if close else copy.deepcopy(network.module).cpu().eval()
 
 
 def _outputs(module: nn.Module, names: Sequence[str], images: Tensor) -> list[Tensor]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -64,9 +65,13 @@ class InputSpec:
             shrinks = images.shape[-2] >= self.size_px[0] and images.shape[-1] >= self.size_px[1]
             mode = "area" if shrinks else "bilinear"
             images = functional.interpolate(images, self.size_px, mode=mode)
-        mean = images.new_tensor(self.mean).view(1, -1, 1, 1)
-        std = images.new_tensor(self.std).view(1, -1, 1, 1)
+        mean, std = (_by_channel(values, images.device, images.dtype) for values in (self.mean, self.std))
         return (images - mean) / std
+
+
+@lru_cache(maxsize=64)
+def _by_channel(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(values, device=device, dtype=dtype).view(1, -1, 1, 1)  # kept: a copy to a GPU waits for it
 
 
 @dataclass(frozen=True)
