@@ -36,11 +36,10 @@ from keyhole.distillation.matching import match_hints
 from keyhole.distillation.teaching import Teaching
 from keyhole.distillation.terms import parse_terms
 from keyhole.distillation.training import fit
-from keyhole.hints.choice import synchronize
 from keyhole.models.layers import layers
 from keyhole.models.network import count_macs
 from keyhole.models.zoo import CIFAR100_INPUT, build
-from keyhole.runtime import PRECISIONS, choose_device, describe
+from keyhole.runtime import PRECISIONS, choose_device, describe, synchronize
 
 BATCH = 64
 

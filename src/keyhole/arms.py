@@ -16,9 +16,10 @@ from keyhole.errors import DataError, SettingError, unknown_name
 from keyhole.files import read_json
 from keyhole.hints.choice import ChoiceConfig, Hints, choose_hints
 from keyhole.hints.moments import ObserveConfig
-from keyhole.hints.selection import CONTROLS, SELECTORS, Rule, select
+from keyhole.hints.selection import CONTROLS, SELECTORS, Rule, check_rule, select
+from keyhole.hints.similarity import consensus
 from keyhole.models.layers import Layer, layers
-from keyhole.models.network import Network
+from keyhole.models.network import InputSpec, Network
 from keyhole.models.zoo import build
 from keyhole.progress import Progress, silent
 from keyhole.runtime import choose_device
@@ -134,7 +135,7 @@ def read_arm(table: Any, base: ArmPlan | None = None) -> ArmPlan:
 
 
 class ArmMaker:
-    """Turns plans into arms under one teacher; similarities are measured once for all of them.
+    """Turns plans into arms under one teacher; similarities are measured once for the same images and layers.
 
     Args:
         teacher: The teacher, with its trained weights.
@@ -155,7 +156,9 @@ class ArmMaker:
     ) -> None:
         self.teacher, self.train, self.config = teacher, train, config
         self.progress, self.note = progress, note
-        self._chosen: dict[tuple[Any, ...], Hints] = {}
+        self._measured: dict[tuple[int, str | None, int], Hints] = {}
+        self._students: dict[tuple[str, InputSpec], list[Layer]] = {}
+        self._candidates: dict[str | None, list[Layer]] = {}
 
     def make(self, plan: ArmPlan) -> Arm:
         """Return the arm of a plan.
@@ -169,10 +172,12 @@ class ArmMaker:
             spec = replace(spec, size_px=(plan.student_size, plan.student_size))
         name = plan.name or plan.student
         pairs: tuple[HintPair, ...] = ()
-        student = build(plan.student, classes=len(self.train.classes) or self.teacher.classes, input=spec)
+        if (plan.student, spec) not in self._students:
+            student = build(plan.student, classes=len(self.train.classes) or self.teacher.classes, input=spec)
+            self._students[plan.student, spec] = layers(student)
         if any(term.needs_hints for term in terms):
             wanted, candidates = self._hints(plan)
-            pairs = match_hints(wanted, candidates, layers(student), how=plan.match)
+            pairs = match_hints(wanted, candidates, self._students[plan.student, spec], how=plan.match)
             self.note(f"{name}: {', '.join(f'{pair.teacher} -> {pair.student}' for pair in pairs)}")
         return Arm(name, plan.student, spec, terms, pairs)
 
@@ -185,35 +190,35 @@ class ArmMaker:
             )
         if isinstance(given, str) and given.endswith(".json"):
             return self._from_file(Path(given))
-        candidates = layers(self.teacher, plan.layers)
+        if plan.layers not in self._candidates:
+            self._candidates[plan.layers] = layers(self.teacher, plan.layers)
+        candidates = self._candidates[plan.layers]
         if not isinstance(given, str):
             return given, candidates
         if given in CONTROLS and given != "reverse":
             return [candidates[i].name for i in select(candidates, None, plan.rule(given)).hints], candidates
         if given == "auto" or given in SELECTORS:
-            return self._choose(plan, "kmeans" if given == "auto" else given).hints, candidates
+            return self._choose(plan, "kmeans" if given == "auto" else given, candidates), candidates
         return [part.strip() for part in given.split(",")], candidates
 
-    def _choose(self, plan: ArmPlan, clustering: str) -> Hints:
-        key = (clustering, plan.metric, plan.count, plan.samples, plan.layers, plan.seed)
-        if key not in self._chosen:
-            self._chosen[key] = choose_hints(
+    def _choose(self, plan: ArmPlan, clustering: str, candidates: Sequence[Layer]) -> list[str]:
+        rule, metrics = plan.rule(clustering), tuple(name.strip() for name in plan.metric.split(","))
+        config = ChoiceConfig(plan.samples, metrics, plan.layers, draws=0, bare=False, seed=plan.seed)
+        check_rule(candidates, rule)
+        key = (plan.samples, plan.layers, plan.seed)
+        if key not in self._measured or not set(metrics) <= self._measured[key].similarities.keys():
+            self._measured[key] = choose_hints(
                 self.teacher,
                 self.train,
-                plan.rule(clustering),
-                config=ChoiceConfig(
-                    samples=plan.samples,
-                    metrics=tuple(name.strip() for name in plan.metric.split(",")),
-                    layers=plan.layers,
-                    draws=0,
-                    bare=False,
-                    seed=plan.seed,
-                ),
+                rule,
+                config=config,
                 look=ObserveConfig(precision=self.config.precision),
                 device=choose_device(self.config.device),
                 progress=self.progress,
             )
-        return self._chosen[key]
+        matrices = [self._measured[key].similarities[name] for name in metrics]
+        matrix = matrices[0] if len(matrices) == 1 else consensus(matrices)
+        return [candidates[i].name for i in select(candidates, matrix, rule).hints]
 
     def _from_file(self, path: Path) -> tuple[Sequence[str], Sequence[Layer]]:
         value = read_json(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_RECIPE, _LOCK, _MACHINE = "recipe.json", ".lock", "machine"
+_RECIPE, _LOCK, _MACHINE = "recipe.json", ".keyhole-lock", "machine"
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ def _locked(out: Path) -> Iterator[None]:
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                    raise BlockingIOError  # its owner ended in between, and took the file away
         except BlockingIOError as error:
             raise RunError(f"Another process is at work in {out}. Wait for it, or choose another --out.") from error
         except OSError:  # a disk without locks

@@ -97,6 +97,12 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return torch.autocast(device.type, torch.bfloat16)
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait for the work on a GPU, so that the clock can be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def describe() -> dict[str, Any]:
     """Return versions, hardware and the state of the source tree, as JSON values, for the recipe of a run."""
     packages = ("torch", "numpy", "scikit-learn", "safetensors", "Pillow")

@@ -13,7 +13,7 @@ LABELS = torch.tensor([0, 0, 2, 1, -1, 2, 2, 0])
 
 
 def contrast(negatives: int = 5, seed: int = 0) -> Contrast:
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # of the embeddings
     return Contrast(3, 4, LABELS, negatives=negatives, size=6, seed=seed)
 
 
@@ -66,20 +66,83 @@ def test_draws_depend_on_the_seed_and_the_step_alone() -> None:
 
 def test_the_memory_keeps_half_of_the_old_vector_of_the_images_seen() -> None:
     made = contrast()
-    before = made.teacher_memory.clone()
-    teacher, indices = torch.randn(2, 4), torch.tensor([6, 1])
+    student, teacher, indices = torch.randn(2, 3), torch.randn(2, 4), torch.tensor([6, 1])
+    sides = (("student", student), ("teacher", teacher))
+    before = {name: getattr(made, f"{name}_memory").clone() for name, _ in sides}
     with torch.no_grad():
-        vectors = functional.normalize(made.teacher(teacher), dim=1)
-    made(torch.randn(2, 3), teacher, indices).backward()
-    expected = functional.normalize(0.5 * before[indices] + 0.5 * vectors, dim=1)
-    torch.testing.assert_close(made.teacher_memory[indices], expected)
+        vectors = {name: functional.normalize(getattr(made, name)(feature), dim=1) for name, feature in sides}
+    made(student, teacher, indices).backward()
     rest = [0, 2, 3, 4, 5, 7]
-    assert torch.equal(made.teacher_memory[rest], before[rest])
+    for name, _ in sides:
+        memory = getattr(made, f"{name}_memory")
+        expected = functional.normalize(0.5 * before[name][indices] + 0.5 * vectors[name], dim=1)
+        torch.testing.assert_close(memory[indices], expected)
+        assert torch.equal(memory[rest], before[name][rest])
+
+
+def test_the_second_step_is_normalized_like_the_first_and_sees_what_the_first_remembered() -> None:
+    made = contrast()
+    indices = torch.tensor([0, 5, 3])
+    first = [torch.randn(3, 3), torch.randn(3, 4)]
+    made(*first, indices).backward()
+    student, teacher = torch.randn(3, 3), torch.randn(3, 4)
+    drawn = torch.cat([indices[:, None], made.draw(indices)], dim=1)
+    noise, expected = 5 / 7, 0.0
+    with torch.no_grad():
+        for side, memory, feature, scale in (
+            (made.student, made.teacher_memory, student, made.normalization[0]),
+            (made.teacher, made.student_memory, teacher, made.normalization[1]),
+        ):
+            vectors = functional.normalize(side(feature), dim=1)
+            for i, row in enumerate(drawn.tolist()):
+                scores = [float(torch.exp(vectors[i] @ memory[k] / 0.07) / scale) for k in row]
+                expected -= np.log(scores[0] / (scores[0] + noise))
+                expected -= sum(np.log(noise / (score + noise)) for score in scores[1:])
+    assert made(student, teacher, indices).item() == pytest.approx(expected / 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 3), (3, 4, 4, 3), (3, 3, 2, 2), (3, 3)])
+def test_features_of_every_form_are_contrasted(shape: tuple[int, ...]) -> None:
+    loss = contrast()(torch.randn(shape, requires_grad=True), torch.randn(3, 4, 2, 2), torch.tensor([0, 5, 3]))
+    loss.backward()
+    assert bool(loss.isfinite())
+
+
+def test_half_precision_is_computed_in_full() -> None:
+    student, teacher, indices = torch.randn(3, 3), torch.randn(3, 4), torch.tensor([0, 5, 3])
+    full = contrast()(student, teacher, indices).item()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = contrast()(student, teacher, indices)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(full, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", [0, 2**62, 2**63 - 1])
+def test_every_seed_draws(seed: int) -> None:
+    assert contrast(seed=seed).draw(torch.tensor([0])).shape == (1, 5)
+
+
+def test_a_restored_one_draws_as_the_old_one_would() -> None:
+    made, other = contrast(), contrast()
+    indices = torch.tensor([0, 3])
+    for _ in range(3):
+        made(torch.randn(2, 3), torch.randn(2, 4), indices).backward()
+    other.draw(indices)
+    other.load_state_dict(made.state_dict())
+    assert torch.equal(made.draw(indices), other.draw(indices))
 
 
 def test_looking_without_learning_changes_nothing() -> None:
     made = contrast()
     made(torch.randn(2, 3), torch.randn(2, 4), torch.tensor([0, 1])).backward()
+    check_looking_changes_nothing(made)
+
+
+def test_looking_before_the_first_step_changes_nothing() -> None:
+    check_looking_changes_nothing(contrast())
+
+
+def check_looking_changes_nothing(made: Contrast) -> None:
     state = {name: tensor.clone() for name, tensor in made.state_dict().items()}
     with torch.no_grad():
         made(torch.randn(2, 3), torch.randn(2, 4), torch.tensor([2, 3]))

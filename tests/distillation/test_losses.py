@@ -213,6 +213,28 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn(name: str) -> No
     assert student.grad.abs().max().item() < 1e-6 + rounding
 
 
+# what is not 0 where both are equal
+OTHERS: dict[str, tuple[Loss, tuple[int, ...]]] = {
+    "transformed teacher": (transformed_teacher_loss, (4, 6)),
+    "surprise": (lambda s, t: variational_loss(s, torch.tensor([0.5, 1.0, 2.0]), t), (2, 3, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_rest_reaches_the_student_alone_along_its_slope_and_in_full_precision(name: str) -> None:
+    loss, shape = OTHERS[name]
+    student, teacher = torch.randn(shape, requires_grad=True), torch.randn(shape, requires_grad=True)
+    loss(student, teacher).backward()
+    assert student.grad is not None
+    assert teacher.grad is None
+    direction, step = torch.randn(shape), 1e-2
+    with torch.no_grad():
+        slope = (loss(student + step * direction, teacher) - loss(student - step * direction, teacher)) / (2 * step)
+    assert slope.item() == pytest.approx((student.grad * direction).sum().item(), rel=0.02, abs=1e-4)
+    half = [value.detach().to(torch.bfloat16) for value in (student, teacher)]
+    assert loss(*half).item() == pytest.approx(loss(half[0].float(), half[1].float()).item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_gradient_reaches_the_student_and_not_the_teacher(name: str) -> None:
     loss, shape = LOSSES[name]

@@ -51,6 +51,32 @@ def test_cells_are_held_by_one_at_a_time(board: Board) -> None:
         assert all_of_them == IDS
 
 
+def test_all_or_none(board: Board) -> None:
+    other = Board(board.path)
+    with board.hold(["b"], 1), other.hold(IDS, 4, least=4) as none:
+        assert none == []
+        with Board(board.path).hold(["a", "c"], 2, least=2) as rest:  # nothing was kept
+            assert rest == ["a", "c"]
+
+
+def test_what_is_settled_once_stays(board: Board) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda k: Board(board.path).settle("precision", lambda: f"choice {k}"), range(16)))
+    assert len(found) == 1
+    assert board.settle("precision", lambda: "another") == found.pop()
+
+
+def test_an_owner_that_stalled_learns_that_it_lost_a_cell(tmp_path: Path) -> None:
+    board = Board(tmp_path, beat_s=0.02)
+    with board.hold(["a", "b"], 2) as mine:
+        (board.leases / "a.lease").write_text("another 1 0123")
+        deadline = time.time() + 20
+        while "a" in mine and time.time() < deadline:
+            time.sleep(0.02)
+        assert mine == ["b"]
+    assert (board.leases / "a.lease").read_text() == "another 1 0123"
+
+
 def test_finished_cells_are_not_held(board: Board) -> None:
     board.finish("b", {"recipe": {}})
     with board.hold(IDS, 2) as mine:
@@ -88,12 +114,14 @@ def test_the_lease_of_a_process_that_died_here_runs_out_at_once(board: Board) ->
 
 
 def test_a_living_owner_keeps_its_leases_alive(tmp_path: Path) -> None:
-    board = Board(tmp_path, beat_s=0.02, dead_after_s=0.5)
+    board = Board(tmp_path, beat_s=0.02)
     with board.hold(["a"], 1):
-        before = (board.leases / "a.lease").stat().st_mtime_ns
-        time.sleep(0.8)
-        assert (board.leases / "a.lease").stat().st_mtime_ns > before
-        assert Board(tmp_path, dead_after_s=0.5).is_held("a")
+        lease = board.leases / "a.lease"
+        os.utime(lease, (0, 0))
+        deadline = time.time() + 20
+        while lease.stat().st_mtime == 0 and time.time() < deadline:
+            time.sleep(0.02)
+        assert Board(tmp_path).is_held("a")
 
 
 def test_of_many_that_want_a_dead_owners_cell_one_gets_it(board: Board) -> None:

@@ -69,7 +69,7 @@ def test_an_arm_is_called_by_what_varies() -> None:
 
 def test_combinations_are_all_of_them(tmp_path: Path) -> None:
     text = START + '[[arm]]\nname = "x"\nhints = "combinations"\ncount = 2\n[[arm]]\nterms = "ce,kd"\n'
-    study = with_combinations(read_study(written(tmp_path / "s.toml", text)), ["a", "b.0", "c"])
+    study = with_combinations(read_study(written(tmp_path / "s.toml", text)), lambda _glob: ["a", "b.0", "c"])
     assert [(plan.name, plan.hints) for plan in study.arms] == [
         ("x a+b.0", ("a", "b.0")),
         ("x a+c", ("a", "c")),
@@ -77,15 +77,15 @@ def test_combinations_are_all_of_them(tmp_path: Path) -> None:
         ("ce,kd", None),
     ]
     with pytest.raises(SettingError, match="wants combinations of 2 layers; the teacher has 1"):
-        with_combinations(read_study(tmp_path / "s.toml"), ["a"])
+        with_combinations(read_study(tmp_path / "s.toml"), lambda _glob: ["a"])
 
 
 def test_the_baseline_is_an_arm(tmp_path: Path) -> None:
     text = 'baseline = "ce,kd"\n' + START + '[[arm]]\nterms = ["ce", "ce,kd"]\n'
-    assert with_combinations(read_study(written(tmp_path / "s.toml", text)), ["a"]).baseline == "ce,kd"
+    assert with_combinations(read_study(written(tmp_path / "s.toml", text)), lambda _glob: ["a"]).baseline == "ce,kd"
     wrong = read_study(written(tmp_path / "s.toml", text.replace('baseline = "ce,kd"', 'baseline = "kd"')))
     with pytest.raises(UnknownNameError, match="Unknown baseline 'kd'"):
-        with_combinations(wrong, ["a"])
+        with_combinations(wrong, lambda _glob: ["a"])
 
 
 def test_the_recipe_of_a_cell_holds_what_decides_it_and_nothing_else(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ ARM = '[[arm]]\nterms = "ce,kd"\n'
         ("holdout = true\n" + START + ARM, "holdout of the study is True"),
         (START + "epoch = 2\n" + ARM, "Unknown key of [train] 'epoch'"),
         (START + "seed = 2\n" + ARM, "Unknown key of [train] 'seed'"),
-        (START + 'lr = "fast"\n' + ARM, "[train] of the study has a value of another kind"),
+        (START + 'lr = "fast"\n' + ARM, "lr is 'fast'; expected a number"),
         (START + "lr = -1\n" + ARM, "lr is -1"),
         (START + ARM + 'hint = "auto"\n', "Unknown key of an [[arm]] 'hint'"),
         (START + ARM + "count = 2.5\n", "count of arm 'ce,kd' is 2.5"),
@@ -138,6 +138,11 @@ ARM = '[[arm]]\nterms = "ce,kd"\n'
         (START + '[[arm]]\nname = "x"\nterms = ["ce", "ce,kd"]\n', "Two cells are called 'x'"),
         (START + '[[arm]]\nname = "{metrics}"\nterms = "ce,kd"\n', "which is none of its keys"),
         ("arm = [3]\n" + START, "An arm is 3; expected an [[arm]] table"),
+        (START + '[[arm]]\nname = "{hints.x}"\nhints = "auto"\n', "which is none of its keys"),
+        (START + '[[arm]]\nname = ["a", "b"]\nterms = "ce,kd"\n', "name of an [[arm]] is ['a', 'b']; expected a text"),
+        (START.replace("2", "2.5") + ARM, "epochs is 2.5; expected a whole number"),
+        (START.replace("2", "true") + ARM, "epochs is True; expected a whole number"),
+        (START + 'augment = "false"\n' + ARM, "augment is 'false'; expected true or false"),
     ],
 )
 def test_a_study_file_that_makes_no_sense_is_one_line(tmp_path: Path, text: str, words: str) -> None:
@@ -153,3 +158,27 @@ def test_a_study_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
     (tmp_path / "b.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="is not TOML"):
         read_study(tmp_path / "b.toml")
+
+
+def test_files_of_arms_are_beside_the_study_and_count_by_their_content(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    written(tmp_path / "there" / "h.json", "{}")
+    text = START + '[[arm]]\nterms = "ce,hint"\nhints = "h.json"\n'
+    path = written(tmp_path / "there" / "s.toml", text)
+    study = read_study(path)
+    (cell,) = study.cells
+    assert cell.plan.hints == str(tmp_path / "there" / "h.json")
+    before = study.recipe(cell)
+    assert len(before["arm"]["hints"]) == 64
+    written(tmp_path / "there" / "h.json", '{"hints": []}')
+    assert study.recipe(cell) != before
+    (tmp_path / "there" / "h.json").unlink()
+    with pytest.raises(DataError, match=r"h\.json: No such file"):
+        study.recipe(cell)
+
+
+def test_combinations_keep_to_the_layers_of_their_arm(tmp_path: Path) -> None:
+    text = START + '[[arm]]\nname = "x"\nhints = "combinations"\ncount = 1\nlayers = "b*"\n'
+    layers = {None: ["a", "b"], "b*": ["b"]}
+    study = with_combinations(read_study(written(tmp_path / "s.toml", text)), lambda glob: layers[glob])
+    assert [plan.hints for plan in study.arms] == [("b",)]

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,16 @@ from typing import Any
 import pytest
 import torch
 
+from keyhole.arms import ArmMaker
 from keyhole.data.sources import Data, default_input, open_data
 from keyhole.distillation.cohort import TrainConfig
 from keyhole.errors import RunError, UnknownNameError
 from keyhole.files import read_tensors
-from keyhole.models.network import Network
+from keyhole.models.network import Network, count_macs
 from keyhole.models.zoo import build, load, save
 from keyhole.studies.board import Board
 from keyhole.studies.plan import Study, expand
-from keyhole.studies.work import look_ahead, run_study
+from keyhole.studies.work import _work, look_ahead, run_study
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,8 @@ def test_every_cell_is_run_in_cohorts_of_one_seed(study: Study, teacher: Network
 def test_a_cell_is_the_same_whoever_shares_its_pass(
     study: Study, teacher: Network, digits: Data, tmp_path: Path
 ) -> None:
+    torch.set_num_threads(2)  # conftest puts it back
+    study = replace(study, arms=(*study.arms, replace(study.arms[0], name="alone", terms="ce")), seeds=(0,))
     together, alone = Board(tmp_path / "a"), Board(tmp_path / "b")
     run_study(replace(study, students_per_pass=8), teacher, digits, together)
     run_study(replace(study, students_per_pass=1), teacher, digits, alone)
@@ -133,11 +137,86 @@ def test_looking_ahead_runs_nothing(study: Study, teacher: Network, digits: Data
     assert (seen.cells, seen.done, seen.passes) == (6, 0, 4)
     assert seen.hours is not None
     assert 0 < seen.hours < 1
+    larger = replace(study, arms=(study.arms[0], replace(study.arms[0], name="big", student="resnet20")), seeds=(0,))
+    cohorts = [_work([ArmMaker(teacher, digits.train, study.config).make(plan)], teacher, 10) for plan in larger.arms]
+    assert cohorts[0][0] == cohorts[1][0] == count_macs(teacher)
+    assert cohorts[1][1] == 3 * count_macs(build("resnet20", classes=10, input=teacher.input))
+    plain = replace(study.arms[0], terms="ce")
+    assert _work([ArmMaker(teacher, digits.train, study.config).make(plain)], teacher, 10)[0] == 0
     run_study(replace(study, seeds=(0,)), teacher, digits, board)
     after = look_ahead(study, teacher, digits, board)
     assert (after.cells, after.done, after.passes) == (6, 3, 2)
     run_study(study, teacher, digits, board)
     assert look_ahead(study, teacher, digits, board).hours is None
+
+
+def killed_after(steps: int) -> Callable[..., Any]:
+    left = [steps]
+
+    def progress(items: Iterable[Any], *, label: str, total: int, done: int = 0) -> Iterator[Any]:
+        for item in items:
+            if label.startswith("epoch"):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise KeyboardInterrupt
+            yield item
+
+    return progress
+
+
+def test_a_broken_off_cohort_is_not_taken_up_with_another_recipe(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path
+) -> None:
+    study = replace(study, seeds=(0,), config=replace(study.config, epochs=3))
+    changed = replace(study, arms=tuple(replace(plan, student_size=4) for plan in study.arms))
+    fresh = Board(tmp_path / "fresh")
+    run_study(changed, teacher, digits, fresh)
+    board = Board(tmp_path / "broken")
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, teacher, digits, board, progress=killed_after(10))
+    assert list(board.cohorts.glob("*/checkpoint.safetensors"))
+    run_study(changed, teacher, digits, board)
+    assert results(board, changed) == results(fresh, changed)
+
+
+def test_a_full_disk_when_results_are_written_loses_no_training(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = replace(study, seeds=(0,))
+    board = Board(tmp_path)
+    with monkeypatch.context() as patch:
+
+        def full(*_: object) -> None:
+            raise RunError("Cannot write: No space left on device.")
+
+        patch.setattr(Board, "finish", full)
+        with pytest.raises(RunError, match="No space left"):
+            run_study(study, teacher, digits, board)
+    assert list(board.cohorts.glob("*/checkpoint.safetensors"))
+    steps: list[str] = []
+
+    def progress(items: Iterable[Any], *, label: str, total: int, done: int = 0) -> Iterator[Any]:
+        for item in items:
+            steps.append(label)
+            yield item
+
+    run_study(replace(study, arms=study.arms[:2]), teacher, digits, board, progress=progress)
+    assert not [label for label in steps if label.startswith("epoch")]  # the epochs were there already
+    assert not list(board.cohorts.glob("*/cells.json"))
+
+
+def test_automatic_precision_is_the_same_for_all_processes_of_a_study(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = replace(study, config=replace(study.config, precision="auto"), seeds=(0,))
+    board = Board(tmp_path)
+    for name, fastest in (("first", "fp32"), ("second", "bf16")):
+        monkeypatch.setattr("keyhole.runtime._faster_on_cpu", lambda fastest=fastest: fastest)
+        arms = tuple(replace(plan, name=f"{name} {plan.name}") for plan in study.arms[:1])
+        run_study(replace(study, arms=arms), teacher, digits, board)
+    found = [json.loads(path.read_text()) for path in board.cells.iterdir()]
+    assert {value["precision"] for value in found} == {"fp32"}
+    assert {value["recipe"]["train"]["precision"] for value in found} == {"fp32"}
 
 
 FILE = """

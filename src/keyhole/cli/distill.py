@@ -114,7 +114,7 @@ def distill(
         arguments["cohort"] = [asdict(plan) for plan in plans]
         arguments["files"] |= o.fingerprints(str(plan.hints) for plan in plans)
     elif arm.hints is not None and not any(term.needs_hints for term in parse_terms(arm.terms)):
-        raise SettingError(f"Hints serve none of the terms {arm.terms}; add hint or at, or leave --hints out.")
+        raise SettingError(f"Hints serve none of the terms {arm.terms}; add one that does, or leave --hints out.")
     config = training.config()
     with open_run(out, "distill", arguments, resume=resume) as run:
         opened, data = o.open_both(teacher, network, images, seed=training.seed)

@@ -159,11 +159,26 @@ def recipe(options: Mapping[str, Any], *, of_machine: tuple[str, ...] = ()) -> d
             raise SettingError(f"--{key.replace('_', '-')} is {value}; expected a finite number.")
     told = {key: str(value) if isinstance(value, Path) else value for key, value in flat.items()}
     kept = {key: value for key, value in told.items() if key not in ("out", "json", "resume", *of_machine)}
+    wanted = flat["precision"]
+    if wanted == "auto":  # a resumed run keeps what it took, whatever is faster today
+        wanted = _precision_of(flat.get("out")) or wanted
     return kept | {
-        "precision": choose_precision(flat["precision"], choose_device(flat["device"])),
+        "precision": choose_precision(wanted, choose_device(flat["device"])),
         "files": fingerprints([value for value in kept.values() if isinstance(value, str)]),
         "machine": {key: told[key] for key in of_machine if key in told},
     }
+
+
+def _precision_of(out: Path | None) -> str | None:
+    """Return the precision that the run in a folder took; None where there is no run."""
+    from keyhole.files import read_json
+
+    if out is None or not (out / "recipe.json").is_file():
+        return None
+    value = read_json(out / "recipe.json")
+    arguments = value.get("arguments") if isinstance(value, dict) else None
+    found = arguments.get("precision") if isinstance(arguments, dict) else None
+    return found if found in ("bf16", "fp32") else None
 
 
 def fingerprints(names: Iterable[str]) -> dict[str, str]:

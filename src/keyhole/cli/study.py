@@ -45,7 +45,7 @@ def study(
     teacher, data = o.open_both(
         read.teacher, o.NetworkOptions(weights=read.weights), o.DataOptions(data=read.data, root=read.root)
     )
-    whole = with_combinations(read, [layer.name for layer in layers(teacher)])
+    whole = with_combinations(read, lambda glob: [layer.name for layer in layers(teacher, glob)])
     board = Board(out)
     if dry_run:
         seen = look_ahead(whole, teacher, data, board)

@@ -21,7 +21,7 @@ from keyhole.models.frozen import freeze
 from keyhole.models.layers import Layer, layers
 from keyhole.models.network import Network
 from keyhole.progress import Progress, silent
-from keyhole.runtime import PRECISIONS, choose_precision
+from keyhole.runtime import PRECISIONS, choose_precision, synchronize
 
 CONSENSUS = "consensus"
 
@@ -283,9 +283,3 @@ def bare_forward_seconds(
         synchronize(device)
         seconds += time.perf_counter() - started
     return seconds
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the work on a GPU, so that the clock can be read."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -7,19 +7,20 @@ take it over; it does so by renaming the file, which only one can.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from keyhole.errors import RunError
-from keyhole.files import read_json, write_json
+from keyhole.files import read_json, write_json, write_text
 
 BEAT_S = 10.0
 DEAD_AFTER_S = 90.0
@@ -39,7 +40,7 @@ class Board:
 
     def __init__(self, path: Path, *, beat_s: float = BEAT_S, dead_after_s: float = DEAD_AFTER_S) -> None:
         self.path, self.beat_s, self.dead_after_s = path, beat_s, dead_after_s
-        self.owner = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex}"
+        self.owner = f"{_machine()} {os.getpid()} {uuid.uuid4().hex}"
         try:
             for folder in (self.cells, self.leases, self.cohorts):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -96,13 +97,37 @@ class Board:
                     "Choose another --out, or name the changed cell anew."
                 )
 
+    def is_done(self, cell: str) -> bool:
+        """Return whether the result of a cell is on disk, without reading it."""
+        return (self.cells / f"{cell}.json").is_file()
+
+    def settle(self, name: str, choose: Callable[[], str]) -> str:
+        """Return what the first process that asked chose under a name; the same for all that share the folder.
+
+        Args:
+            name: Of the choice.
+            choose: Makes it where nobody has.
+        """
+        path = self.path / f"{name}.txt"
+        if not path.is_file():
+            fresh = path.with_suffix(f".{uuid.uuid4().hex}")
+            write_text(fresh, choose())
+            with suppress(FileExistsError):  # another process was faster
+                os.link(fresh, path)
+            fresh.unlink()
+        return path.read_text(encoding="utf-8").strip()
+
     @contextmanager
-    def hold(self, wanted: Sequence[str], most: int) -> Iterator[list[str]]:
+    def hold(self, wanted: Sequence[str], most: int, *, least: int = 1) -> Iterator[list[str]]:
         """Take leases of up to ``most`` cells that are neither finished nor held; keep them alive, then release them.
 
         Args:
             wanted: Ids of cells, the most wanted first.
             most: How many at most.
+            least: Where fewer can be had, none are taken.
+
+        Yields:
+            The ids of the cells held; one whose lease another process took over, as this one had stalled, leaves it.
         """
         held: list[str] = []
         stop = threading.Event()
@@ -111,11 +136,14 @@ class Board:
             for cell in wanted:
                 if len(held) == most:
                     break
-                if self.result(cell) is None and self._take(cell):
+                if not self.is_done(cell) and self._take(cell):
                     held.append(cell)
-                    if self.result(cell) is not None:  # finished between the look and the lease
+                    if self.is_done(cell):  # finished between the look and the lease
                         held.remove(cell)
                         self._release(cell)
+            if len(held) < least:
+                while held:
+                    self._release(held.pop())
             beat.start()
             yield held
         finally:
@@ -173,7 +201,7 @@ class Board:
             age_s = self._now() - lease.stat().st_mtime
         except OSError:
             return False
-        if len(owner) == 3 and owner[0] == socket.gethostname() and owner[1].isdecimal() and not _runs(int(owner[1])):
+        if len(owner) == 3 and owner[0] == _machine() and owner[1].isdecimal() and not _runs(int(owner[1])):
             return False
         return age_s < self.dead_after_s
 
@@ -189,11 +217,23 @@ class Board:
             with suppress(OSError):
                 clock.unlink()
 
-    def _beat(self, held: Sequence[str], stop: threading.Event) -> None:
+    def _beat(self, held: list[str], stop: threading.Event) -> None:
         while not stop.wait(self.beat_s):
             for cell in list(held):
                 with suppress(OSError):
-                    os.utime(self._lease(cell))
+                    if self._lease(cell).read_text(encoding="utf-8") == self.owner:
+                        os.utime(self._lease(cell))
+                    elif cell in held:
+                        held.remove(cell)
+
+
+def _machine() -> str:
+    """Return what processes that can see each other have in common: host, boot, and the space of process numbers."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip())
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
 def _runs(process: int) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from keyhole.errors import DataError, SettingError, unknown_name
 from keyhole.files import sha256
 
 _OWN = ".safetensors"
+_FILES = (_OWN, ".pt", ".pth", ".bin", ".json")
 EVERY = "combinations"  # as hints: all combinations of candidate layers
 
 _KEYS = ("teacher", "weights", "data", "root", "seeds", "holdout", "students_per_pass", "baseline", "train", "arm")
@@ -92,19 +94,44 @@ class Study:
         }
 
     def recipe(self, cell: Cell) -> dict[str, Any]:
-        """Return all that decides the result of a cell, as JSON values; not where files are, or who shares its pass."""
+        """Return all that decides the result of a cell, as JSON values; not where files are, or who shares its pass.
+
+        Files stand with their content's SHA-256. The precision is as the file says;
+        :func:`keyhole.studies.work.settled` replaces ``auto`` by what the first process of the study took.
+        """
         config = asdict(replace(self.config, seed=cell.seed))
         settings = {key: value for key, value in config.items() if key not in ("device", "compile")}
+        plan = asdict(cell.plan)
+        for key in ("student", "hints"):
+            plan[key] = _content(plan[key])
         told = {
-            "teacher": sha256(Path(self.teacher)) if self.teacher.endswith(_OWN) else self.teacher,
-            "weights": sha256(self.weights) if self.weights else None,
+            "teacher": _content(self.teacher),
+            "weights": _content(str(self.weights)) if self.weights else None,
             "data": self.data,
             "holdout": self.holdout,
-            "arm": asdict(cell.plan),
+            "arm": plan,
             "train": settings,
         }
         value: dict[str, Any] = json.loads(json.dumps(told))
         return value
+
+
+def _content(name: Any) -> Any:
+    """Return the SHA-256 of a file that is named, and any other value as it is."""
+    if not isinstance(name, str) or not name.endswith(_FILES):
+        return name
+    path = Path(name)
+    try:
+        status = path.stat()
+    except OSError as error:
+        message = f"Cannot read {path}: {error.strerror}. The study names that file."
+        raise DataError(message) from error
+    return _hashed(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=256)
+def _hashed(path: Path, _changed_ns: int, _size: int) -> str:
+    return sha256(path)
 
 
 def read_study(path: Path) -> Study:
@@ -146,9 +173,19 @@ def read_study(path: Path) -> Study:
         seeds=tuple(seeds),
         holdout=_at_least(value, "holdout", 5000, 0),
         students_per_pass=_at_least(value, "students_per_pass", 8, 1),
-        arms=_unique(plan for table in tables for plan in expand(table)),
+        arms=_unique(_beside(path, plan) for table in tables for plan in expand(table)),
         baseline=_of_kind(value, "baseline", str, "the name of an arm", None),
     )
+
+
+def _beside(path: Path, plan: ArmPlan) -> ArmPlan:
+    """Return the plan with the paths in it taken from the folder of the study file."""
+    found = plan
+    if plan.student.endswith(_OWN):
+        found = replace(found, student=str(path.parent / plan.student))
+    if isinstance(plan.hints, str) and plan.hints.endswith(".json"):
+        found = replace(found, hints=str(path.parent / plan.hints))
+    return found
 
 
 _REQUIRED = object()
@@ -200,6 +237,8 @@ def expand(table: Any) -> Iterator[ArmPlan]:
     """
     if not isinstance(table, dict):
         raise SettingError(f"An arm is {table!r}; expected an [[arm]] table.")
+    if not isinstance(table.get("name", ""), str):
+        raise SettingError(f"name of an [[arm]] is {table['name']!r}; expected a text, such as '{{hints}}'.")
     many: dict[str, list[Any]] = {key: values for key, values in table.items() if isinstance(values, list)}
     for key, values in many.items():
         if not values:
@@ -210,10 +249,10 @@ def expand(table: Any) -> Iterator[ArmPlan]:
         if named is None:
             telling = [key for key in many if len(many[key]) > 1] or [key for key in ("terms", "hints") if key in table]
             chosen["name"] = " ".join(str(chosen[key]) for key in telling) or str(chosen.get("student", "arm"))
-        elif isinstance(named, str):
+        else:
             try:
                 chosen["name"] = named.format(**{key: chosen[key] for key in chosen if key != "name"})
-            except (KeyError, IndexError, ValueError) as error:
+            except (KeyError, IndexError, ValueError, AttributeError) as error:
                 raise SettingError(
                     f"name {named!r} of an [[arm]] names {error}, which is none of its keys {', '.join(table)}."
                 ) from error
@@ -233,12 +272,12 @@ def _unique(plans: Iterator[ArmPlan]) -> tuple[ArmPlan, ...]:
     return tuple(found.values())
 
 
-def with_combinations(study: Study, candidates: Sequence[str]) -> Study:
+def with_combinations(study: Study, candidates: Callable[[str | None], Sequence[str]]) -> Study:
     """Return the study with each arm of ``hints = "combinations"`` replaced by one arm a combination of layers.
 
     Args:
         study: As read.
-        candidates: Names of the teacher's layers, in the order of depth.
+        candidates: Gives the names of the teacher's layers in the order of depth, for an arm's ``layers`` glob.
 
     Raises:
         SettingError: The count of such an arm is no number from 1 to the number of layers.
@@ -250,12 +289,12 @@ def with_combinations(study: Study, candidates: Sequence[str]) -> Study:
             if plan.hints != EVERY:
                 yield plan
                 continue
-            count = parse_count(str(plan.count))
-            if count is None or not 1 <= count <= len(candidates):
+            count, found = parse_count(str(plan.count)), candidates(plan.layers)
+            if count is None or not 1 <= count <= len(found):
                 raise SettingError(
-                    f"Arm {plan.name!r} wants combinations of {plan.count} layers; the teacher has {len(candidates)}."
+                    f"Arm {plan.name!r} wants combinations of {plan.count} layers; the teacher has {len(found)}."
                 )
-            for names in combinations(candidates, count):
+            for names in combinations(found, count):
                 yield replace(plan, name=f"{plan.name} {'+'.join(names)}", hints=names)
 
     found = _unique(arms())

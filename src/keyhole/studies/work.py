@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from keyhole.arms import ArmMaker
 from keyhole.data.sources import Data
-from keyhole.data.splits import hold_out
+from keyhole.data.splits import Split, hold_out
 from keyhole.distillation.cohort import Arm, Cohort
 from keyhole.distillation.experiment import Result, percent, run_cohort
-from keyhole.errors import SettingError
+from keyhole.errors import RunError, SettingError
 from keyhole.files import read_json, write_json
-from keyhole.models.network import Network, count_macs
-from keyhole.models.zoo import save
+from keyhole.models.network import InputSpec, Network, count_macs
+from keyhole.models.zoo import build, save
 from keyhole.progress import Progress, silent
-from keyhole.runtime import describe
+from keyhole.runtime import choose_device, choose_precision, describe, synchronize
 from keyhole.studies.board import Board
 from keyhole.studies.plan import Cell, Study
+
+_MISSES = 200  # tries for a lease while other processes are faster
 
 
 @dataclass(frozen=True)
@@ -69,45 +74,68 @@ def run_study(
         RunError: The folder holds a cell of another recipe, or cannot be written.
         KeyholeError: A cell asks for something that does not exist.
     """
+    study = settled(study, board)
     recipes = {cell.id: (cell.name, study.recipe(cell)) for cell in study.cells}
     board.check_recipes(recipes)
-    train = hold_out(data.train, study.holdout)[0]
-    maker = ArmMaker(teacher, train, study.config, progress=progress, note=note)
-    needed = {cell.plan.name: cell.plan for cell in study.cells if board.result(cell.id) is None}
-    arms = {name: maker.make(plan) for name, plan in needed.items()}  # all of them, so that a mistake shows at once
     by_id = {cell.id: cell for cell in study.cells}
-    finished = 0
-    while True:
-        wanted = _next(study, board)
-        if not wanted:
-            return finished
-        with board.hold(wanted, study.students_per_pass) as held:
+    needed = {cell.plan.name: cell.plan for cell in study.cells if not board.is_done(cell.id)}
+    maker = ArmMaker(teacher, hold_out(data.train, study.holdout)[0], study.config, progress=progress, note=note)
+    arms = {name: maker.make(plan) for name, plan in needed.items()}  # all of them, so that a mistake shows at once
+    finished = misses = 0
+    while wanted := _next(study, board, recipes):
+        with board.hold(wanted.cells, wanted.most, least=wanted.least) as held:
             if not held:  # another process was faster
+                misses += 1
+                if misses > _MISSES:
+                    raise RunError(f"Cannot take a cell in {board.leases}; is it writable? Remove stale files there.")
+                time.sleep(random.uniform(0.02, 0.2))
                 continue
+            misses = 0
             cells = [by_id[cell] for cell in held]
             note(f"{len(cells)} students, seed {cells[0].seed}: {', '.join(cell.plan.name for cell in cells)}")
-            result = _run_together(study, cells, arms, teacher, data, board, progress)
+            folder = board.cohorts / _name_of(held, recipes)
+            result = _run_together(study, cells, arms, teacher, data, folder, progress)
             for cell in cells:
+                if cell.id not in held:  # this process had stalled, and another took it over
+                    continue
                 value = _result_of(cell, result, recipes[cell.id][1])
                 board.finish(cell.id, value)
                 finished += 1
                 note(_told(value))
+            for done in ("checkpoint.safetensors", "cells.json"):  # only now: until here a stop loses nothing
+                (folder / done).unlink(missing_ok=True)
+    return finished
 
 
-def _next(study: Study, board: Board) -> list[str]:
-    """Return the ids of the cells to try for: a cohort that was broken off, else open cells of one seed."""
+def settled(study: Study, board: Board) -> Study:
+    """Return the study with ``precision = "auto"`` replaced by what the first process of its folder took."""
+    if study.config.precision != "auto":
+        return study
+    chosen = board.settle("precision", lambda: choose_precision("auto", choose_device(study.config.device)))
+    return replace(study, config=replace(study.config, precision=chosen))
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    cells: list[str]
+    most: int
+    least: int
+
+
+def _next(study: Study, board: Board, recipes: Mapping[str, tuple[str, Mapping[str, Any]]]) -> _Wanted | None:
+    """Return the cells to try for: the whole of a cohort that was broken off, else open cells of one seed."""
     for folder in sorted(board.cohorts.iterdir()):
         cells = _members(folder)
-        if not cells or any(board.is_held(cell) or board.result(cell) for cell in cells):
-            continue
-        if set(cells) <= {cell.id for cell in study.cells}:
-            return cells
+        if not cells or not set(cells) <= recipes.keys() or folder.name != _name_of(cells, recipes):
+            continue  # nothing was broken off there, or by another recipe
+        if not any(board.is_held(cell) or board.is_done(cell) for cell in cells):
+            return _Wanted(cells, len(cells), len(cells))
     for seed in study.seeds:
-        open_cells = [cell.id for cell in study.cells if cell.seed == seed and not board.result(cell.id)]
+        open_cells = [cell.id for cell in study.cells if cell.seed == seed and not board.is_done(cell.id)]
         free = [cell for cell in open_cells if not board.is_held(cell)]
         if free:
-            return free
-    return []
+            return _Wanted(free, study.students_per_pass, 1)
+    return None
 
 
 def _members(folder: Path) -> list[str]:
@@ -116,27 +144,30 @@ def _members(folder: Path) -> list[str]:
     return [str(cell) for cell in value] if isinstance(value, list) else []
 
 
+def _name_of(cells: Sequence[str], recipes: Mapping[str, tuple[str, Mapping[str, Any]]]) -> str:
+    """Return the name of a cohort's folder, which stands for its cells and all that decides their results."""
+    told = json.dumps([[cell, recipes[cell][1]] for cell in cells], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
 def _run_together(
     study: Study,
     cells: Sequence[Cell],
     arms: Mapping[str, Arm],
     teacher: Network,
     data: Data,
-    board: Board,
+    folder: Path,
     progress: Progress,
 ) -> Result:
-    name = hashlib.sha256("\n".join(cell.id for cell in cells).encode()).hexdigest()[:16]
-    folder = board.cohorts / name
     folder.mkdir(exist_ok=True)
     write_json(folder / "cells.json", [cell.id for cell in cells])
-    checkpoint = folder / "checkpoint.safetensors"
     result = run_cohort(
         [arms[cell.plan.name] for cell in cells],
         data,
         replace(study.config, seed=cells[0].seed),
         teacher=teacher,
         held_out=study.holdout,
-        checkpoint=checkpoint,
+        checkpoint=folder / "checkpoint.safetensors",
         resume=True,
         diverging="drop",
         progress=progress,
@@ -144,8 +175,6 @@ def _run_together(
     for score in result.scores:
         cell = next(cell for cell in cells if cell.plan.name == score.outcome.arm.name)
         save(score.outcome.last, folder / f"{cell.id}.safetensors", about={"cell": cell.name})
-    checkpoint.unlink(missing_ok=True)
-    (folder / "cells.json").unlink(missing_ok=True)
     return result
 
 
@@ -176,51 +205,63 @@ def _told(value: Mapping[str, Any]) -> str:
     return f"{value['name']}: {value['top1']['last']:.2f} %"
 
 
-def look_ahead(study: Study, teacher: Network, data: Data, board: Board, *, steps: int = 3) -> Outlook:
+def look_ahead(study: Study, teacher: Network, data: Data, board: Board, *, steps: int = 6) -> Outlook:
     """Return what is open, and how long it will take here, from a few steps of the first open cohort.
 
     Raises:
         RunError: The folder holds a cell of another recipe.
         KeyholeError: A cell asks for something that does not exist.
     """
+    study = settled(study, board)
     board.check_recipes({cell.id: (cell.name, study.recipe(cell)) for cell in study.cells})
-    open_cells = [cell for cell in study.cells if board.result(cell.id) is None]
-    done = len(study.cells) - len(open_cells)
+    open_cells = [cell for cell in study.cells if not board.is_done(cell.id)]
     cohorts = [
         group[first : first + study.students_per_pass]
         for seed in study.seeds
         if (group := [cell for cell in open_cells if cell.seed == seed])
         for first in range(0, len(group), study.students_per_pass)
     ]
-    passes = len(cohorts) * study.config.epochs
     if not cohorts:
-        return Outlook(len(study.cells), done, 0, None)
+        return Outlook(len(study.cells), len(study.cells), 0, None)
     train = hold_out(data.train, study.holdout)[0]
-    maker = ArmMaker(teacher, train, replace(study.config, epochs=1))
-    arms = [maker.make(cell.plan) for cell in cohorts[0]]
-    cohort = Cohort(arms, replace(study.config, compile="off"), classes=data.classes, teacher=teacher, train=train)
+    maker = ArmMaker(teacher, train, study.config)
+    arms = {cell.plan.name: maker.make(cell.plan) for cell in open_cells}
+    works = [_work([arms[cell.plan.name] for cell in group], teacher, data.classes) for group in cohorts]
+    first = [arms[cell.plan.name] for cell in cohorts[0]]
+    cohort = Cohort(first, replace(study.config, compile="off"), classes=data.classes, teacher=teacher, train=train)
     step_s = _seconds_a_step(cohort, train, study, steps)
-    work = {
-        cell.plan.student: count_macs(learner.network)
-        for cell, learner in zip(cohorts[0], cohort.learners, strict=True)
-    }
-    teacher_macs = count_macs(teacher)
-    first = teacher_macs + 3 * sum(work[cell.plan.student] for cell in cohorts[0])
-    others = [teacher_macs + 3 * sum(work.get(cell.plan.student, first) for cell in group) for group in cohorts]
-    epochs = study.config.epochs * (len(train) // study.config.batch_size)
-    return Outlook(len(study.cells), done, passes, step_s * epochs * sum(others) / first / 3600)
+    all_steps = study.config.epochs * (len(train) // study.config.batch_size)
+    hours = step_s * all_steps * sum(map(sum, works)) / sum(works[0]) / 3600
+    passes = study.config.epochs * sum(taught > 0 for taught, _ in works)
+    return Outlook(len(study.cells), len(study.cells) - len(open_cells), passes, hours)
 
 
-def _seconds_a_step(cohort: Cohort, train: Any, study: Study, steps: int) -> float:
+def _work(arms: Sequence[Arm], teacher: Network, classes: int) -> tuple[float, float]:
+    """Return the multiply-accumulates of a step for one image: of the teacher, and of all students with gradients."""
+    taught = any(term.needs_teacher for arm in arms for term in arm.terms)
+    students = sum(_macs(arm.student, arm.input, classes) for arm in arms)
+    return (float(count_macs(teacher)) if taught else 0.0), 3.0 * students
+
+
+@lru_cache(maxsize=64)
+def _macs(student: str, spec: InputSpec, classes: int) -> int:
+    return count_macs(build(student, classes=classes, input=spec))
+
+
+def _seconds_a_step(cohort: Cohort, train: Split, study: Study, steps: int) -> float:
     cohort.train_mode()
+    warm_up = 3  # fills what is made ahead, so that each step timed holds one pass of the teacher
     batches = train.to(cohort.device).training_batches(study.config.batch_size, seed=0, epoch=0)
-    lessons = cohort.lessons(batch for batch, _ in zip(batches, range(steps + 1), strict=False))
-    cohort.step(next(lessons), 0.0)  # warm-up
-    started = time.perf_counter()
-    taken = 0
-    for lesson in lessons:
+    lessons = cohort.lessons(batches)
+    started, taken = time.perf_counter(), 0
+    for taken, lesson in enumerate(lessons, start=1):
         cohort.step(lesson, 0.0)
-        taken += 1
-    if taken == 0:
-        raise SettingError("There are too few training images for two batches; lower batch_size.")
-    return (time.perf_counter() - started) / taken
+        if taken == warm_up:
+            synchronize(cohort.device)
+            started = time.perf_counter()
+        if taken == warm_up + steps:
+            break
+    synchronize(cohort.device)
+    if taken <= warm_up:
+        raise SettingError(f"There are fewer than {warm_up + 1} batches of training images; lower batch_size.")
+    return (time.perf_counter() - started) / (taken - warm_up)
