@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from keyhole.arms import ArmMaker, ArmPlan, read_cohort
-    from keyhole.data.sources import Data, open_data
+    from keyhole.data.sources import Data, default_input, open_data
+    from keyhole.data.splits import hold_out
     from keyhole.distillation.adapters import HintAdapter, VariationalHead
     from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
     from keyhole.distillation.contrast import Contrast
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     )
     from keyhole.distillation.matching import match_hints
     from keyhole.distillation.terms import HintPair, Term, parse_terms
-    from keyhole.distillation.training import fit
+    from keyhole.distillation.training import Checkpointing, fit
     from keyhole.errors import KeyholeError
     from keyhole.hints.choice import ChoiceConfig, Hints, choose_hints
     from keyhole.hints.metrics import debiased_cka, linear_cka, procrustes, pwcca, r2_cca, rbf_cka, svcca
@@ -45,9 +46,9 @@ if TYPE_CHECKING:
     from keyhole.reports.pages import hints_page, training_page
     from keyhole.reports.study_page import study_page
     from keyhole.studies.board import Board
-    from keyhole.studies.plan import Study, read_study
+    from keyhole.studies.plan import Study, read_study, with_combinations
     from keyhole.studies.verdict import Verdict, judge
-    from keyhole.studies.work import run_study
+    from keyhole.studies.work import look_ahead, run_study
 
 _HOMES = {
     "arms": (
@@ -57,8 +58,10 @@ _HOMES = {
     ),
     "data.sources": (
         "Data",
+        "default_input",
         "open_data",
     ),
+    "data.splits": ("hold_out",),
     "distillation.adapters": (
         "HintAdapter",
         "VariationalHead",
@@ -95,7 +98,10 @@ _HOMES = {
         "Term",
         "parse_terms",
     ),
-    "distillation.training": ("fit",),
+    "distillation.training": (
+        "Checkpointing",
+        "fit",
+    ),
     "errors": ("KeyholeError",),
     "hints.choice": (
         "ChoiceConfig",
@@ -151,12 +157,16 @@ _HOMES = {
     "studies.plan": (
         "Study",
         "read_study",
+        "with_combinations",
     ),
     "studies.verdict": (
         "Verdict",
         "judge",
     ),
-    "studies.work": ("run_study",),
+    "studies.work": (
+        "look_ahead",
+        "run_study",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -166,6 +176,7 @@ __all__ = [
     "ArmMaker",
     "ArmPlan",
     "Board",
+    "Checkpointing",
     "ChoiceConfig",
     "Cohort",
     "Contrast",
@@ -195,15 +206,18 @@ __all__ = [
     "count_macs",
     "debiased_cka",
     "decoupled_loss",
+    "default_input",
     "evaluate",
     "fit",
     "freeze",
     "hint_loss",
     "hints_page",
+    "hold_out",
     "judge",
     "layers",
     "linear_cka",
     "load",
+    "look_ahead",
     "match_hints",
     "observe",
     "open_data",
@@ -230,6 +244,7 @@ __all__ = [
     "training_page",
     "transformed_teacher_loss",
     "variational_loss",
+    "with_combinations",
 ]
 
 

@@ -101,8 +101,9 @@ def test_the_verdict_of_a_study() -> None:
     assert found.gaps[0].corrected == pytest.approx(2 * (found.gaps[0].p or 0))
     assert found.gaps[2].corrected is None
     assert found.sentence.startswith(
-        "better is highest with 63.00 % over 3 seeds. Of 3 arms compared with kd, 1 is better"
+        "better is highest with 63.00 % over 3 seeds. Of 3 arms compared with kd, 1 better "
     )
+    assert "; of the other 2 it cannot tell." in found.sentence
     assert "better minus kd: +2.00 points (95 % interval" in found.sentence
     assert judge(cells, ["kd", "better", "same", "wild"], baseline="same").gaps[0].against == "same"
 
@@ -112,7 +113,7 @@ def test_a_verdict_that_cannot_be_sure_says_so() -> None:
     assert "With one seed nothing can be said about chance" in one.sentence
     assert one.gaps[0].low is None
     some = judge([*grid(kd=[60.0, 61.0], hints=[61.0, 60.5]), None, None], ["kd", "hints"])
-    assert "for the others this study cannot tell" in some.sentence
+    assert "This study cannot tell the one arm from kd beyond chance" in some.sentence
     assert "2 cells are still open" in some.sentence
     assert judge([None], ["kd"]).sentence == "Nothing has come to the end yet."
     assert judge(grid(kd=[None]), ["kd"]).rows[0].parameters is None

@@ -57,8 +57,9 @@ def study(
     finished = run_study(whole, teacher, data, board, progress=o.progress_bar(), note=o.note)
     results = [board.result(cell.id) for cell in whole.cells]
     verdict = judge(results, [plan.name for plan in whole.arms], baseline=whole.baseline)
-    value = {**verdict.to_json(), "cells": len(results), "finished_now": finished, "setting": whole.told(results)}
+    setting = whole.told(teacher.name, results)
+    value = {**verdict.to_json(), "cells": len(results), "finished_now": finished, "setting": setting}
     write_json(out / "result.json", value)
     write_text(out / "result.csv", verdict.to_csv())
-    write_text(out / "report.html", study_page(verdict, whole.told(results)))
+    write_text(out / "report.html", study_page(verdict, setting))
     o.emit(value, f"{verdict.sentence}\nReport: {out / 'report.html'}", as_json=json)

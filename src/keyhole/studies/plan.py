@@ -79,11 +79,16 @@ class Study:
         """All cells, seed by seed."""
         return tuple(Cell(f"{plan.name}, seed {seed}", plan, seed) for seed in self.seeds for plan in self.arms)
 
-    def told(self, results: Sequence[Mapping[str, Any] | None] = ()) -> dict[str, Any]:
-        """Return what a report says of the setting, as JSON values; the teacher's accuracy is that of a result."""
+    def told(self, teacher: str, results: Sequence[Mapping[str, Any] | None] = ()) -> dict[str, Any]:
+        """Return what a report says of the setting, as JSON values.
+
+        Args:
+            teacher: Name of the teacher's network, whatever file it came from.
+            results: Of cells; the teacher's accuracy is in them.
+        """
         known = [result["teacher_top1"] for result in results if result is not None and "teacher_top1" in result]
         return {
-            "teacher": self.teacher,
+            "teacher": teacher,
             "teacher_top1": known[0] if known else None,
             "data": self.data,
             "students": list(dict.fromkeys(plan.student for plan in self.arms)),

@@ -209,14 +209,7 @@ def _sentence(rows: Sequence[Row], gaps: Sequence[Gap], against: str, missing: i
     elif gaps:
         sure = [gap for gap in gaps if gap.corrected is not None and gap.corrected < 0.05]
         better, worse = [gap for gap in sure if gap.mean > 0], [gap for gap in sure if gap.mean < 0]
-        parts.append(
-            f"Of {len(gaps)} arms compared with {against}, {len(better)} "
-            f"{'is' if len(better) == 1 else 'are'} better and {len(worse)} worse beyond chance "
-            "(Holm-corrected p below 0.05); for the others this study cannot tell."
-            if len(sure) < len(gaps)
-            else f"Of {len(gaps)} arms compared with {against}, {len(better)} better and {len(worse)} worse beyond "
-            "chance (Holm-corrected p below 0.05)."
-        )
+        parts.append(_sure(len(better), len(worse), len(gaps), against))
         leading = next((gap for gap in gaps if gap.arm == best.arm), None)
         if leading is not None and leading.low is not None and leading.high is not None:
             parts.append(
@@ -226,3 +219,15 @@ def _sentence(rows: Sequence[Row], gaps: Sequence[Gap], against: str, missing: i
     if missing:
         parts.append(f"{missing} cells are still open.")
     return " ".join(parts)
+
+
+def _sure(better: int, worse: int, total: int, against: str) -> str:
+    """Return how many arms differ from the baseline beyond chance."""
+    chance = "beyond chance (Holm-corrected p below 0.05)"
+    if not better + worse:
+        what = "the one arm" if total == 1 else f"any of {total} arms"
+        return f"This study cannot tell {what} from {against} {chance}."
+    rest = total - better - worse
+    parts = [f"{better} better" if better else "", f"{worse} worse" if worse else ""]
+    told = f"Of {total} arms compared with {against}, {' and '.join(part for part in parts if part)} {chance}"
+    return told + (f"; of the other {rest} it cannot tell." if rest else ".")
