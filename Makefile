@@ -11,7 +11,7 @@ demo: install          ## train a teacher on bundled digits, choose hints, disti
 	$(BIN)/keyhole demo --out demo-out
 
 test: install check    ## lint, types, import contracts, then all tests, doctests and README snippets
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest $(or $(PYTEST),--cov=keyhole --cov-report=term:skip-covered --cov-fail-under=93)
 
 check: install
 	$(BIN)/ruff format --check .

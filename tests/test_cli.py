@@ -756,3 +756,79 @@ def test_a_path_that_is_too_long_is_one_line(tmp_path: Path, option: str) -> Non
     assert found.err.startswith("Error: ")
     assert "Traceback" not in found.err
     assert found.err.count("\n") == 1
+
+
+STUDY = """
+teacher = "teacher.safetensors"
+data = "digits"
+seeds = [0, 1]
+holdout = 200
+baseline = "kd"
+[train]
+epochs = 1
+precision = "fp32"
+[[arm]]
+name = "kd"
+student = "resnet8"
+terms = "ce,kd"
+[[arm]]
+student = "resnet8"
+terms = "ce,kd,at"
+hints = ["uniform", "last-only"]
+count = 2
+"""
+
+
+@pytest.fixture
+def study(teacher: Path, tmp_path: Path) -> Path:
+    shutil.copy(teacher, tmp_path / "teacher.safetensors")
+    (tmp_path / "study.toml").write_text(STUDY)
+    return tmp_path / "study.toml"
+
+
+def test_a_study_from_its_file_to_its_verdict(study: Path, tmp_path: Path) -> None:
+    command = ("study", study, "--out", tmp_path / "out", "--device", "cpu", "--json")
+    seen = keyhole(*command, "--dry-run").json
+    assert (seen["cells"], seen["done"], seen["passes"]) == (6, 0, 2)
+    value = keyhole(*command).json
+    assert (value["cells"], value["open_cells"], value["finished_now"]) == (6, 0, 6)
+    assert [row["arm"] for row in value["rows"]] == ["kd", "uniform", "last-only"]
+    assert value["setting"]["teacher"] == "resnet14"
+    assert {gap["against"] for gap in value["gaps"]} == {"kd"}
+    kept = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert kept == value
+    assert value["sentence"] in keyhole(*command[:-1]).out  # finished: the verdict again
+    assert len((tmp_path / "out" / "result.csv").read_text().splitlines()) == 7
+    assert "resnet14 teaches resnet8" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("epochs = 1", "epochs = 2", "another recipe: train.epochs is 1 there and 2 now"),
+        ('baseline = "kd"', 'baseline = "kdd"', "Unknown baseline 'kdd'"),
+        ("seeds", "seed", "Unknown key of a study 'seed'"),
+        ('terms = "ce,kd"', 'terms = "ce,kd"\nname = 3', "is not TOML"),
+        ('hints = ["uniform"', 'hints = ["uniform", "uniform"', "Two cells are called 'uniform'"),
+        ("teacher.safetensors", "nowhere.safetensors", "nowhere.safetensors"),
+    ],
+)
+def test_what_is_wrong_with_a_study_is_one_line(study: Path, tmp_path: Path, old: str, new: str, told: str) -> None:
+    (tmp_path / "out" / "cells").mkdir(parents=True)
+    command = ("study", study, "--out", tmp_path / "out", "--device", "cpu")
+    if "recipe" in told:
+        assert keyhole(*command).code == 0
+    study.write_text(STUDY.replace(old, new, 1))
+    found = keyhole(*command)
+    assert found.code == 1
+    assert told in found.err.splitlines()[-1]
+    assert "Traceback" not in found.err
+
+
+def test_the_demonstration_writes_all_that_it_says(tmp_path: Path) -> None:
+    value = keyhole("demo", "--out", tmp_path / "demo", "--seeds", 2, "--epochs", 1, "--device", "cpu", "--json").json
+    assert [len(arm["top1"]) for arm in value["arms"]] == [2] * 4
+    written = names_in(tmp_path / "demo")
+    assert {"recipe.json", "result.json", "report.html", "teacher.safetensors", "plain.safetensors"} <= set(written)
+    assert load(tmp_path / "demo" / "kd-and-chosen-hints.safetensors").classes == 10
+    assert "Choose another --out" in keyhole("demo", "--out", tmp_path / "demo").err

@@ -47,6 +47,18 @@ def test_its_study_and_its_cohort_are_read(tmp_path: Path) -> None:
     assert [plan.name for plan in read_cohort(tmp_path / "cohort.toml")] == ["kd", "kd + cluster centers"]
 
 
+def test_studies_of_the_documentation_are_read() -> None:
+    from keyhole.studies.plan import read_study, with_combinations
+
+    cells = {}
+    for path in sorted((ROOT / "docs" / "results" / "studies").glob("*.toml")):
+        study = with_combinations(read_study(path), lambda _glob: [f"block{k}" for k in range(9)])
+        assert study.holdout == 5000
+        assert (study.config.epochs, study.config.batch_size) == (10, 64)  # the short protocol, never shorter
+        cells[path.stem] = len(study.cells)
+    assert cells == {"brute-force": 2 * 85, "reference": 3 * 13}
+
+
 def test_files_that_it_links_to_are_there() -> None:
     for target in re.findall(r"\]\(((?!http)[^)]+)\)", README):
         assert (ROOT / target).exists(), target

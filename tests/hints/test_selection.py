@@ -48,6 +48,8 @@ def names(rule: Rule, similarities: np.ndarray | None = None) -> list[int]:
         (Rule("uniform", count=None), [1, 4, 7]),
         (Rule("all", count=None), list(range(9))),
         (Rule("all", count=3), list(range(9))),
+        (Rule("last-only", count=3), [8]),
+        (Rule("last-only", count=None), [8]),
     ],
 )
 def test_controls_look_at_no_similarity(rule: Rule, expected: list[int]) -> None:

@@ -25,7 +25,10 @@ class RuleOptions:
         ),
     ] = "r2_cca"
     clustering: Annotated[
-        str, typer.Option(help="kmeans, segments, agglomerative; controls: stage-ends, uniform, random, reverse, all.")
+        str,
+        typer.Option(
+            help="kmeans, segments, agglomerative; controls: stage-ends, uniform, random, reverse, all, last-only."
+        ),
     ] = "kmeans"
     count: Annotated[str, typer.Option(help="Number of hints, or auto (highest silhouette).")] = "3"
     center: Annotated[

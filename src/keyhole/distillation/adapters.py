@@ -50,7 +50,7 @@ class VariationalHead(nn.Module):
 
     Example:
         >>> head = VariationalHead(16, 64)
-        >>> round(float(head.deviation[0] ** 2), 4)
+        >>> round(head.deviation[0].item() ** 2, 4)
         5.0
         >>> head(torch.zeros(2, 16, 8, 8), torch.zeros(2, 64, 4, 4)).shape
         torch.Size([])

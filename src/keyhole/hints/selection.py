@@ -16,7 +16,7 @@ from keyhole.hints.similarity import consensus, similarities
 from keyhole.models.layers import Layer, stage_ends
 from keyhole.progress import Progress, silent
 
-CONTROLS = ("stage-ends", "uniform", "random", "reverse", "all")
+CONTROLS = ("stage-ends", "uniform", "random", "reverse", "all", "last-only")
 SELECTORS = (*CLUSTERINGS, *CONTROLS)
 CENTERS = ("medoid", "index")
 HINT_RULES = ("center", "last")
@@ -30,8 +30,8 @@ class Rule:
     Attributes:
         clustering: ``kmeans``, ``segments``, ``agglomerative``; or a control, which looks at no similarity:
             ``stage-ends`` (the last ``count`` stage ends), ``uniform`` (the middles of ``count`` equal parts),
-            ``random``, ``all``; ``reverse`` takes the kmeans centers deepest first, so that the student's first stage
-            learns from the deepest.
+            ``random``, ``all``, ``last-only`` (the deepest layer, whatever the count); ``reverse`` takes the kmeans
+            centers deepest first, so that the student's first stage learns from the deepest.
         count: How many hints; None takes the count of clusters with the highest silhouette.
         center: Of ``kmeans``: ``medoid`` or ``index``.
         hint: Which layer of a cluster teaches: its ``center`` or its ``last``.
@@ -155,6 +155,8 @@ def _control(candidates: Sequence[Layer], rule: Rule) -> tuple[int, ...]:
     total = len(candidates)
     if rule.clustering == "all":
         return tuple(range(total))
+    if rule.clustering == "last-only":
+        return (total - 1,)
     position = {layer.name: i for i, layer in enumerate(candidates)}
     ends = [position[layer.name] for layer in stage_ends(candidates)]
     count = rule.count or len(ends)

@@ -70,14 +70,22 @@ _CONTROLS = {
     "uniform": "the middles of equal parts of the depth",
     "random": "layers drawn at random",
     "all": "every layer",
+    "last-only": "the deepest layer alone",
     "reverse": "the k-means centers, deepest first",
 }
 
 TERM_NAMES = {
     "ce": "cross entropy (ce)",
     "kd": "softened logits of the teacher (kd)",
+    "dkd": "softened logits, the class apart from the rest (dkd)",
+    "dist": "correlations of softened logits (dist)",
+    "ls": "standardized logits (ls)",
+    "wttm": "logits of a teacher softened by a power (wttm)",
     "hint": "features of the hint layers (hint)",
     "at": "attention maps of the hint layers (at)",
+    "vid": "surprise at the hint layers (vid)",
+    "sp": "which images the hint layers find alike (sp)",
+    "crd": "contrast of the last layers (crd)",
 }
 
 
