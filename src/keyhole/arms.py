@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from keyhole.distillation.cohort import Arm, TrainConfig
 from keyhole.distillation.matching import match_hints
 from keyhole.distillation.terms import HintPair, parse_terms
 from keyhole.errors import DataError, SettingError, unknown_name
-from keyhole.files import read_json
+from keyhole.files import read_json, read_toml
 from keyhole.hints.choice import ChoiceConfig, Hints, choose_hints
 from keyhole.hints.moments import ObserveConfig
 from keyhole.hints.selection import CONTROLS, SELECTORS, Rule, check_rule, select
@@ -93,12 +92,7 @@ def read_cohort(path: Path, base: ArmPlan | None = None) -> tuple[ArmPlan, ...]:
         SettingError: It holds something else, a key has a value of another kind, or an arm has no name.
         UnknownNameError: No such key; the nearest are listed.
     """
-    try:
-        value = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}. --cohort takes a TOML file.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path} is not TOML: {error}.") from error
+    value = read_toml(path)
     if set(value) != {"arm"} or not isinstance(value["arm"], list) or not value["arm"]:
         raise SettingError(
             f"{path} holds {', '.join(value) or 'nothing'}; expected one [[arm]] table for each student."

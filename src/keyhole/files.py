@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
+import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -78,6 +79,20 @@ def read_json(path: Path) -> Any:
         raise DataError(f"Cannot read {path}: {error.strerror}. Expected a JSON file there.") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error}). Write it anew, or name another file.") from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the tables of a TOML file.
+
+    Raises:
+        DataError: The file is missing or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}. Expected a TOML file there.") from error
+    except (ValueError, RecursionError) as error:  # of TOML, or of bytes that are no text
+        raise DataError(f"{path} is not TOML: {error}.") from error
 
 
 def append_line(path: Path, line: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
@@ -15,7 +14,7 @@ from typing import Any
 from keyhole.arms import ArmPlan, parse_count, read_arm
 from keyhole.distillation.cohort import TrainConfig
 from keyhole.errors import DataError, SettingError, unknown_name
-from keyhole.files import sha256
+from keyhole.files import read_toml, sha256
 
 _OWN = ".safetensors"
 _FILES = (_OWN, ".pt", ".pth", ".bin", ".json")
@@ -151,12 +150,7 @@ def read_study(path: Path) -> Study:
         SettingError: A value is of another kind, there is no arm, or two cells have one name.
         UnknownNameError: No such key; the nearest are listed.
     """
-    try:
-        value = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}. 'keyhole study' takes a TOML file.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path} is not TOML: {error}.") from error
+    value = read_toml(path)
     for key in value:
         if key not in _KEYS:
             raise unknown_name("key of a study", key, _KEYS)
