@@ -39,6 +39,7 @@ class ArmPlan:
         terms: Of its loss, such as ``ce,kd,hint=50``.
         temperature: Of terms of softened logits; each one's published one when missing.
         hints: ``auto``, a selector, a ``hints.json``, or layers (a list, or by commas).
+        balance: ``weights``, or ``gradients``: each term is scaled so that it pulls as hard as the first one.
         match: How hints go to student layers: ``order`` or ``size``.
         metric: For ``auto`` and clusterings; several by commas decide by consensus.
         count: For ``auto`` and selectors: a number, or ``auto``.
@@ -53,6 +54,7 @@ class ArmPlan:
     terms: str = _key("ce,kd,hint", (str,), "a text such as 'ce,kd,hint'")
     temperature: float | None = _key(None, (int, float), "a number")
     hints: str | tuple[str, ...] | None = _key(None, (str, list, tuple), "a text or a list of layers")
+    balance: str = _key("weights", (str,), "a text")
     match: str = _key("order", (str,), "a text")
     metric: str = _key("r2_cca", (str,), "a text")
     count: int | str = _key(3, (int, str), "a whole number or 'auto'")
@@ -160,7 +162,7 @@ class ArmMaker:
         Raises:
             KeyholeError: A name does not exist, or settings do not fit together.
         """
-        terms = parse_terms(plan.terms, temperature=plan.temperature)
+        terms = parse_terms(plan.terms, temperature=plan.temperature, equal=plan.balance == "gradients")
         spec = self.teacher.input
         if plan.student_size is not None:
             spec = replace(spec, size_px=(plan.student_size, plan.student_size))
@@ -173,7 +175,7 @@ class ArmMaker:
             wanted, candidates = self._hints(plan)
             pairs = match_hints(wanted, candidates, self._students[plan.student, spec], how=plan.match)
             self.note(f"{name}: {', '.join(f'{pair.teacher} -> {pair.student}' for pair in pairs)}")
-        return Arm(name, plan.student, spec, terms, pairs)
+        return Arm(name, plan.student, spec, terms, pairs, plan.balance)
 
     def _hints(self, plan: ArmPlan) -> tuple[Sequence[str], Sequence[Layer]]:
         """Return the hints of a plan, and the layers of the teacher that they were chosen from."""

@@ -33,6 +33,11 @@ def test_terms_and_their_weights(text: str, weights: dict[str, float]) -> None:
     assert {term.temperature for term in terms if term.name not in ("kd", "dkd", "dist", "ls")} <= {None}
 
 
+def test_equal_terms_weigh_one_where_no_weight_is_given() -> None:
+    assert [term.weight for term in parse_terms("ce,kd,hint=5,at", equal=True)] == [1, 1, 5, 1]
+    assert [term.weight for term in parse_terms("ce,kd", equal=True)] == [1, 1]
+
+
 @pytest.mark.parametrize("text", ["", ",", "ce,ce", "ce,kd,ce=2", "ce=a", "ce=-1", "ce=nan", "ce=inf", "kd=1=2"])
 def test_terms_that_make_no_sense(text: str) -> None:
     with pytest.raises(SettingError) as caught:

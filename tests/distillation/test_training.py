@@ -12,8 +12,9 @@ from torch import nn
 
 from keyhole.data.digits import load_digits
 from keyhole.data.splits import MemorySplit
+from keyhole.distillation.balance import gradient_scales
 from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
-from keyhole.distillation.terms import HintPair, Term, parse_terms
+from keyhole.distillation.terms import HintPair, Term, View, parse_terms
 from keyhole.distillation.training import Checkpointing, Outcome, fit
 from keyhole.errors import (
     DataError,
@@ -529,6 +530,60 @@ def test_a_term_without_its_hints(toy_teacher: Network, toy_input: InputSpec) ->
 def test_a_term_with_a_memory_needs_the_training_images(toy_teacher: Network, toy_input: InputSpec) -> None:
     with pytest.raises(SettingError, match="term crd needs the labels of the training images"):
         cohort_of(arm("ce,crd", toy_input), teacher=toy_teacher)
+
+
+def gradient_norm(network: Network, value: torch.Tensor) -> float:
+    found = torch.autograd.grad(value, list(network.module.parameters()), retain_graph=True, allow_unused=True)
+    return math.sqrt(sum(float(gradient.square().sum()) for gradient in found if gradient is not None))
+
+
+@pytest.mark.parametrize("terms", ["ce,kd,hint", "kd,at,vid", "ce,crd,sp"])
+def test_balanced_terms_pull_equally_hard(
+    toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec, terms: str
+) -> None:
+    one = replace(arm(terms, toy_input), balance="gradients")
+    cohort = cohort_of(one, teacher=toy_teacher, train=toy_split)
+    (learner,) = cohort.learners
+    cohort.train_mode()
+    lesson = next(cohort.lessons(toy_split.training_batches(8, seed=0, epoch=0)))
+    logits, features = learner.tapped(lesson.views[toy_input])
+    assert lesson.taught is not None
+    view = View(logits, features, *lesson.taught, lesson.batch.labels, lesson.batch.indices)
+    values = {name: compute(view) for name, compute in learner.terms.items()}
+    memory = {name: tensor.clone() for name, tensor in learner.terms.state_dict().items()}
+    scales = gradient_scales(learner.network.module, learner.terms, values, {})
+    pulls = [scales[name] * gradient_norm(learner.network, value) for name, value in values.items() if name != "crd"]
+    assert pulls == pytest.approx([pulls[0]] * len(pulls), rel=1e-4)
+    assert scales[terms.split(",")[0]] == 1
+    changed = [name for name, tensor in learner.terms.state_dict().items() if not torch.equal(tensor, memory[name])]
+    assert not [name for name in changed if "memory" in name or "steps" in name]  # looking is not learning
+    if "crd" not in terms:
+        old = {name: 4.0 * scale for name, scale in scales.items()}
+        again = gradient_scales(learner.network.module, learner.terms, values, old)
+        assert again == pytest.approx({name: 2.0 * scale for name, scale in scales.items()})
+
+
+def test_balanced_arms_learn_and_are_resumed_bit_for_bit(
+    tmp_path: Path, toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec
+) -> None:
+    arms = [replace(arm(terms, toy_input), balance="gradients") for terms in ("ce,kd,hint", "ce,crd")]
+
+    def cohort() -> Cohort:
+        return cohort_of(*arms, teacher=toy_teacher, train=toy_split)
+
+    whole = fit(cohort(), toy_split).outcomes
+    kept = Checkpointing(tmp_path / "checkpoint.safetensors", every_s=0, resume=True)
+    with pytest.raises(Killed):
+        fit(cohort(), toy_split, checkpointing=kept, progress=killed_after(7))
+    again = fit(cohort(), toy_split, checkpointing=kept).outcomes
+    assert all(map(same, whole, again))
+    plain = fit(cohort_of(replace(arms[0], balance="weights"), teacher=toy_teacher), toy_split).outcomes[0]
+    assert not same(plain, whole[0])
+
+
+def test_a_balance_that_does_not_exist(toy_input: InputSpec) -> None:
+    with pytest.raises(UnknownNameError, match="Unknown balance 'gradient'; nearest known: gradients"):
+        replace(arm("ce", toy_input), balance="gradient")
 
 
 @pytest.mark.parametrize("pair", [HintPair("layer9", "layer1"), HintPair("layer1", "layer9")])

@@ -43,6 +43,9 @@ class ArmOptions:
         str | None,
         typer.Option(help="auto, a hints.json, layers by commas, or a selector such as stage-ends or random."),
     ] = None
+    balance: Annotated[
+        str, typer.Option(help="weights, or gradients: each term is scaled to pull as hard as the first one.")
+    ] = "weights"
     match: Annotated[str, typer.Option(help="Hints to student layers: order or size.")] = "order"
     metric: Annotated[str, typer.Option(help="For --hints auto: as in keyhole hints.")] = "r2_cca"
     count: Annotated[str, typer.Option(help="For --hints auto and selectors: a number, or auto.")] = "3"

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from keyhole.data.splits import Batch, Split
+from keyhole.distillation.balance import BALANCE_EVERY, BALANCES, gradient_scales
 from keyhole.distillation.teaching import TEACHER_PARTS, Answer, Teaching
 from keyhole.distillation.terms import TERMS, HintPair, Setting, Term, View, build_term, check_terms
 from keyhole.errors import SettingError, WeightsError, unknown_name
@@ -118,6 +119,8 @@ class Arm:
         input: Size and normalization that the student expects; it gets the teacher's view, resized.
         terms: The terms of its loss.
         hints: Which of its layers learn from which layers of the teacher.
+        balance: ``weights`` takes the terms as they are; ``gradients`` first scales each so that its gradient in the
+            student's weights is as large as that of the first term, so that weights tell how hard each one pulls.
     """
 
     name: str
@@ -125,6 +128,12 @@ class Arm:
     input: InputSpec
     terms: tuple[Term, ...]
     hints: tuple[HintPair, ...] = ()
+    balance: str = "weights"
+
+    def __post_init__(self) -> None:
+        """Check the name of the balance."""
+        if self.balance not in BALANCES:
+            raise unknown_name("balance", self.balance, BALANCES)
 
 
 @dataclass
@@ -140,6 +149,8 @@ class Learner:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: int = 0
+    steps: int = 0
+    scales: dict[str, float] = field(default_factory=dict)
 
     def modules(self) -> dict[str, nn.Module]:
         """Return what is trained, by part."""
@@ -326,7 +337,13 @@ class Cohort:
             answer, hints = lesson.taught or (None, {})
             view = View(logits, features, answer, hints, lesson.batch.labels, lesson.batch.indices)
             values = {name: compute(view) for name, compute in learner.terms.items()}
-        total = sum((term.weight * values[term.name] for term in learner.arm.terms), start=logits.new_zeros(()))
+        if learner.arm.balance == "gradients" and learner.steps % BALANCE_EVERY == 0:
+            learner.scales = gradient_scales(learner.network.module, learner.terms, values, learner.scales)
+        learner.steps += 1
+        total = sum(
+            (term.weight * learner.scales.get(term.name, 1.0) * values[term.name] for term in learner.arm.terms),
+            start=logits.new_zeros(()),
+        )
         total.backward()
         for group in learner.optimizer.param_groups:
             group["lr"] = rate
@@ -375,7 +392,8 @@ class Cohort:
                     tensors[f"{i}.momentum.{k}"] = buffer
             tensors |= {f"{i}.best.{name}": tensor for name, tensor in learner.best.items()}
             tensors |= {f"{i}.sum.{name}": tensor for name, tensor in learner.sums.items()}
-        values = [{"history": learner.history, "best_epoch": learner.best_epoch} for learner in self.learners]
+        kept = ("history", "best_epoch", "steps", "scales")
+        values = [{name: getattr(learner, name) for name in kept} for learner in self.learners]
         names = [learner.arm.name for learner in self.learners]
         losses = [_told_loss(learner.arm) for learner in self.learners]
         return tensors, {"arms": names, "losses": losses, "learners": values, "dropped": self.dropped}
@@ -411,6 +429,8 @@ class Cohort:
             learner.sums = {name: value.to(self.device) for name, value in _under(tensors, f"{i}.sum.").items()}
             learner.history = list(values["learners"][i]["history"])
             learner.best_epoch = int(values["learners"][i]["best_epoch"])
+            learner.steps = int(values["learners"][i].get("steps", 0))
+            learner.scales = dict(values["learners"][i].get("scales", {}))
 
 
 def _draws_random_numbers(network: Network) -> bool:
@@ -445,7 +465,8 @@ def _told_batch_norm(arm: Arm) -> Iterator[None]:
 def _told_loss(arm: Arm) -> str:
     """Return terms and hints in one line; two arms with the same line learn the same."""
     terms = " + ".join(f"{term.weight:g} {term.name} {term.temperature or ''}".rstrip() for term in arm.terms)
-    return terms + "".join(f"; {pair.teacher} -> {pair.student}" for pair in arm.hints)
+    balanced_by = f"; balance by {arm.balance}" if arm.balance != "weights" else ""
+    return terms + "".join(f"; {pair.teacher} -> {pair.student}" for pair in arm.hints) + balanced_by
 
 
 def channels_of(network: Network, names: Sequence[str]) -> dict[str, int]:

@@ -82,6 +82,7 @@ class Contrast(nn.Module):
             self.register_buffer(name, (2 * torch.rand(len(labels), size, generator=generator) - 1) * bound)
         self.register_buffer("normalization", torch.zeros(2))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.remembers = True  # off while gradients are taken only to look at them
         self._step: int | None = None
         self.register_load_state_dict_post_hook(_forget_step)  # type: ignore[no-untyped-call]
         # training images by class; those of one class stand together
@@ -148,11 +149,15 @@ class Contrast(nn.Module):
         teacher.register_hook(self._count)  # type: ignore[no-untyped-call]
 
     def _count(self, _gradient: Tensor) -> None:
+        if not self.remembers:
+            return
         self.steps += 1
         self._step = None if self._step is None else self._step + 1
 
     @torch.no_grad()
     def _remember(self, memory: Tensor, indices: Tensor, vectors: Tensor) -> None:
+        if not self.remembers:
+            return
         mixed = self.momentum * memory[indices] + (1 - self.momentum) * vectors
         memory[indices] = functional.normalize(mixed, dim=1)
 

@@ -246,7 +246,7 @@ def build_term(term: Term, setting: Setting) -> nn.Module:
     return kind.make(kind.temperature if term.temperature is None else term.temperature, setting)
 
 
-def parse_terms(text: str, *, temperature: float | None = None) -> tuple[Term, ...]:
+def parse_terms(text: str, *, temperature: float | None = None, equal: bool = False) -> tuple[Term, ...]:
     """Return the terms of ``"ce,kd,hint"`` or ``"ce=0.5,kd=0.5,hint=50"``.
 
     Without weights, ``ce,kd`` alone takes the published 0.1 and 0.9; otherwise each term has its default weight.
@@ -254,6 +254,7 @@ def parse_terms(text: str, *, temperature: float | None = None) -> tuple[Term, .
     Args:
         text: Names of :data:`TERMS` by commas, each perhaps with a weight.
         temperature: Of all terms that have one; None leaves each its published one.
+        equal: Terms without a weight weigh 1, as they should where gradients are balanced.
 
     Raises:
         UnknownNameError: No such term.
@@ -271,6 +272,8 @@ def parse_terms(text: str, *, temperature: float | None = None) -> tuple[Term, .
         raise SettingError(f"Terms {text!r} must name each term once, such as ce,kd,hint.")
     published = set(names) == {"ce", "kd"} and not any(weight for _, _, weight in parts)
     defaults = {name: kind.weight for name, kind in TERMS.items()} | ({"ce": 0.1, "kd": 0.9} if published else {})
+    if equal:
+        defaults = dict.fromkeys(TERMS, 1.0)
     terms = []
     for name, _, weight in parts:
         try:
