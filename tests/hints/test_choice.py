@@ -142,7 +142,7 @@ def test_controls(digits: Data, teacher: Network, control: str) -> None:
     few = digits.train.subset(range(60))
     found = choose_hints(teacher, few, Rule(control, count=3), config=ChoiceConfig(draws=5, bare=False))
     choice = found.choices["r2_cca"]
-    assert len(found.hints) == (6 if control == "all" else 3)
+    assert len(found.hints) == {"all": 6, "last-only": 1}.get(control, 3)
     assert json.loads(json.dumps(found.to_json())) == found.to_json()
     depth = [layer.name for layer in found.layers]
     assert list(found.hints) == sorted(found.hints, key=depth.index, reverse=control == "reverse")
