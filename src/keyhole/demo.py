@@ -14,7 +14,7 @@ from keyhole.distillation.cohort import Arm, TrainConfig
 from keyhole.distillation.experiment import Result, run_cohort
 from keyhole.distillation.matching import match_hints
 from keyhole.distillation.terms import parse_terms
-from keyhole.errors import DataError
+from keyhole.errors import DataError, SettingError
 from keyhole.files import write_json, write_text
 from keyhole.hints.choice import ChoiceConfig, Hints, choose_hints
 from keyhole.hints.selection import Rule, select
@@ -24,6 +24,7 @@ from keyhole.models.zoo import build, save
 from keyhole.progress import Progress, silent
 from keyhole.reports.pages import demo_page
 from keyhole.runtime import choose_device
+from keyhole.studies.verdict import Row, paired
 
 TEACHER, STUDENT, STUDENT_PX = "resnet32", "resnet8", 4
 NOTE = (
@@ -143,21 +144,17 @@ def _summary(teacher: Network, taught: Result, results: list[Result]) -> dict[st
 
 
 def _paired(arm: dict[str, Any], against: dict[str, Any]) -> dict[str, Any]:
-    """Return the mean difference over seeds with its 95 % interval by Student's t."""
-    from scipy.stats import t
-
-    gaps = np.subtract(arm["top1"], against["top1"])
-    mean = float(gaps.mean())
-    half = None
-    if len(gaps) > 1:
-        half = float(t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / len(gaps) ** 0.5)
-    return {
-        "name": arm["name"],
-        "against": against["name"],
-        "mean": round(mean, 3),
-        "low": None if half is None else round(mean - half, 3),
-        "high": None if half is None else round(mean + half, 3),
-    }
+    """Return the mean difference over seeds with its 95 % interval."""
+    one, other = (
+        Row(each["name"], tuple(range(len(each["top1"]))), tuple(each["top1"]), (), (), None, None)
+        for each in (arm, against)
+    )
+    gap = paired(one, other)
+    if gap is None:
+        raise SettingError("There is no seed to compare; expected at least one.")
+    ends = {"low": gap.low, "high": gap.high}
+    rounded = {key: None if value is None else round(value, 3) for key, value in ends.items()}
+    return {"name": gap.arm, "against": gap.against, "mean": round(gap.mean, 3), **rounded}
 
 
 def _text(summary: dict[str, Any], out: Path) -> str:
