@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from keyhole.errors import SettingError, ShapeError
-from keyhole.models.network import InputSpec, Network, evaluating, random_images
+from keyhole.models.network import InputSpec, Network, evaluating, fingerprint, random_images
 from keyhole.models.zoo import build
 
 
@@ -81,3 +81,16 @@ def test_random_images_are_the_same_each_time_and_leave_the_global_state() -> No
 def test_random_images_for_a_module_without_weights() -> None:
     network = Network("net", nn.Flatten(), InputSpec((5, 4), (0.5,), (0.5,)), 20)
     assert random_images(network, 1).shape == (1, 1, 5, 4)
+
+
+def test_a_fingerprint_is_that_of_the_weights() -> None:
+    torch.manual_seed(0)
+    one, other = build("resnet8", classes=3), build("resnet8", classes=3)
+    assert fingerprint(one) != fingerprint(other)
+    before = fingerprint(one)
+    other.module.load_state_dict(one.module.state_dict())
+    assert fingerprint(other) == before
+    other.module.to(memory_format=torch.channels_last)
+    assert fingerprint(other) == before
+    other.module.bn1.running_mean[0] += 1
+    assert fingerprint(other) != before

@@ -104,8 +104,6 @@ def test_the_recipe_of_a_cell_holds_what_decides_it_and_nothing_else(tmp_path: P
     ):
         assert changed.recipe(cell) != recipe
     assert study.recipe(replace(cell, seed=1)) != recipe
-    written(tmp_path / "big.pt", "two")
-    assert read_study(path).recipe(cell) != recipe
 
 
 ARM = '[[arm]]\nterms = "ce,kd"\n'

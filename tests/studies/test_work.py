@@ -17,10 +17,10 @@ from keyhole.data.sources import Data, default_input, open_data
 from keyhole.distillation.cohort import TrainConfig
 from keyhole.errors import RunError, UnknownNameError
 from keyhole.files import read_tensors
-from keyhole.models.network import Network, count_macs
+from keyhole.models.network import Network, count_macs, fingerprint
 from keyhole.models.zoo import build, load, save
 from keyhole.studies.board import Board
-from keyhole.studies.plan import Study, expand
+from keyhole.studies.plan import Cell, Study, expand
 from keyhole.studies.work import _work, look_ahead, run_study
 
 
@@ -52,6 +52,10 @@ def study() -> Study:
     )
 
 
+def recipe_of(cell: Cell, study: Study, teacher: Network) -> dict[str, Any]:
+    return {**study.recipe(cell), "teacher_sha256": fingerprint(teacher)}
+
+
 def results(board: Board, study: Study) -> dict[str, Any]:
     """Return what decides each cell's row of a table."""
     found = {cell.name: board.result(cell.id) for cell in study.cells}
@@ -67,7 +71,11 @@ def test_every_cell_is_run_in_cohorts_of_one_seed(study: Study, teacher: Network
     for cell in study.cells:
         value = board.result(cell.id)
         assert value is not None
-        assert (value["name"], value["seed"], value["recipe"]) == (cell.name, cell.seed, study.recipe(cell))
+        assert (value["name"], value["seed"], value["recipe"]) == (
+            cell.name,
+            cell.seed,
+            recipe_of(cell, study, teacher),
+        )
         assert value["diverged"] is None
         assert 0 <= value["top1"]["last"] <= 100
         assert len(value["history"]) == 1
@@ -107,6 +115,18 @@ def test_a_changed_recipe_is_refused_before_anything_runs(
     with pytest.raises(RunError, match=r"another recipe: train\.lr is 0\.05 there and 0\.01 now"):
         run_study(changed, teacher, digits, board)
     assert len(list(board.cells.iterdir())) == 1
+
+
+def test_another_teacher_of_the_same_name_is_another_recipe(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path
+) -> None:
+    board = Board(tmp_path)
+    one = replace(study, arms=study.arms[:1], seeds=(0,))
+    run_study(one, teacher, digits, board)
+    torch.manual_seed(1)
+    other = build("resnet8", classes=10, input=teacher.input)
+    with pytest.raises(RunError, match="another recipe: teacher_sha256 is"):
+        run_study(one, other, digits, board)
 
 
 def test_a_cell_that_diverges_is_recorded_and_the_rest_goes_on(

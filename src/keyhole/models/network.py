@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,6 +112,23 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for sub, training in modes:
             sub.training = training
+
+
+def fingerprint(network: Network) -> str:
+    """Return the SHA-256 of a network's weights and buffers: their names, kinds and values, in order.
+
+    Example:
+        >>> from keyhole.models.zoo import build
+        >>> network = build("resnet8", classes=10)
+        >>> fingerprint(network) == fingerprint(network)
+        True
+    """
+    digest = hashlib.sha256()
+    for name, tensor in network.module.state_dict().items():
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def random_images(network: Network, count: int) -> Float[Tensor, "n c h w"]:

@@ -100,7 +100,8 @@ class Study:
     def recipe(self, cell: Cell) -> dict[str, Any]:
         """Return all that decides the result of a cell, as JSON values; not where files are, or who shares its pass.
 
-        Files stand with their content's SHA-256. The precision is as the file says;
+        Files stand with their content's SHA-256; the teacher's weights are added when a study is run, from the teacher
+        itself. The precision is as the file says;
         :func:`keyhole.studies.work.settled` replaces ``auto`` by what the first process of the study took.
         """
         config = asdict(replace(self.config, seed=cell.seed))
@@ -110,7 +111,6 @@ class Study:
             plan[key] = _content(plan[key])
         told = {
             "teacher": _content(self.teacher),
-            "weights": _content(str(self.weights)) if self.weights else None,
             "data": self.data,
             "holdout": self.holdout,
             "arm": plan,

@@ -19,7 +19,7 @@ from keyhole.distillation.cohort import Arm, Cohort
 from keyhole.distillation.experiment import Result, percent, run_cohort
 from keyhole.errors import RunError, SettingError
 from keyhole.files import read_json, write_json
-from keyhole.models.network import InputSpec, Network, count_macs
+from keyhole.models.network import InputSpec, Network, count_macs, fingerprint
 from keyhole.models.zoo import build, save
 from keyhole.progress import Progress, silent
 from keyhole.runtime import choose_device, choose_precision, describe, synchronize
@@ -75,7 +75,7 @@ def run_study(
         KeyholeError: A cell asks for something that does not exist.
     """
     study = settled(study, board)
-    recipes = {cell.id: (cell.name, study.recipe(cell)) for cell in study.cells}
+    recipes = _recipes(study, teacher)
     board.check_recipes(recipes)
     by_id = {cell.id: cell for cell in study.cells}
     needed = {cell.plan.name: cell.plan for cell in study.cells if not board.is_done(cell.id)}
@@ -105,6 +105,12 @@ def run_study(
             for done in ("checkpoint.safetensors", "cells.json"):  # only now: until here a stop loses nothing
                 (folder / done).unlink(missing_ok=True)
     return finished
+
+
+def _recipes(study: Study, teacher: Network) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return name and recipe of each cell by its id; the teacher counts by its weights, wherever they came from."""
+    own = {"teacher_sha256": fingerprint(teacher)}
+    return {cell.id: (cell.name, study.recipe(cell) | own) for cell in study.cells}
 
 
 def settled(study: Study, board: Board) -> Study:
@@ -213,7 +219,7 @@ def look_ahead(study: Study, teacher: Network, data: Data, board: Board, *, step
         KeyholeError: A cell asks for something that does not exist.
     """
     study = settled(study, board)
-    board.check_recipes({cell.id: (cell.name, study.recipe(cell)) for cell in study.cells})
+    board.check_recipes(_recipes(study, teacher))
     open_cells = [cell for cell in study.cells if not board.is_done(cell.id)]
     cohorts = [
         group[first : first + study.students_per_pass]
