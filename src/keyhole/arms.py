@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from keyhole.data.splits import Split
 from keyhole.distillation.cohort import Arm, TrainConfig
 from keyhole.distillation.matching import match_hints
@@ -43,6 +45,8 @@ class ArmPlan:
         match: How hints go to student layers: ``order`` or ``size``.
         metric: For ``auto`` and clusterings; several by commas decide by consensus.
         count: For ``auto`` and selectors: a number, or ``auto``.
+        center: Of kmeans clusters: ``medoid`` or ``index``.
+        hint: Which layer of a cluster teaches: ``center``, ``last`` or ``informative``.
         samples: For ``auto`` and clusterings: training images to look at.
         layers: Candidates by glob; found by themselves when missing.
         seed: Of samples and random choices.
@@ -58,6 +62,8 @@ class ArmPlan:
     match: str = _key("order", (str,), "a text")
     metric: str = _key("r2_cca", (str,), "a text")
     count: int | str = _key(3, (int, str), "a whole number or 'auto'")
+    center: str = _key("medoid", (str,), "a text")
+    hint: str = _key("center", (str,), "a text")
     samples: int = _key(10_000, (int,), "a whole number")
     layers: str | None = _key(None, (str,), "a text")
     seed: int = _key(0, (int,), "a whole number")
@@ -68,7 +74,7 @@ class ArmPlan:
         Raises:
             SettingError: The count is no number, or the clustering does not exist.
         """
-        return Rule(clustering, parse_count(str(self.count)), seed=self.seed)
+        return Rule(clustering, parse_count(str(self.count)), self.center, self.hint, self.seed)
 
 
 def parse_count(text: str) -> int | None:
@@ -201,8 +207,9 @@ class ArmMaker:
         rule, metrics = plan.rule(clustering), tuple(name.strip() for name in plan.metric.split(","))
         config = ChoiceConfig(plan.samples, metrics, plan.layers, draws=0, bare=False, seed=plan.seed)
         check_rule(candidates, rule)
-        key = (plan.samples, plan.layers, plan.seed)
-        if key not in self._measured or not set(metrics) <= self._measured[key].similarities.keys():
+        key, informed = (plan.samples, plan.layers, plan.seed), plan.hint == "informative"
+        old = self._measured.get(key)
+        if old is None or not set(metrics) <= old.similarities.keys() or (informed and not old.information):
             self._measured[key] = choose_hints(
                 self.teacher,
                 self.train,
@@ -214,7 +221,8 @@ class ArmMaker:
             )
         matrices = [self._measured[key].similarities[name] for name in metrics]
         matrix = matrices[0] if len(matrices) == 1 else consensus(matrices)
-        return [candidates[i].name for i in select(candidates, matrix, rule).hints]
+        known = np.array([self._measured[key].information[layer.name] for layer in candidates]) if informed else None
+        return [candidates[i].name for i in select(candidates, matrix, rule, information=known).hints]
 
     def _from_file(self, path: Path) -> tuple[Sequence[str], Sequence[Layer]]:
         value = read_json(path)

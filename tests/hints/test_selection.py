@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from keyhole.data.splits import MemorySplit
-from keyhole.errors import SettingError, ShapeError, UnknownNameError
+from keyhole.errors import DataError, SettingError, ShapeError, UnknownNameError
 from keyhole.hints import metrics
+from keyhole.hints.choice import ChoiceConfig, choose_hints
 from keyhole.hints.clustering import agglomerative, kmeans, segments, silhouette
 from keyhole.hints.moments import Moments, ObserveConfig, observe
-from keyhole.hints.selection import Rule, hint_layers, select, stability, to_distance
+from keyhole.hints.selection import Rule, hint_layers, select, stability, task_information, to_distance
 from keyhole.hints.similarity import consensus
 from keyhole.models.layers import Layer, layers, tap
-from keyhole.models.network import Network
+from keyhole.models.network import InputSpec, Network
 
 
 def row(*sizes: int) -> list[Layer]:
@@ -222,3 +226,85 @@ def test_stability_needs_a_count_and_halves(toy_teacher: Network, toy_split: Mem
         stability(candidates, enough, ["r2_cca"], Rule(count=2), draws=0)
     with pytest.raises(SettingError, match="stage-ends"):
         stability(candidates, enough, ["r2_cca"], Rule("stage-ends", count=2))
+
+
+class Knowing(nn.Module):
+    """Three layers: noise, the class with noise, and the class itself; none looks at another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise, self.hazy, self.sure = nn.Identity(), nn.Identity(), nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        values = x.mean((2, 3))  # red: the class, 0 to 2; green and blue: noise
+        kind = (2 * values[:, :1]).round()
+        known = torch.cat([kind == 0, kind == 1], dim=1).float()
+        self.noise(values[:, 1:])
+        self.hazy(known + 4 * values[:, 1:])
+        return self.sure(torch.cat([known, values[:, 1:]], dim=1))
+
+
+@pytest.fixture
+def knowing() -> tuple[Network, MemorySplit]:
+    random = np.random.default_rng(0)
+    labels = torch.from_numpy(random.integers(0, 3, 400))
+    pixels = torch.zeros(400, 1, 1, 3, dtype=torch.uint8)
+    pixels[:, 0, 0, 0] = (labels * 127.5).round().to(torch.uint8)
+    pixels[:, 0, 0, 1:] = torch.from_numpy(random.integers(0, 256, (400, 2)).astype(np.uint8))
+    split = MemorySplit(pixels, labels, torch.arange(400), ("a", "b", "c"))
+    return Network("knowing", Knowing(), InputSpec((1, 1), (0.0,) * 3, (1.0,) * 3), 3), split
+
+
+KNOWING = ("noise", "hazy", "sure")
+
+
+def test_what_layers_know_about_the_task(knowing: tuple[Network, MemorySplit]) -> None:
+    network, split = knowing
+    moments = observe(network, split, KNOWING, config=ObserveConfig(batch_size=20, precision="fp32"), labels=True)
+    (found,) = task_information(moments)
+    assert found[0] < 0.03
+    assert found[0] < found[1] < 0.7
+    assert found[2] == pytest.approx(1, abs=1e-6)
+    with torch.no_grad(), tap(network.module, KNOWING) as features:
+        network(split.pixels.permute(0, 3, 1, 2) / 255)
+    classes = torch.nn.functional.one_hot(split.labels, 3).float()
+    for value, feature in zip(found, features.values(), strict=True):
+        width = min(feature.shape[1], 3)
+        assert value == pytest.approx(metrics.r2_cca(feature, classes) * width / 2, abs=1e-6)
+    parts = torch.zeros(2, 20, dtype=torch.bool)
+    parts[0, :10] = parts[1, 10:] = True
+    halves = task_information(moments, parts=parts)
+    assert halves.shape == (2, 3)
+    half = slice(200, 400)
+    assert halves[1, 1] == pytest.approx(metrics.r2_cca(features["hazy"][half], classes[half]), abs=1e-6)
+    plain = observe(network, split, KNOWING, config=ObserveConfig(precision="fp32"))
+    with pytest.raises(SettingError, match="kept no labels"):
+        task_information(plain)
+    with pytest.raises(DataError, match="needs labeled images"):
+        observe(network, replace(split, classes=()), KNOWING, labels=True)
+
+
+def test_of_a_cluster_the_layer_that_knows_most_about_the_task() -> None:
+    similarities = alike(*PLACES)
+    known = np.array([0.3, 0.1, 0.2, 0.5, 0.5, 0.4, 0.0, 0.9, 0.1])
+    rule = Rule("segments", count=3, hint="informative")
+    assert select(STAGES, similarities, rule, information=known).hints == (0, 4, 7)  # of equals the deepest
+    assert select(STAGES, similarities, Rule("segments", count=3)).hints != (0, 4, 7)
+    with pytest.raises(SettingError, match="needs labels; measure with them first"):
+        select(STAGES, similarities, rule)
+
+
+def test_informative_hints_are_chosen_with_their_stability(knowing: tuple[Network, MemorySplit]) -> None:
+    network, split = knowing
+    rule = Rule("segments", count=1, hint="informative")
+    config = ChoiceConfig(layers="noise,hazy,sure", draws=10, bare=False)
+    found = choose_hints(network, split, rule, config=config, look=ObserveConfig(precision="fp32", batch_size=20))
+    assert found.hints == ("sure",)
+    assert found.choices["r2_cca"].stability == {"noise": 0.0, "hazy": 0.0, "sure": 1.0}
+    assert list(found.information) == list(KNOWING)
+    assert found.similarities["linear_cka"].shape == (3, 3)
+    assert found.to_json()["information"]["sure"] == pytest.approx(1, abs=1e-6)
+    same = choose_hints(network, split, Rule("segments", count=1), config=config, look=ObserveConfig(precision="fp32"))
+    assert same.information == {}
+    with pytest.raises(DataError, match="needs labeled images"):
+        choose_hints(network, replace(split, classes=()), rule, config=config)

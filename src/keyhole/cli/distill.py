@@ -49,6 +49,8 @@ class ArmOptions:
     match: Annotated[str, typer.Option(help="Hints to student layers: order or size.")] = "order"
     metric: Annotated[str, typer.Option(help="For --hints auto: as in keyhole hints.")] = "r2_cca"
     count: Annotated[str, typer.Option(help="For --hints auto and selectors: a number, or auto.")] = "3"
+    center: Annotated[str, typer.Option(help="For kmeans: medoid or index.")] = "medoid"
+    hint: Annotated[str, typer.Option(help="Which layer of a cluster teaches: center, last or informative.")] = "center"
     samples: Annotated[int, typer.Option(help="For --hints auto: training images to look at.")] = 10_000
     layers: Annotated[str | None, typer.Option(help="Candidate layers by glob, such as 'layer*.2'.")] = None
 

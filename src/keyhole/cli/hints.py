@@ -34,7 +34,9 @@ class RuleOptions:
     center: Annotated[
         str, typer.Option(help="Center of a kmeans cluster: medoid, or index (nearest the mean index).")
     ] = "medoid"
-    hint: Annotated[str, typer.Option(help="Which layer of a cluster teaches: center or last.")] = "center"
+    hint: Annotated[
+        str, typer.Option(help="Which layer of a cluster teaches: center, last, or informative (about the classes).")
+    ] = "center"
     layers: Annotated[
         str | None, typer.Option(help="Candidate layers by glob, such as 'layer*.2'; found by themselves without.")
     ] = None

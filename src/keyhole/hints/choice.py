@@ -15,7 +15,7 @@ from torch import Tensor
 from keyhole.data.splits import Split
 from keyhole.errors import DataError, SettingError, unknown_name
 from keyhole.hints.moments import Moments, ObserveConfig, observe
-from keyhole.hints.selection import Rule, Selection, check_rule, select, stability
+from keyhole.hints.selection import Rule, Selection, check_rule, select, stability, task_information
 from keyhole.hints.similarity import ALWAYS, LEAST_IMAGES, METRICS, consensus, similarities
 from keyhole.models.frozen import freeze
 from keyhole.models.layers import Layer, layers
@@ -57,6 +57,7 @@ class Hints:
         choices: The choice under each metric that was asked for, and under their consensus.
         similarities: One matrix over all candidates for each metric that was asked for and for the cheap ones.
         seconds: Where the time went.
+        information: What each layer knows about the classes, 0 to 1, where labels were asked for.
     """
 
     teacher: str
@@ -68,6 +69,7 @@ class Hints:
     choices: dict[str, Choice]
     similarities: dict[str, Float[np.ndarray, "l l"]]
     seconds: dict[str, float | None]
+    information: dict[str, float] = field(default_factory=dict)
 
     @property
     def hints(self) -> tuple[str, ...]:
@@ -103,6 +105,7 @@ class Hints:
                 for name, choice in self.choices.items()
             },
             "seconds": self.seconds,
+            "information": self.information,
             "sample_indices": list(self.sample_indices),
         }
 
@@ -155,7 +158,7 @@ def choose_hints(
 
     Args:
         teacher: The teacher, with its trained weights.
-        images: Training images; labels are not used.
+        images: Training images; labels are used only where the rule takes the most ``informative`` layers.
         rule: How layers are chosen.
         config: What to look at; the defaults when missing, as for the next.
         look: How to look.
@@ -195,17 +198,24 @@ def choose_hints(
         if name in config.metrics or (name in ALWAYS and len(sample) >= LEAST_IMAGES.get(name, 2))
     ]
     look = replace(look, rbf="rbf_cka" in metrics)
-    moments = observe(teacher, sample, names, config=look, device=device, progress=progress)
+    informed = rule.hint == "informative"
+    moments = observe(teacher, sample, names, config=look, labels=informed, device=device, progress=progress)
 
     started = time.perf_counter()
-    matrices = {name: values[0] for name, values in similarities(moments, metrics, progress=progress).items()}
+    total = len(candidates)
+    found = similarities(moments, metrics, progress=progress)
+    matrices = {name: values[0, :total, :total] for name, values in found.items()}
+    known = task_information(moments)[0] if informed else None
     metrics_s = moments.seconds["sums"] + time.perf_counter() - started
 
     started = time.perf_counter()
     deciding = {name: matrices[name] for name in config.metrics}
     if len(deciding) > 1:
         deciding[CONSENSUS] = consensus(list(deciding.values()))
-    choices = {name: _choice(candidates, select(candidates, matrix, rule)) for name, matrix in deciding.items()}
+    choices = {
+        name: _choice(candidates, select(candidates, matrix, rule, information=known))
+        for name, matrix in deciding.items()
+    }
     selection_s = time.perf_counter() - started
 
     metric = CONSENSUS if len(config.metrics) > 1 else config.metrics[0]
@@ -230,6 +240,7 @@ def choose_hints(
         rule=rule,
         layers=tuple(candidates),
         choices=choices,
+        information={} if known is None else dict(zip(names, map(float, known), strict=True)),
         similarities=matrices | ({CONSENSUS: deciding[CONSENSUS]} if len(config.metrics) > 1 else {}),
         seconds=seconds,
     )

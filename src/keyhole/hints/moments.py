@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from keyhole.data.splits import Split
-from keyhole.errors import DivergenceError, SettingError
+from keyhole.errors import DataError, DivergenceError, SettingError
 from keyhole.hints.metrics import gaussian_kernel, median_distance
 from keyhole.models.frozen import freeze
 from keyhole.models.layers import as_map
@@ -32,6 +32,7 @@ from keyhole.progress import Progress, silent
 from keyhole.runtime import PRECISIONS, check_precision, choose_precision
 
 BLOCKS = 20
+LABELS = "(labels)"  # no module path can be called so
 
 
 class Products(Protocol):
@@ -160,6 +161,7 @@ def observe(
     names: Sequence[str],
     *,
     config: ObserveConfig | None = None,
+    labels: bool = False,
     device: torch.device | None = None,
     progress: Progress = silent,
 ) -> Moments:
@@ -167,14 +169,17 @@ def observe(
 
     Args:
         network: The network; it is copied, with batch norm folded.
-        images: The images, seen as a test sees them; labels are not used.
+        images: The images, seen as a test sees them.
         names: The layers, dotted paths.
         config: How to look; the defaults when missing.
+        labels: Also keep the classes of the images, as one more layer at the end, called :data:`LABELS`, with a channel
+            for each class; similarities to it tell what a layer knows about the task. Without it labels are not used.
         device: Where to run the network.
         progress: Wraps the batches.
 
     Raises:
         SettingError: Fewer than two images.
+        DataError: Labels are asked for and there are none.
         UnknownNameError: A layer does not exist.
         DivergenceError: A feature is NaN or infinite; names the layer.
 
@@ -192,6 +197,9 @@ def observe(
     device = device or torch.device("cpu")
     config = config or ObserveConfig()
     grid = config.grid
+    if labels and not images.classes:
+        raise DataError("What a layer knows about the task needs labeled images (train/CLASS/IMAGE.jpg).")
+    classes = len(images.classes)
 
     def pool(feature: Tensor) -> Tensor:
         mapped = as_map(feature).float()
@@ -205,12 +213,15 @@ def observe(
     seconds = {"tapped_forward": 0.0, "sums": 0.0}
     total = sum(1 for _ in _pieces(bounds, config.batch_size))
     stream = _by_piece(images.to(device), bounds, config.batch_size)
-    for block, first, batch in progress(stream, label="look at layers", total=total):
+    called = (*names, LABELS) if labels else tuple(names)
+    for block, first, batch, known in progress(stream, label="look at layers", total=total):
         started = time.perf_counter()
         _, features = teacher(network.input.prepare(batch).to(dtype))
         rows = [features[name].cpu() for name in names]
+        if labels:
+            rows.append(functional.one_hot(known, classes).float().cpu())
         passed = time.perf_counter()
-        collector = collector or _Collector.begin(names, rows, bounds, config)
+        collector = collector or _Collector.begin(called, rows, bounds, config)
         collector.add(block, first, rows)
         seconds["tapped_forward"] += passed - started
         seconds["sums"] += time.perf_counter() - passed
@@ -233,15 +244,18 @@ def _pieces(bounds: Sequence[int], batch_size: int) -> Iterator[tuple[int, int, 
             yield block, begin, end
 
 
-def _by_piece(images: Split, bounds: Sequence[int], batch_size: int) -> Iterator[tuple[int, int, Tensor]]:
-    waiting: list[Tensor] = []
+def _by_piece(images: Split, bounds: Sequence[int], batch_size: int) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """Yield block, first image, images and labels of each piece."""
+    waiting: list[tuple[Tensor, Tensor]] = []
     stream = images.batches(batch_size)
     for block, first, last in _pieces(bounds, batch_size):
-        while sum(map(len, waiting)) < last - first:
-            waiting.append(next(stream).images)
-        together = torch.cat(waiting) if len(waiting) > 1 else waiting[0]
-        waiting = [together[last - first :]] if len(together) > last - first else []
-        yield block, first, together[: last - first]
+        size = last - first
+        while sum(len(labels) for _, labels in waiting) < size:
+            batch = next(stream)
+            waiting.append((batch.images, batch.labels))
+        pixels, labels = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*waiting, strict=True))
+        waiting = [(pixels[size:], labels[size:])] if len(labels) > size else []
+        yield block, first, pixels[:size], labels[:size]
 
 
 @dataclass

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from keyhole.errors import SettingError, ShapeError, unknown_name
 from keyhole.hints.clustering import CLUSTERINGS, Clusters, kmeans, silhouette
-from keyhole.hints.moments import Moments
+from keyhole.hints.moments import LABELS, Moments
 from keyhole.hints.similarity import consensus, similarities
 from keyhole.models.layers import Layer, stage_ends
 from keyhole.progress import Progress, silent
@@ -19,7 +20,7 @@ from keyhole.progress import Progress, silent
 CONTROLS = ("stage-ends", "uniform", "random", "reverse", "all", "last-only")
 SELECTORS = (*CLUSTERINGS, *CONTROLS)
 CENTERS = ("medoid", "index")
-HINT_RULES = ("center", "last")
+HINT_RULES = ("center", "last", "informative")
 _MOST_CLUSTERS = 10
 
 
@@ -34,7 +35,8 @@ class Rule:
             centers deepest first, so that the student's first stage learns from the deepest.
         count: How many hints; None takes the count of clusters with the highest silhouette.
         center: Of ``kmeans``: ``medoid`` or ``index``.
-        hint: Which layer of a cluster teaches: its ``center`` or its ``last``.
+        hint: Which layer of a cluster teaches: its ``center``, its ``last``, or the most ``informative`` about the
+            classes (which alone needs labels).
         seed: Of ``random``.
     """
 
@@ -72,16 +74,23 @@ class Selection:
     silhouettes: dict[int, float]
 
 
-def select(candidates: Sequence[Layer], similarities: Float[np.ndarray, "l l"] | None, rule: Rule) -> Selection:
+def select(
+    candidates: Sequence[Layer],
+    similarities: Float[np.ndarray, "l l"] | None,
+    rule: Rule,
+    *,
+    information: Float[np.ndarray, " l"] | None = None,
+) -> Selection:
     """Choose layers by a rule.
 
     Args:
         candidates: The layers to choose from, in the order of depth.
         similarities: Between them, from any metric; controls but ``reverse`` need none.
         rule: How to choose.
+        information: What each layer knows about the task, for the rule ``informative`` (see :func:`task_information`).
 
     Raises:
-        SettingError: More hints than layers or stages, or a clustering without similarities.
+        SettingError: More hints than layers or stages, a clustering without similarities, or no information.
         ShapeError: The matrix does not fit the candidates.
 
     Example:
@@ -105,7 +114,7 @@ def select(candidates: Sequence[Layer], similarities: Float[np.ndarray, "l l"] |
     silhouettes = _silhouettes(distance, rule)
     count = rule.count or (max(silhouettes, key=lambda k: (silhouettes[k], -k)) if silhouettes else 1)
     clusters = _cluster(distance, rule, count)
-    hints = hint_layers(clusters, rule.hint)
+    hints = hint_layers(clusters, rule.hint, information)
     return Selection(hints[::-1] if rule.clustering == "reverse" else hints, clusters, silhouettes)
 
 
@@ -129,11 +138,54 @@ def to_distance(similarities: Float[np.ndarray, "l l"]) -> Float[np.ndarray, "l 
     return distance
 
 
-def hint_layers(clusters: Clusters, rule: str) -> tuple[int, ...]:
-    """Return the layer of each cluster that teaches, its ``center`` or its ``last``, in the order of depth."""
+def hint_layers(clusters: Clusters, rule: str, information: Float[np.ndarray, " l"] | None = None) -> tuple[int, ...]:
+    """Return the layer of each cluster that teaches, in the order of depth.
+
+    Args:
+        clusters: The clusters.
+        rule: ``center``, ``last``, or ``informative``: the one that knows most about the task, of equals the deepest.
+        information: What each layer knows.
+
+    Raises:
+        SettingError: The rule needs information and there is none.
+    """
+    groups = [clusters.members(k) for k in range(len(clusters.centers))]
     if rule == "last":
-        return tuple(sorted(clusters.members(k)[-1] for k in range(len(clusters.centers))))
+        return tuple(sorted(members[-1] for members in groups))
+    if rule == "informative":
+        if information is None:
+            raise SettingError("The most informative layer of a cluster needs labels; measure with them first.")
+        return tuple(sorted(max(members, key=lambda i: (information[i], i)) for members in groups))
     return tuple(sorted(clusters.centers))
+
+
+def task_information(moments: Moments, *, parts: Bool[Tensor, "s b"] | None = None) -> Float[np.ndarray, "s l"]:
+    """Return how well the class of an image can be predicted linearly from each layer, from 0 to 1.
+
+    The squared canonical correlations between a layer and the classes, summed and divided by the number of classes less
+    one: the part of what tells the classes apart that the layer holds in its average over the image.
+
+    Args:
+        moments: Of a pass that kept the labels.
+        parts: Which blocks of images each part holds; all blocks, as one part, when missing.
+
+    Raises:
+        SettingError: The pass did not keep the labels.
+
+    Example:
+        >>> from keyhole.data.sources import default_input, open_data
+        >>> from keyhole.hints.moments import observe
+        >>> from keyhole.models.zoo import build
+        >>> net = build("resnet8", classes=10, input=default_input("digits"))
+        >>> moments = observe(net, open_data("digits").train, ["layer1.0", "layer3.0"], labels=True)
+        >>> task_information(moments).shape
+        (1, 2)
+    """
+    if moments.names[-1] != LABELS:
+        raise SettingError("The pass kept no labels; observe with labels=True.")
+    widths = np.diff(moments.starts)
+    found = similarities(moments, ("r2_cca",), parts=parts)["r2_cca"][:, :-1, -1]
+    return np.asarray(found * np.minimum(widths[:-1], widths[-1]) / max(int(widths[-1]) - 1, 1))
 
 
 def _cluster(distance: np.ndarray, rule: Rule, count: int) -> Clusters:
@@ -211,11 +263,16 @@ def stability(
     parts = torch.zeros(draws, blocks, dtype=torch.bool)
     for row in parts:
         row[torch.from_numpy(random.permutation(blocks)[: blocks // 2])] = True
-    found = list(similarities(moments, metrics, parts=parts, progress=progress).values())
-    times = np.zeros(len(candidates))
+    total = len(candidates)  # without the labels, where they were kept
+    found = [
+        each[:, :total, :total] for each in similarities(moments, metrics, parts=parts, progress=progress).values()
+    ]
+    known = task_information(moments, parts=parts) if rule.hint == "informative" else None
+    times = np.zeros(total)
     for draw in range(draws):
         matrices = [values[draw] for values in found]
         matrix = matrices[0] if len(matrices) == 1 else consensus(matrices)
         distance = to_distance(matrix)
-        times[list(hint_layers(_cluster(distance, rule, rule.count), rule.hint))] += 1
+        clusters = _cluster(distance, rule, rule.count)
+        times[list(hint_layers(clusters, rule.hint, None if known is None else known[draw]))] += 1
     return {layer.name: float(times[i] / draws) for i, layer in enumerate(candidates)}

@@ -74,6 +74,12 @@ _CONTROLS = {
     "reverse": "the k-means centers, deepest first",
 }
 
+HINT_NAMES = {
+    "center": "center",
+    "last": "last layer",
+    "informative": "layer that knows most about the classes",
+}
+
 TERM_NAMES = {
     "ce": "cross entropy (ce)",
     "kd": "softened logits of the teacher (kd)",

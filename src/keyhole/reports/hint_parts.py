@@ -56,14 +56,15 @@ def title(hints: Hints) -> str:
 def lead(hints: Hints) -> Html:
     """Return how the layers were chosen, from what, and how sure that is."""
     chosen, rule = hints.choices[hints.metric], hints.rule
-    seen = f"{plural(len(hints.sample_indices), 'image')} of {hints.data}, without labels"
+    without = "" if rule.hint == "informative" else ", without labels"
+    seen = f"{plural(len(hints.sample_indices), 'image')} of {hints.data}{without}"
     compared = f"The {plural(len(hints.layers), 'layer')} were compared by {_deciding(hints)} over {seen}"
     if len(hints.layers) == 1:
         compared = f"There was only one layer to choose from; {seen}, went through it"
     if not chosen.clusters:
         told = f"{compared}, but that decided nothing: this control takes {explained.control(rule)}."
         return paragraph(told, "lead")
-    teaches = "last layer" if rule.hint == "last" else "center"
+    teaches = explained.HINT_NAMES[rule.hint]
     told = f"{compared}, and grouped into {plural(len(chosen.clusters), 'cluster')} {explained.grouping(rule)}"
     if rule.count is None and chosen.silhouette:
         told += ", the count with the highest silhouette"
