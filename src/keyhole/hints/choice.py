@@ -14,7 +14,7 @@ from torch import Tensor
 
 from keyhole.data.splits import Split
 from keyhole.errors import DataError, SettingError, unknown_name
-from keyhole.hints.moments import Moments, ObserveConfig, observe
+from keyhole.hints.moments import Moments, ObserveConfig, at_a_time, observe
 from keyhole.hints.selection import Rule, Selection, check_rule, select, stability, task_information
 from keyhole.hints.similarity import ALWAYS, LEAST_IMAGES, METRICS, consensus, similarities
 from keyhole.models.frozen import freeze
@@ -286,11 +286,13 @@ def bare_forward_seconds(
     batches = images.to(device).batches(look.batch_size)
     for step, batch in enumerate(progress(batches, label="bare forward pass", total=total)):
         prepared: Tensor = network.input.prepare(batch.images).to(dtype)
+        pieces = at_a_time(prepared)
         if step == 0:
-            module(prepared)
+            module(pieces[0])
         synchronize(device)
         started = time.perf_counter()
-        module(prepared)
+        for piece in pieces:
+            module(piece)
         synchronize(device)
         seconds += time.perf_counter() - started
     return seconds

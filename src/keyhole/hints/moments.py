@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from keyhole.data.splits import Split
@@ -127,7 +127,8 @@ class ObserveConfig:
 
     Attributes:
         grid: Features are averaged over a grid x grid raster of the image; 1 averages over all of it.
-        batch_size: Images at a time, and the minibatch of the Gaussian kernels.
+        batch_size: Images at a time (a processor takes them in smaller pieces), and the minibatch of the Gaussian
+            kernels.
         memory_mib: What may be kept in memory; more is spilled to a temporary file.
         precision: ``bf16``, ``fp32`` or ``auto`` (the faster one here) for the forward pass; features are fp32 and
             sums fp64 always.
@@ -216,8 +217,7 @@ def observe(
     called = (*names, LABELS) if labels else tuple(names)
     for block, first, batch, known in progress(stream, label="look at layers", total=total):
         started = time.perf_counter()
-        _, features = teacher(network.input.prepare(batch).to(dtype))
-        rows = [features[name].cpu() for name in names]
+        rows = _rows(teacher, network.input.prepare(batch).to(dtype), names)
         if labels:
             rows.append(functional.one_hot(known, classes).float().cpu())
         passed = time.perf_counter()
@@ -227,6 +227,22 @@ def observe(
         seconds["sums"] += time.perf_counter() - passed
     assert collector is not None, "there are at least two images"
     return collector.moments(seconds)
+
+
+def _rows(teacher: nn.Module, images: Tensor, names: Sequence[str]) -> list[Tensor]:
+    parts = [teacher(piece)[1] for piece in at_a_time(images)]
+    return [torch.cat([features[name] for features in parts]).cpu() for name in names]
+
+
+def at_a_time(images: Float[Tensor, "n c h w"]) -> tuple[Tensor, ...]:
+    """Return images in the pieces in which a network alone is fastest: all at once on a GPU, few on a processor.
+
+    There a piece stays near its caches (on one core a ResNet-56 is a sixth faster than with 250 images at once), and
+    large images do not fill the memory.
+    """
+    if images.device.type != "cpu":
+        return (images,)
+    return torch.split(images, max(16, 65536 // (images.shape[2] * images.shape[3])))
 
 
 def block_bounds(count: int) -> tuple[int, ...]:
