@@ -128,7 +128,7 @@ ARM = '[[arm]]\nterms = "ce,kd"\n'
         (START + "seed = 2\n" + ARM, "Unknown key of [train] 'seed'"),
         (START + 'lr = "fast"\n' + ARM, "lr is 'fast'; expected a number"),
         (START + "lr = -1\n" + ARM, "lr is -1"),
-        (START + ARM + 'hint = "auto"\n', "Unknown key of an [[arm]] 'hint'"),
+        (START + ARM + 'hinted = "auto"\n', "Unknown key of an [[arm]] 'hinted'"),
         (START + ARM + "count = 2.5\n", "count of arm 'ce,kd' is 2.5"),
         (START + ARM + "count = []\n", "count of an [[arm]] is an empty list"),
         (START + ARM + 'count = "few"\n', "--count is 'few'"),
