@@ -2,7 +2,7 @@
 
 Every finished cell is a file of its own, written whole. A cell in work is held by a lease: a file that only one process
 can create, and that its owner touches as long as it lives. The lease of a dead owner runs out, and another process may
-take it over; it does so by renaming the file, which only one can.
+take it over, one at a time: a second file, which only one can create, guards that.
 """
 
 from __future__ import annotations
@@ -162,8 +162,8 @@ class Board:
 
     def _take(self, cell: str) -> bool:
         lease = self._lease(cell)
-        if lease.exists() and not self._alive(lease) and not self._remove_dead(lease):
-            return False
+        if lease.exists() and not self._alive(lease):
+            return self._take_over(lease)
         try:
             descriptor = os.open(lease, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError:
@@ -174,20 +174,23 @@ class Board:
             file.write(self.owner)
         return True
 
-    def _remove_dead(self, lease: Path) -> bool:
-        """Take a dead owner's lease away; return False where another process was faster."""
-        mine = lease.with_suffix(f".{uuid.uuid4().hex}")
+    def _take_over(self, lease: Path) -> bool:
+        """Put our name into a dead owner's lease, which is there all the while; False where another was faster."""
+        guard = lease.with_suffix(".takeover")
         try:
-            lease.rename(mine)
+            os.close(os.open(guard, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         except OSError:
-            return False
-        if self._alive(mine):  # it was taken over between the look and the renaming: give it back
             with suppress(OSError):
-                os.link(mine, lease)
-            mine.unlink(missing_ok=True)
+                if self._now() - guard.stat().st_mtime > self.dead_after_s:  # whoever made it was killed right then
+                    guard.unlink()
             return False
-        mine.unlink(missing_ok=True)
-        return True
+        try:
+            if not lease.exists() or self._alive(lease):
+                return False
+            write_text(lease, self.owner)  # replaces it whole
+            return True
+        finally:
+            guard.unlink(missing_ok=True)
 
     def _release(self, cell: str) -> None:
         lease = self._lease(cell)
