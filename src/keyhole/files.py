@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def write_bytes(path: Path, data: bytes | Callable[[Path], None]) -> None:
+def write_bytes(path: Path, data: bytes | Callable[[Path], None], *, private: bool = False) -> None:
     """Write a file whole or not at all.
 
     Args:
         path: Where the file shall stand; its folder is made when missing.
         data: The content, or a function that writes it to the path that it is given.
+        private: Readable by its owner only, from its first byte on; else by everyone.
 
     Raises:
         RunError: The folder cannot be made or written, or the disk is full; an older file at ``path`` is untouched.
@@ -45,7 +46,7 @@ def write_bytes(path: Path, data: bytes | Callable[[Path], None]) -> None:
             data(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(0o600 if private else 0o644)  # a library may have replaced the file and its rights
         temporary.replace(path)
     except OSError as error:
         reason = error.strerror or str(error)
@@ -57,14 +58,14 @@ def write_bytes(path: Path, data: bytes | Callable[[Path], None]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file whole or not at all; raises like :func:`write_bytes`."""
-    write_bytes(path, text.encode())
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Write a UTF-8 text file whole or not at all; arguments and errors are those of :func:`write_bytes`."""
+    write_bytes(path, text.encode(), private=private)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, private: bool = False) -> None:
     """Write a value as indented JSON, whole or not at all; NaN is refused, as JSON has none."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n", private=private)
 
 
 def read_json(path: Path) -> Any:
@@ -126,13 +127,16 @@ def sha256(path: Path) -> str:
         raise DataError(f"Cannot read {path}: {error.strerror}. Name another file.") from error
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], *, private: bool = False
+) -> None:
     """Write tensors and JSON metadata as one safetensors file, whole or not at all.
 
     Args:
         path: Where the file shall stand.
         tensors: Name to tensor, on any device; shared memory is copied.
         metadata: Values that JSON can hold; stored as one string under ``keyhole``.
+        private: Readable by its owner only.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -146,7 +150,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         except SafetensorError as error:  # safetensors reports a full disk in its own type
             raise OSError(None, str(error)) from error
 
-    write_bytes(path, save)
+    write_bytes(path, save, private=private)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

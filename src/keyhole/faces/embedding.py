@@ -1,0 +1,234 @@
+"""From photos to embeddings: find the face, cut it out as the model wants it, degrade it, embed it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from keyhole.errors import DataError, SettingError
+from keyhole.faces.alignment import align, crop_box, face_px_of, retemplate, similarity_transform, widen
+from keyhole.faces.degradation import Degradation, degrade
+from keyhole.faces.detection import Detector, choose
+from keyhole.faces.photos import decode_photo
+from keyhole.faces.threads import in_order
+from keyhole.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from keyhole.faces.albums import Album
+    from keyhole.faces.models import FaceModel
+    from keyhole.faces.preparation import Preparation
+    from keyhole.faces.samples import Sample
+
+SIDE_PX = 112
+_CHUNK = 256  # faces embedded between two looks at the progress bar
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Faces cut out for one model, before any degradation.
+
+    Attributes:
+        pixels: One square crop a face that was found, RGB.
+        extent: Side of each crop in sides of its 112-template crop.
+        native_px: ``face_px`` that the photo itself has; 112 for crops that came aligned.
+        found: Which of the samples have a face; the three above have a row for each of those, in their order.
+        canonical: Whether the crops are 112-template crops, which a model's own template is cut from; else they are
+            in the model's own form already.
+    """
+
+    pixels: UInt8[Tensor, "f s s 3"]
+    extent: Float[np.ndarray, " f"]
+    native_px: Float[np.ndarray, " f"]
+    found: Bool[np.ndarray, " n"]
+    canonical: bool = True
+
+    def __len__(self) -> int:
+        """Return how many faces were found."""
+        return len(self.pixels)
+
+    def subset(self, rows: Sequence[int] | np.ndarray) -> Crops:
+        """Return some of the faces, by row among those found, as crops of their own."""
+        kept = np.asarray(rows, dtype=np.int64)
+        some = self.pixels[torch.from_numpy(kept)]
+        return Crops(some, self.extent[kept], self.native_px[kept], np.ones(len(kept), bool), self.canonical)
+
+
+def crop_samples(
+    album: Album,
+    samples: Sequence[Sample],
+    preparation: Preparation,
+    *,
+    margin: float | None = None,
+    detector: Detector | None = None,
+    progress: Progress = silent,
+) -> Crops:
+    """Cut the faces of samples out of their photos, as a model wants them.
+
+    A sample that is an aligned 112 crop is taken as it is. Landmarks are used where a sample has them; else the
+    detector looks for the face: the one in the sample's box, or the largest. A sample in which it finds none is a miss.
+    Photos are read, searched and cut on all cores.
+
+    Args:
+        album: Where the photos lie.
+        samples: What to cut out.
+        preparation: What the model wants: a template, or a box with a margin.
+        margin: Shown around the face beyond that, in sides of the crop, 0 to 1: the crop is then cut from the photo in
+            the model's own form. None takes the 112-template crop where the model has a template.
+        detector: Finds faces; needed for samples without landmarks that are no aligned crops.
+        progress: Wraps the loop.
+
+    Raises:
+        DataError: A photo cannot be read, or a sample needs a detector and there is none.
+        SettingError: The margin is outside its range, or wants what lies outside of an aligned crop.
+    """
+    if margin is not None and not 0 <= margin <= 1:
+        raise SettingError(f"margin is {margin}; expected 0 to 1, in sides of the crop.")
+
+    def cut(sample: Sample) -> tuple[np.ndarray, float, float] | None:
+        return _cut(album, sample, preparation, margin, detector)
+
+    cuts = list(progress(in_order(cut, samples), label="cropping", total=len(samples)))
+    there = [each for each in cuts if each is not None]
+    canonical = preparation.template is not None and margin is None
+    side = SIDE_PX if canonical else preparation.size_px
+    pixels = np.stack([each[0] for each in there]) if there else np.zeros((0, side, side, 3), np.uint8)
+    return Crops(
+        torch.from_numpy(pixels),
+        np.array([each[1] for each in there], float),
+        np.array([each[2] for each in there], float),
+        np.array([each is not None for each in cuts], bool),
+        canonical,
+    )
+
+
+def _cut(
+    album: Album, sample: Sample, preparation: Preparation, margin: float | None, detector: Detector | None
+) -> tuple[np.ndarray, float, float] | None:
+    photo = decode_photo(album.read(sample.path), name=sample.path)
+    if sample.aligned:
+        _check_aligned(photo, sample, preparation, margin)
+        return photo, 1.0, float(SIDE_PX)
+    landmarks, box = sample.landmarks, sample.box
+    if landmarks is None or (preparation.template is None and box is None):
+        if detector is None:
+            raise DataError(
+                f"{sample.path} is a photo without landmarks, and there is no detector to find the face. "
+                "Name one by --detector FILE, or give aligned 112 x 112 crops."
+            )
+        face = choose(detector.detect(photo), rule="largest" if box is None else "box", box=box)
+        if face is None:
+            return None
+        landmarks, box = face.landmarks, face.box
+    points = np.asarray(landmarks, float)
+    native_px = face_px_of(points)
+    if preparation.template is None:
+        assert box is not None
+        beyond = (preparation.margin or 0.0) + (margin or 0.0)
+        crop = crop_box(photo, box, margin=min(beyond, 1.0), size_px=preparation.size_px)
+        return crop, max(box[2], box[3]) * (1 + beyond) / native_px, native_px
+    if margin is None:
+        return align(photo, points), 1.0, native_px
+    template, size_px = np.asarray(preparation.template, float), preparation.size_px
+    beyond = (preparation.margin or 0.0) + margin
+    crop = align(photo, points, template=template, size_px=size_px, margin=min(beyond, 1.0))
+    matrix = similarity_transform(points, widen(template, size_px, min(beyond, 1.0)))
+    return crop, size_px / math.hypot(matrix[0, 0], matrix[1, 0]) / native_px, native_px
+
+
+def _check_aligned(photo: np.ndarray, sample: Sample, preparation: Preparation, margin: float | None) -> None:
+    height, width = photo.shape[:2]
+    if (height, width) != (SIDE_PX, SIDE_PX):
+        raise DataError(f"{sample.path} is {width} x {height}; an aligned crop is 112 x 112.")
+    if preparation.template is None or margin:
+        wants = f"a margin of {margin}" if margin else "the whole box, without alignment"
+        raise SettingError(
+            f"{sample.path} is an aligned crop that ends at the face, and {wants} was asked for. Give the photos "
+            "themselves, or a model and setting for aligned crops."
+        )
+
+
+def shown_px(crops: Crops, face_px: float | None) -> Float[np.ndarray, " f"]:
+    """Return the ``face_px`` of each face after a degradation to ``face_px``: never more than the photo has.
+
+    Args:
+        crops: The faces.
+        face_px: What was asked for; None leaves them as they are.
+    """
+    return np.minimum(crops.native_px, np.inf if face_px is None else face_px)
+
+
+def embed_crops(
+    model: FaceModel,
+    crops: Crops,
+    *,
+    how: Degradation | Sequence[Degradation] | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+    label: str = "embedding",
+) -> Float[np.ndarray, "f d"]:
+    """Return the unit embeddings of faces, degraded first.
+
+    Args:
+        model: The model.
+        crops: Faces cut out for it.
+        how: The degradation of all, or of each; a face with fewer pixels than it asks for is left as it is.
+        seed: Of sensor noise.
+        progress: Wraps the loop.
+        label: What the loop is called.
+
+    Raises:
+        DivergenceError: The model returns NaN or zeros.
+    """
+    parts = [
+        model.embed(in_form(model, seen, canonical=crops.canonical))
+        for seen in progress(
+            degraded(crops, how=how, seed=seed), label=label, total=-(-len(crops) // _CHUNK) if len(crops) else 0
+        )
+    ]
+    return np.concatenate(parts) if parts else np.zeros((0, model.embedding_size), np.float32)
+
+
+def degraded(
+    crops: Crops, *, how: Degradation | Sequence[Degradation] | None, seed: int = 0
+) -> Iterator[UInt8[Tensor, "b s s 3"]]:
+    """Yield the crops in batches as a camera with a degradation would show them; raises like :func:`embed_crops`."""
+    for start in range(0, len(crops), _CHUNK):
+        rows = range(start, min(start + _CHUNK, len(crops)))
+        pixels = crops.pixels[rows.start : rows.stop]
+        if how is not None:
+            each = [how] * len(rows) if isinstance(how, Degradation) else [how[i] for i in rows]
+            pixels = _degraded(pixels, [_scaled(one, crops, i) for one, i in zip(each, rows, strict=True)], seed, start)
+        yield pixels
+
+
+def _scaled(how: Degradation, crops: Crops, row: int) -> Degradation | None:
+    """Return a degradation in pixels of the whole crop; None where the photo has no more pixels than it asks for."""
+    if how.face_px is None or crops.native_px[row] <= how.face_px:
+        return None
+    return replace(how, face_px=how.face_px * float(crops.extent[row]))
+
+
+def _degraded(pixels: Tensor, how: Sequence[Degradation | None], seed: int, start: int) -> Tensor:
+    changed = [i for i, one in enumerate(how) if one is not None]
+    if not changed:
+        return pixels
+    out = pixels.clone()
+    given = [one for one in how if one is not None]
+    out[changed] = degrade(pixels[changed], given, seed=seed, first=start)
+    return out
+
+
+def in_form(model: FaceModel, pixels: UInt8[Tensor, "n s s 3"], *, canonical: bool) -> UInt8[Tensor, "n t t 3"]:
+    """Return crops in the model's own template and size."""
+    preparation = model.preparation
+    if not canonical or preparation.template is None:
+        return pixels
+    template = np.asarray(preparation.template, float)
+    return retemplate(pixels, template, preparation.size_px, margin=preparation.margin or 0.0)

@@ -1,0 +1,205 @@
+"""When a candidate is told: thresholds by the size of the probe, for a wanted rate of false alarms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keyhole.errors import DataError, SettingError
+from keyhole.faces.gallery import Hit
+from keyhole.files import read_json, write_json
+
+_KIND = "keyhole thresholds 1"
+UNKNOWN, TOO_LITTLE = "unknown", "too little to tell"
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """From which score on a probe of about this size is told a name.
+
+    Attributes:
+        face_px: Size of the probes.
+        score: A candidate at or above it is told.
+        strangers: How many searches of people who are not enrolled it rests on.
+        fpir_bound: With 95 % confidence, strangers raise an alarm at most this often; 0 to 1.
+        fnir: Share of searches of the enrolled that it misses, where such were given.
+    """
+
+    face_px: float
+    score: float
+    strangers: int
+    fpir_bound: float
+    fnir: float | None = None
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What ``keyhole faces calibrate`` has found, for one model, one way of matching and one gallery.
+
+    Attributes:
+        fingerprint: Of the model.
+        mode: The way of matching.
+        fpir: The wanted share of searches of strangers that raise an alarm, 0 to 1.
+        enrolled: People in the gallery; a larger one raises more alarms at the same score.
+        least_px: Below this, nothing is told.
+        levels: By rising size.
+    """
+
+    fingerprint: str
+    mode: str
+    fpir: float
+    enrolled: int
+    least_px: float
+    levels: tuple[Threshold, ...]
+
+    def at(self, face_px: float) -> Threshold:
+        """Return the threshold for a probe of a size: that of the nearest size, by ratio."""
+        return min(self.levels, key=lambda level: abs(math.log(max(face_px, 1.0) / level.face_px)))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said of a probe.
+
+    Attributes:
+        verdict: ``candidate``, ``unknown`` or ``too little to tell``.
+        face_px: What its spectrum shows.
+        threshold: The score that decided; None where there is too little.
+        hits: The candidates at or above it, best first; none unless the verdict is ``candidate``.
+        best: The best score, told without a name.
+    """
+
+    verdict: str
+    face_px: float
+    threshold: float | None
+    hits: tuple[Hit, ...]
+    best: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """Return it as a person reads it, in one line."""
+        if self.threshold is None:
+            return f"{self.verdict} ({self.face_px:.0f} px)"
+        decided = f"{self.face_px:.0f} px, threshold {self.threshold:.3f}"
+        if not self.hits:
+            return f"{self.verdict} ({decided}, best score {self.best or 0:.3f})"
+        return f"{', '.join(f'{hit.person} {hit.score:.3f}' for hit in self.hits)} ({decided})"
+
+
+def answer(hits: Sequence[Hit], face_px: float, thresholds: Thresholds) -> Answer:
+    """Return what may be said of a probe: candidates at or above the threshold, and no name below it.
+
+    Args:
+        hits: The candidates, best first.
+        face_px: What the probe shows.
+        thresholds: Of the model and the way of matching that made the scores.
+
+    Example:
+        >>> found = Thresholds("f", "none", 0.01, 2, 8.0, (Threshold(16.0, 0.5, 300, 0.03),))
+        >>> answer([Hit("ann", "a.jpg", 0.4)], 15.0, found).verdict
+        'unknown'
+    """
+    best = float(hits[0].score) if hits else None
+    if face_px < thresholds.least_px:
+        return Answer(TOO_LITTLE, face_px, None, (), None)
+    level = thresholds.at(face_px)
+    told = tuple(hit for hit in hits if hit.score >= level.score)
+    return Answer("candidate" if told else UNKNOWN, face_px, level.score, told, best)
+
+
+def level(
+    face_px: float, strangers: np.ndarray, mated: np.ndarray | None = None, *, fpir: float
+) -> Threshold:
+    """Return the threshold at one size for a wanted rate of false alarms.
+
+    Args:
+        face_px: The size.
+        strangers: The best score of each search of someone who is not enrolled.
+        mated: The score of the mate in each search of someone who is, minus infinity where the mate is not first.
+        fpir: The wanted rate, above 0 and below 1.
+
+    Raises:
+        DataError: There are no strangers.
+        SettingError: The rate is outside its range.
+    """
+    from keyhole.faces.identification import threshold_for_fpir
+
+    if not len(strangers):
+        raise DataError("There is nobody who is not enrolled to calibrate on. Give photos of others: --strangers DIR.")
+    found = threshold_for_fpir(strangers, fpir)
+    missed = None if mated is None or not len(mated) else float(np.mean(mated < found.threshold))
+    return Threshold(float(face_px), float(found.threshold), len(strangers), float(found.bound), missed)
+
+
+def save_thresholds(path: Path, thresholds: Thresholds) -> None:
+    """Write thresholds as JSON; raises like :func:`keyhole.files.write_bytes`."""
+    write_json(path, {"kind": _KIND, **asdict(thresholds)})
+
+
+def load_thresholds(path: Path, *, fingerprint: str | None = None, mode: str | None = None) -> Thresholds:
+    """Return the thresholds of a file.
+
+    Args:
+        path: The file.
+        fingerprint: Of the model that they shall be for.
+        mode: The way of matching that they shall be for.
+
+    Raises:
+        DataError: The file is missing, or holds no thresholds.
+        SettingError: They are for another model or another way of matching.
+    """
+    value = read_json(path)
+    wrong = DataError(f"{path} holds no thresholds of 'keyhole faces calibrate'. Make it anew, or name another file.")
+    if not isinstance(value, dict) or value.get("kind") != _KIND:
+        raise wrong
+    try:
+        levels = tuple(_read_level(entry) for entry in value["levels"])
+        found = Thresholds(
+            _text(value["fingerprint"]),
+            _text(value["mode"]),
+            _number(value["fpir"]),
+            int(_number(value["enrolled"])),
+            _number(value["least_px"]),
+            levels,
+        )
+    except (LookupError, TypeError, ValueError) as error:
+        raise wrong from error
+    sizes = [each.face_px for each in levels]
+    if not levels or sizes != sorted(set(sizes)) or sizes[0] <= 0 or not 0 < found.fpir < 1:
+        raise wrong
+    if fingerprint is not None and found.fingerprint != fingerprint:
+        raise SettingError(f"{path} was calibrated for another model. Calibrate this one: keyhole faces calibrate.")
+    if mode is not None and found.mode != mode:
+        raise SettingError(f"{path} was calibrated with --match {found.mode}, and this is {mode}. Use the same.")
+    return found
+
+
+def _read_level(entry: Any) -> Threshold:
+    missed = entry["fnir"]
+    return Threshold(
+        _number(entry["face_px"]),
+        _number(entry["score"]),
+        int(_number(entry["strangers"])),
+        _number(entry["fpir_bound"]),
+        None if missed is None else _number(missed),
+    )
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError(value)
+    return float(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value

@@ -1,0 +1,107 @@
+"""Drawings of what a face model reaches: by the size of the probe, by rank, by threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from keyhole.reports.figures import INK, SOFT, drawing, to_svg
+from keyhole.reports.markup import color, dash
+
+
+class Band(NamedTuple):
+    """A value with the ends of its interval, in percent."""
+
+    value: float
+    low: float
+    high: float
+
+
+def by_size(lines: Sequence[tuple[str, Mapping[float, Band]]], label: str, told: str) -> str:
+    """Return a measure over the size of the probe, one line a way of matching, with its interval.
+
+    Args:
+        lines: Name of the way, and its values by ``face_px``.
+        label: Of the measure.
+        told: What it shows, for those who cannot see it.
+    """
+    sizes = sorted({px for _, values in lines for px in values})
+    with drawing(8.4, 3.3) as figure:
+        axes = figure.add_axes((0, 0, 1, 1))
+        for number, (_, values) in enumerate(lines):
+            # a little apart, so that bars of equal sizes are all seen
+            shift = 1 + 0.012 * (number - (len(lines) - 1) / 2)
+            xs = [px * shift for px in sorted(values)]
+            bands = [values[px] for px in sorted(values)]
+            pattern = _pattern(number)
+            axes.plot(
+                xs, [band.value for band in bands], color=color(number), linewidth=1.8, marker="o", markersize=4.5,
+                linestyle=pattern,
+            )  # fmt: skip
+            for x, band in zip(xs, bands, strict=True):
+                axes.plot([x, x], [band.low, band.high], color=color(number), linewidth=1.1, alpha=0.75)
+        axes.set_xscale("log")
+        axes.set_xticks(sizes, [f"{px:g}" for px in sizes])
+        axes.minorticks_off()
+        axes.set(xlabel="face_px of the probe: side of the aligned face in its own pixels", ylabel=label)
+        axes.yaxis.grid(True)
+        axes.tick_params(length=0)
+        return to_svg(figure, told, least=0.6)
+
+
+def by_rank(lines: Sequence[tuple[str, Sequence[float]]], told: str) -> str:
+    """Return cumulative match curves: in how many percent of searches the mate is among the first k.
+
+    Args:
+        lines: Name, and the percent by rank from 1.
+        told: What it shows, for those who cannot see it.
+    """
+    with drawing(4.4, 2.8) as figure:
+        axes = figure.add_axes((0, 0, 1, 1))
+        for number, (_, values) in enumerate(lines):
+            axes.plot(range(1, len(values) + 1), values, color=color(number), linewidth=1.7, linestyle=_pattern(number))
+        axes.set(xlabel="rank", ylabel="mate among the first, %")
+        axes.set_xscale("log")
+        most = max((len(values) for _, values in lines), default=1)
+        ticks = [rank for rank in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if rank <= most]
+        axes.set_xticks(ticks, [str(rank) for rank in ticks])
+        axes.minorticks_off()
+        axes.yaxis.grid(True)
+        axes.tick_params(length=0)
+        return to_svg(figure, told)
+
+
+def by_threshold(
+    lines: Sequence[tuple[str, Sequence[float], Sequence[float]]], labels: tuple[str, str], told: str
+) -> str:
+    """Return error rates against each other, both on a logarithmic axis: DET, or FNIR over FPIR.
+
+    Args:
+        lines: Name, rates along x, rates along y; 0 to 1. Points where one is 0 are left out.
+        labels: Of the axes.
+        told: What it shows, for those who cannot see it.
+    """
+    with drawing(4.4, 2.8) as figure:
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        for number, (_, xs, ys) in enumerate(lines):
+            points = [(100 * x, 100 * y) for x, y in zip(xs, ys, strict=True) if x > 0 and y > 0]
+            if points:
+                axes.plot(
+                    *zip(*points, strict=True), color=color(number), linewidth=1.7, linestyle=_pattern(number),
+                    drawstyle="steps-post",
+                )  # fmt: skip
+        axes.set_xlabel(labels[0], color=SOFT)
+        axes.set_ylabel(labels[1], color=SOFT)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda value, _at: f"{value:g}")
+            axis.grid(True)
+        axes.tick_params(length=0, which="both")
+        axes.title.set_color(INK)
+        return to_svg(figure, told)
+
+
+def _pattern(number: int) -> str | tuple[float, tuple[float, ...]]:
+    text = dash(number)
+    return (0.0, tuple(float(part) for part in text.split())) if text else "-"
