@@ -68,7 +68,16 @@ def test_the_map_is_that_of_a_ridge_regression(faces: np.ndarray, matcher: Match
     np.testing.assert_allclose(matcher.maps[0], slow, atol=1e-4)
 
 
-def test_a_fitted_score_is_the_mean_of_two_cosines(faces: np.ndarray, matcher: Matcher) -> None:
+def test_what_the_map_cannot_restore_is_left_to_alike_images(faces: np.ndarray, matcher: Matcher) -> None:
+    small = blurred(faces, 8.0)
+    rest, last = [k for k in range(300) if k % 5 != 4], [k for k in range(300) if k % 5 == 4]
+    part = fit_matcher(faces[rest], lambda _px: small[rest], fingerprint="f", sizes_px=(8.0,))
+    cosines = [float(part.restore(small[k][None], 0)[0] @ faces[k]) for k in last]
+    assert matcher.alike_shares[0] == pytest.approx(1 - np.mean(cosines), abs=1e-4)
+    assert matcher.alike_shares[2] < 0.05  # at 32 px, small faces here are as the sharp ones
+
+
+def test_a_fitted_score_is_a_mean_of_two_cosines(faces: np.ndarray, matcher: Matcher) -> None:
     others = unit(np.random.default_rng(2).normal(size=(5, WIDTH)))
     probes = blurred(others[:3], 8.0)
     found = matched_scores(probes, np.full(3, 8.2), views(others), mode="fitted", matcher=matcher)
@@ -77,7 +86,9 @@ def test_a_fitted_score_is_the_mean_of_two_cosines(faces: np.ndarray, matcher: M
         for k, other in enumerate(others):
             alike = unit(np.stack((probe - mean, blurred(others, 8.0)[k] - mean)))
             restored = unit(((probe - mean) @ matcher.maps[0] + sharp_mean)[None])[0]
-            assert found[i, k] == pytest.approx((alike[0] @ alike[1] + restored @ other) / 2, abs=1e-5)
+            share = matcher.alike_shares[0]
+            expected = share * (alike[0] @ alike[1]) + (1 - share) * (restored @ other)
+            assert found[i, k] == pytest.approx(expected, abs=1e-5)
 
 
 def test_it_finds_people_that_a_plain_comparison_does_not(matcher: Matcher) -> None:
@@ -133,7 +144,7 @@ def test_a_file_gives_it_back_and_only_its_owner_can_read_it(matcher: Matcher, t
     found = load_matcher(path)
     np.testing.assert_allclose(found.maps, matcher.maps, atol=2e-3)
     same = dataclasses.replace(found, maps=matcher.maps)
-    for name in ("fingerprint", "sizes_px", "sharp_px", "people", "about"):
+    for name in ("fingerprint", "sizes_px", "alike_shares", "sharp_px", "people", "about"):
         assert getattr(same, name) == getattr(matcher, name)
     assert np.array_equal(found.small_means, matcher.small_means)
 
@@ -184,6 +195,8 @@ def test_wrong_settings_are_told(faces: np.ndarray) -> None:
         {"sharp_px": "sharp"},
         {"people": 3},
         {"about": 3},
+        {"alike_shares": [0.5]},
+        {"alike_shares": [0.5, 0.5, 1.5]},
         {"fingerprint": None, "sizes_px": None},
     ],
     ids=str,

@@ -68,13 +68,16 @@ class ProtocolOptions:
     pairs: Annotated[Path | None, typer.Option(help="pairs.txt of lfw; beside the pictures by default.")] = None
     subjects: Annotated[Path | None, typer.Option(help="File with one subject of scface a line.")] = None
     cameras: Annotated[str | None, typer.Option(help="Cameras of scface by commas; 1,2,3,4,5 by default.")] = None
+    manifest: Annotated[Path | None, typer.Option(help="Manifest (CSV) of a folder; DIR/manifest.csv by default.")] = (
+        None
+    )
     views: Annotated[
         str | None, typer.Option(help="Of several gallery pictures: best or mean; icbrw also frontal.")
     ] = None
 
     def open(self) -> IdentificationSet | PairSet:
         """Return what the protocol compares."""
-        from keyhole.faces.protocols import read_protocol
+        from keyhole.faces.protocols.named import read_protocol
 
         return read_protocol(
             self.protocol,
@@ -84,6 +87,7 @@ class ProtocolOptions:
             subjects=self.subjects,
             cameras=_integers("--cameras", self.cameras),
             views=self.views,
+            manifest=self.manifest,
         )
 
 

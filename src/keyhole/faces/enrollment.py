@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
@@ -14,7 +14,8 @@ from keyhole.errors import DataError, SettingError
 from keyhole.faces.albums import open_album
 from keyhole.faces.embedding import Crops, crop_samples
 from keyhole.faces.evaluation import Setting, Watched
-from keyhole.faces.gallery import Gallery, candidates, enroll, load_gallery
+from keyhole.faces.gallery import Gallery, Hit, candidates, enroll, load_gallery
+from keyhole.faces.identification import Searches
 from keyhole.faces.matching import Matcher, check_modes
 from keyhole.faces.samples import Sample
 from keyhole.faces.thresholds import Answer, Thresholds, answer, level
@@ -194,8 +195,8 @@ def calibrate(
     own = _searches(model, gallery, mated, setting, fitted, detector, progress, note) if mated is not None else None
     levels = []
     for face_px in sorted(setting.probe_px):
-        best = np.array([hits[0].score for hits in others[1][face_px]])
-        levels.append(level(face_px, best, None if own is None else _mates(*own, face_px), fpir=fpir))
+        mates = None if own is None else _as_searches(gallery, *own, face_px)
+        levels.append(level(face_px, _as_searches(gallery, *others, face_px), mates, fpir=fpir))
     for each in levels:
         if each.fpir_bound > 1.5 * fpir:
             note(
@@ -214,7 +215,7 @@ def _searches(
     detector: Detector | None,
     progress: Progress,
     note: Note,
-) -> tuple[tuple[Sample, ...], dict[float, tuple[Any, ...]]]:
+) -> tuple[tuple[Sample, ...], dict[float, tuple[tuple[Hit, ...], ...]]]:
     """Return the samples with a face, and by size the best candidate of each."""
     crops, kept, _ = _faces(model, root, setting, detector=detector, progress=progress, note=note, kind=str(root))
     if not kept:
@@ -231,12 +232,21 @@ def _seen_px(watched: Watched, face_px: float | None) -> Float[np.ndarray, " f"]
     return watched.estimated_px(face_px) if watched.crops.canonical else watched.crops.native_px
 
 
-def _mates(samples: Sequence[Sample], found: dict[float, tuple[Any, ...]], face_px: float) -> np.ndarray:
-    return np.array(
-        [
-            hits[0].score if hits[0].person == sample.identity else -np.inf
-            for sample, hits in zip(samples, found[face_px], strict=True)
-        ]
+def _as_searches(
+    gallery: Gallery, samples: Sequence[Sample], found: dict[float, tuple[tuple[Hit, ...], ...]], face_px: float
+) -> Searches:
+    """Return searches of which only the best candidate is known: a mate that is not first ranks second."""
+    best = [hits[0] for hits in found[face_px]]
+    own = np.array([hit.person == sample.identity for hit, sample in zip(best, samples, strict=True)])
+    known = np.isin([sample.identity for sample in samples], gallery.people)
+    scores = np.array([hit.score for hit in best])
+    return Searches(
+        mate=np.where(own, scores, -np.inf),
+        other=np.where(own, -np.inf, scores),
+        rank=np.where(own, 1, np.where(known, 2, 0)),
+        found=np.ones(len(best), bool),
+        subjects=np.array([sample.identity for sample in samples]),
+        people=len(set(gallery.people)),
     )
 
 

@@ -140,8 +140,9 @@ def _products(
         for size in np.unique(sizes):
             rows = where[sizes == size]
             alike = matcher.centered(gallery.view(matcher.sizes_px[size]), int(size))
-            left = np.hstack((matcher.centered(probes[rows], int(size)), matcher.restore(probes[rows], int(size))))
-            parts.append((rows, left / 2, np.hstack((alike, gallery.sharp))))
+            share, seen = matcher.alike_shares[size], probes[rows]
+            left = (share * matcher.centered(seen, int(size)), (1 - share) * matcher.restore(seen, int(size)))
+            parts.append((rows, np.hstack(left), np.hstack((alike, gallery.sharp))))
     return [part for part in parts if len(part[0])]
 
 

@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from keyhole.errors import DataError, SettingError
 from keyhole.faces.gallery import Hit
+from keyhole.faces.identification import Searches, fnir, threshold_for_fpir
 from keyhole.files import read_json, write_json
 
 _KIND = "keyhole thresholds 1"
@@ -115,28 +114,22 @@ def answer(hits: Sequence[Hit], face_px: float, thresholds: Thresholds) -> Answe
     return Answer("candidate" if told else UNKNOWN, face_px, level.score, told, best)
 
 
-def level(
-    face_px: float, strangers: np.ndarray, mated: np.ndarray | None = None, *, fpir: float
-) -> Threshold:
+def level(face_px: float, strangers: Searches, mated: Searches | None = None, *, fpir: float) -> Threshold:
     """Return the threshold at one size for a wanted rate of false alarms.
 
     Args:
         face_px: The size.
-        strangers: The best score of each search of someone who is not enrolled.
-        mated: The score of the mate in each search of someone who is, minus infinity where the mate is not first.
+        strangers: Searches of people who are not enrolled.
+        mated: Searches of people who are.
         fpir: The wanted rate, above 0 and below 1.
 
     Raises:
         DataError: There are no strangers.
         SettingError: The rate is outside its range.
     """
-    from keyhole.faces.identification import threshold_for_fpir
-
-    if not len(strangers):
-        raise DataError("There is nobody who is not enrolled to calibrate on. Give photos of others: --strangers DIR.")
     found = threshold_for_fpir(strangers, fpir)
-    missed = None if mated is None or not len(mated) else float(np.mean(mated < found.threshold))
-    return Threshold(float(face_px), float(found.threshold), len(strangers), float(found.bound), missed)
+    missed = None if mated is None else fnir(mated, found.threshold)
+    return Threshold(float(face_px), float(found.threshold), found.searches, float(found.bound), missed)
 
 
 def save_thresholds(path: Path, thresholds: Thresholds) -> None:
