@@ -1,0 +1,1 @@
+"""Low-resolution faces: photos, detection, alignment, models, degradation, protocols and metrics."""
