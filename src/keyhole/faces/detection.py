@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Float32, Int, UInt8
 from torch.nn import functional
 
 from keyhole.errors import SettingError, WeightsError
@@ -175,7 +175,7 @@ def _center(box: tuple[float, float, float, float]) -> tuple[float, float]:
     return box[0] + box[2] / 2, box[1] + box[3] / 2
 
 
-def _scaled(photo: Photo, sides: tuple[int, int]) -> Photo:
+def _scaled(photo: Photo, sides: tuple[int, int]) -> UInt8[np.ndarray, "y x 3"]:
     if photo.shape[:2] == sides[::-1]:
         return photo
     pixels = torch.from_numpy(photo if photo.flags.writeable else photo.copy()).permute(2, 0, 1)[None]
@@ -183,7 +183,7 @@ def _scaled(photo: Photo, sides: tuple[int, int]) -> Photo:
     return resized[0].permute(1, 2, 0).numpy()
 
 
-def _blob(photo: Photo) -> Float32[np.ndarray, "1 3 h w"]:
+def _blob(photo: Photo) -> Float32[np.ndarray, "1 3 y x"]:
     """Return a photo as YuNet takes it: BGR, 0 to 255, black to the right and below up to a multiple of 32."""
     height, width = photo.shape[:2]
     blob = np.zeros((1, 3, -height % 32 + height, -width % 32 + width), np.float32)

@@ -4,7 +4,7 @@ What is decided:
 
 - Formats: JPEG (also with several pictures, as phones write it: the first), PNG, WebP, BMP, GIF, TIFF, PPM.
 - EXIF orientation is applied: a photo is upright, and its size is that of the upright picture.
-- Gray, palette, CMYK and YCbCr become RGB as Pillow converts them; a color profile is not applied. L*a*b* is refused.
+- Gray, palette, CMYK, YCbCr and L*a*b* become RGB as Pillow converts them; a color profile is not applied.
 - 16 bits: the upper eight are kept. 32-bit integers and floats have no agreed range and are refused.
 - Transparency lies over white.
 - Animated files and files of several pages are refused, as nobody said which frame; :func:`read_frames` gives all.
@@ -183,8 +183,6 @@ def _rgb(image: Image.Image, name: str, form: str | None) -> Photo:
         raise DataError(
             f"{name} holds numbers of 32 bits, which have no agreed range; expected 8 or 16 bits. Convert it first."
         )
-    elif image.mode == "LAB":
-        raise DataError(f"{name} has colors of the kind LAB, expected RGB, gray or CMYK. Convert it first.")
     if image.has_transparency_data:
         clear = image.convert("RGBA")
         image = Image.new("RGBA", clear.size, "white")
