@@ -1,4 +1,4 @@
-"""EdgeFace: an EdgeNeXt of timm whose linear layers are products of two thin ones."""
+"""EdgeFace: an EdgeNeXt of timm whose linear layers, the last one too, are products of two thin ones."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def edgeface(name: str) -> nn.Module:
 
 def _thin(module: nn.Module, share: float) -> None:
     for name, child in list(module.named_children()):
-        if isinstance(child, nn.Linear) and "head" not in name:
+        if isinstance(child, nn.Linear):
             rank = max(2, int(min(child.in_features, child.out_features) * share))
             bias = child.bias is not None
             setattr(module, name, LowRankLinear(child.in_features, child.out_features, rank=rank, bias=bias))

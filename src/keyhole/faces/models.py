@@ -37,8 +37,6 @@ from keyhole.faces.weights import READERS, read_weights
 from keyhole.files import sha256
 from keyhole.runtime import choose_device
 
-BATCH = 32
-
 
 @dataclass(frozen=True)
 class FaceModel:
@@ -76,7 +74,7 @@ class FaceModel:
             SettingError: The network gives another number of values than ``embedding_size``.
             DivergenceError: An embedding has NaN or infinity, or is all zeros.
         """
-        batch = self.network.batch or BATCH
+        batch = self.network.chunk
         parts = []
         for start in range(0, len(crops), batch):
             images = prepare(crops[start : start + batch], self.preparation)
@@ -106,7 +104,12 @@ class FaceModel:
 
 
 def load_face_model(
-    name_or_path: str | Path, *, folder: Path | None = None, device: str = "auto", threads: int | None = None
+    name_or_path: str | Path,
+    *,
+    folder: Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    runtime: str = "auto",
 ) -> FaceModel:
     """Return a face model ready to embed, of any of these forms.
 
@@ -121,25 +124,35 @@ def load_face_model(
         folder: Where downloaded models lie; ``None`` for the user's cache.
         device: Where PyTorch modules run; files of ONNX and OpenVINO run on the CPU.
         threads: Threads on the CPU; ``None`` for one a core.
+        runtime: For files of ONNX: ``onnxruntime`` (also ``auto``) or ``openvino``, which may be several times as fast.
 
     Raises:
-        UnknownNameError: There is no such model, network, or key of a description.
+        UnknownNameError: There is no such model, runtime, network, or key of a description.
         SettingError: A setting is wrong, a file is not described, or a library is missing.
         WeightsError: A file is missing, damaged, or another one than its checksum says.
         DataError: The description is not TOML.
     """
-    text, path = str(name_or_path), Path(name_or_path)
+    if runtime not in RUNTIMES:
+        raise unknown_name("runtime", runtime, RUNTIMES)
+    text, path, where = str(name_or_path), Path(name_or_path), _Where(device, threads, runtime)
     if text in KNOWN_MODELS:
-        return _load(_described_by_registry(text, installed(text, folder)), device=device, threads=threads)
+        return _load(_described_by_registry(text, installed(text, folder)), where)
     if path.suffix == ".toml":
-        return _load(read_description(path), device=device, threads=threads)
+        return _load(read_description(path), where)
     if path.suffix in (".onnx", ".xml", *READERS):
-        return _load(_described_by_checksum(path), device=device, threads=threads)
+        return _load(_described_by_checksum(path), where)
     if re.fullmatch(r"[\w.]+:\w+", text):
-        return _load_module(text, device=device, threads=threads)
+        return _load_module(text, where)
     raise unknown_name(
         "face model", text, KNOWN_MODELS, see="Or name a file (.onnx, .xml, .toml) or package.module:function."
     )
+
+
+@dataclass(frozen=True)
+class _Where:
+    device: str
+    threads: int | None
+    runtime: str
 
 
 def _described_by_registry(name: str, path: Path) -> Description:
@@ -173,7 +186,7 @@ def _described_by_checksum(path: Path) -> Description:
     return _described_by_registry(name, path)
 
 
-def _load_module(text: str, *, device: str, threads: int | None) -> FaceModel:
+def _load_module(text: str, where: _Where) -> FaceModel:
     module = import_module(text)
     table = getattr(module, "description", None)
     if not isinstance(table, Mapping):
@@ -182,14 +195,13 @@ def _load_module(text: str, *, device: str, threads: int | None) -> FaceModel:
             f'or write a .toml file with module = "{text}".'
         )
     described = parse_description({**table, "module": text}, where=text, folder=Path(), name=text)
-    return _from_module(module, described, digest=None, source=module_source(module), device=device, threads=threads)
+    return _from_module(module, described, where, source=module_source(module))
 
 
-def _load(described: Description, *, device: str, threads: int | None) -> FaceModel:
+def _load(described: Description, where: _Where) -> FaceModel:
     if described.module is not None:
         module = import_module(described.module)
-        source = module_source(module)
-        return _from_module(module, described, digest=None, source=source, device=device, threads=threads)
+        return _from_module(module, described, where, source=module_source(module))
     path = described.file
     if path is None or not path.is_file():
         raise WeightsError(f"Cannot read {path}: no such file. Name a model file, or download one.")
@@ -197,29 +209,23 @@ def _load(described: Description, *, device: str, threads: int | None) -> FaceMo
     if described.sha256 not in (None, digest):
         raise WeightsError(f"{path} has SHA-256 {digest}; its description says {described.sha256}. Copy it again.")
     if path.suffix in (".onnx", ".xml"):
-        runtime = OnnxNetwork if path.suffix == ".onnx" else OpenVinoNetwork
+        run = OpenVinoNetwork if path.suffix == ".xml" else RUNTIMES[where.runtime]
         size_px = described.preparation.size_px
-        network = runtime(path, size_px=size_px, output=described.output, threads=threads)
+        network = run(path, size_px=size_px, output=described.output, threads=where.threads)
         return _finished(network, described, digest=digest, parts=[described.output or "", digest, *_beside(path)])
     if path.suffix not in READERS:
         raise unknown_name("form of model file", path.suffix, (".onnx", ".xml", *READERS))
     if described.network is None:
         raise SettingError(f"{path} holds weights alone. Say network = one of {', '.join(NETWORKS)}.")
     module = NETWORKS[described.network](read_weights(path))
-    return _from_module(module, described, digest=digest, source=described.network, device=device, threads=threads)
+    return _from_module(module, described, where, source=described.network, digest=digest)
 
 
 def _from_module(
-    module: nn.Module,
-    described: Description,
-    *,
-    digest: str | None,
-    source: str,
-    device: str,
-    threads: int | None,
+    module: nn.Module, described: Description, where: _Where, *, source: str, digest: str | None = None
 ) -> FaceModel:
     parts = [source, *_tensor_digests(module)]
-    network = TorchNetwork(module, device=choose_device(device), threads=threads)
+    network = TorchNetwork(module, device=choose_device(where.device), threads=where.threads)
     return _finished(network, described, digest=digest, parts=parts)
 
 
@@ -275,6 +281,13 @@ def _beside(path: Path) -> list[str]:
     }
     return [sha256(path.parent / name) for name in sorted(names) if (path.parent / name).is_file()]
 
+
+# what runs files of ONNX
+RUNTIMES: dict[str, type[OnnxNetwork] | type[OpenVinoNetwork]] = {
+    "auto": OnnxNetwork,
+    "onnxruntime": OnnxNetwork,
+    "openvino": OpenVinoNetwork,
+}
 
 # name -> function of weights to module; the name is part of the fingerprint, so a changed definition takes a new name
 NETWORKS: dict[str, Callable[[Mapping[str, Tensor]], nn.Module]] = {

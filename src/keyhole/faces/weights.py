@@ -156,7 +156,9 @@ class _Array:
     def __setstate__(self, state: Any) -> None:
         _, shape, kind, fortran, data = state
         if kind.name.startswith("O"):
-            self.value = data[0] if isinstance(data, list) and len(data) == 1 else None
+            if not isinstance(data, list) or len(data) != 1:
+                raise pickle.UnpicklingError("an array of objects, where only numbers are expected")
+            self.value = data[0]
         else:
             self.value = _numbers(data, kind, shape, order="F" if fortran else "C")
 
