@@ -65,7 +65,7 @@ def test_an_embedding_does_not_depend_on_its_neighbors(tmp_path: Path, crops: to
     for index in (0, 15, 16, 36):
         torch.testing.assert_close(model.embed(crops[index : index + 1])[0], together[index], atol=1e-6, rtol=0)
     assert model.embed(crops[:0]).shape == (0, SIZE)
-    with pytest.raises(ShapeError, match="expected torch.uint8"):
+    with pytest.raises(ShapeError, match=r"expected torch\.uint8"):
         model.embed(crops.float()[:0])
 
 
@@ -180,7 +180,7 @@ def test_an_unknown_file_asks_for_a_description_and_a_wrong_checksum_is_refused(
 def test_weights_alone_need_a_network_and_fit_it(tmp_path: Path) -> None:
     torch.manual_seed(0)
     torch.save(MobileFaceNet().state_dict(), tmp_path / "w.pt")
-    with pytest.raises(SettingError, match="holds weights alone. Say network = one of mobilefacenet"):
+    with pytest.raises(SettingError, match=r"holds weights alone\. Say network = one of mobilefacenet"):
         load_face_model(write_toml(tmp_path / "a.toml", 'file = "w.pt"'))
     model = load_face_model(write_toml(tmp_path / "b.toml", 'file = "w.pt"\nnetwork = "mobilefacenet"', base=""))
     assert model.preparation == KNOWN_MODELS["mobilefacenet"].preparation
@@ -207,6 +207,7 @@ def tool(shared: Path, name: str) -> Callable[..., torch.nn.Module]:
     return module.IRModule
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # the second reader leaves its file open
 def test_intels_model_needs_no_description_and_gives_what_a_second_reader_gives(
     shared: Path, faces: torch.Tensor
 ) -> None:

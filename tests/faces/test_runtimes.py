@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,15 @@ def test_a_missing_or_damaged_file_is_one_line(tmp_path: Path, kind: type, name:
         with pytest.raises(WeightsError, match="Copy it again") as caught:
             kind(tmp_path / name, size_px=SIDE)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(OnnxNetwork, "onnxruntime"), (OpenVinoNetwork, "openvino")])
+def test_a_missing_library_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type, name: str
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(SettingError, match=rf"toy\.onnx needs {name}\. Install it: pip install 'keyhole\[faces\]'"):
+        kind(write_onnx(tmp_path / "toy.onnx"), size_px=SIDE)
 
 
 def test_threads_below_one_are_refused(tmp_path: Path) -> None:

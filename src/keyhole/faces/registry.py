@@ -181,6 +181,8 @@ def _chunks(file: KnownFile) -> Iterator[bytes]:
                     raise DataError(f"{address} is longer than {file.size_bytes} bytes. Nothing was kept.")
                 yield chunk
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         reason = getattr(error, "reason", None) or error
         raise DataError(f"Cannot fetch {address}: {reason}. Try again, or name a file by its path.") from error
 
