@@ -23,7 +23,7 @@ install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[timm,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[timm,faces,dev]'
 	touch $@
 
 clean:
