@@ -1,0 +1,1 @@
+"""Readers of benchmarks and folders, each into the same set of samples."""
