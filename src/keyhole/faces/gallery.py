@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,11 +184,19 @@ def enroll(
     sharp = view(None)
     if not len(people) == len(photos) == len(sharp):
         raise ShapeError(f"There are {len(people)} people, {len(photos)} photos and {len(sharp)} embeddings.")
-    close = np.argwhere(np.triu(sharp @ sharp.T, 1) > 0.999) if len(sharp) < 5000 else []
-    for i, j in close:
+    for i, j in _copies(sharp):
         if people[i] != people[j]:
             note(f"Warning: {photos[i]} and {photos[j]} are the same picture under two people.")
     return Gallery(fingerprint, tuple(people), tuple(photos), sharp, {float(px): view(px) for px in sizes_px})
+
+
+def _copies(sharp: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield pairs of rows, the first one earlier, that are the same to rounding."""
+    found = search(sharp, sharp, count=2) if len(sharp) > 1 else None
+    for i, (scores, rows) in enumerate(zip(found.scores, found.rows, strict=True) if found else ()):
+        for score, j in zip(scores, rows, strict=True):
+            if score > 0.9999 and j > i:
+                yield i, int(j)
 
 
 def save_gallery(path: Path, gallery: Gallery) -> None:

@@ -88,7 +88,7 @@ def _gaps(found: Evaluation) -> Html:
     if not rows:
         return Html("")
     drawn = figures.intervals(
-        [(name, *(100 * part for part in _parts(gap))) for name, gap in rows],
+        [(name, 100 * gap.value, 100 * gap.low, 100 * gap.high) for name, gap in rows],
         f"Differences in {found.main} to no matching, in points",
     )
     caption = (
