@@ -38,28 +38,36 @@ def write_onnx(
     flat: bool = False,
     channels_last: bool = False,
     second_output: bool = False,
+    stiff: bool = False,
     second_input: bool = False,
     external: str | None = None,
 ) -> Path:
-    """Write an ONNX file of the toy network; its output is (n, 8, 1, 1), or (n, 8) when ``flat``."""
+    """Write an ONNX file of the toy network; its output is (n, 8, 1, 1), or (n, 8) when ``flat``.
+
+    A ``stiff`` one reshapes to one row inside, whatever batch its input names.
+    """
     kernel = numpy_helper.from_array(toy_weights() if weights is None else weights, "kernel")
     shape = [batch, side, side, 3] if channels_last else [batch, 3, side, side]
     nodes = [helper.make_node("Transpose", ["x"], ["first"], perm=[0, 3, 1, 2])] if channels_last else []
     source = "first" if channels_last else "x"
     nodes.append(helper.make_node("Conv", [source, "kernel"], ["places"], strides=[4, 4]))
     nodes.append(helper.make_node("GlobalAveragePool", ["places"], ["pooled"]))
-    if flat:
+    weights_inside = [kernel]
+    if stiff:
+        weights_inside.append(numpy_helper.from_array(np.array([1, SIZE], np.int64), "row"))
+        nodes.append(helper.make_node("Reshape", ["pooled", "row"], ["e"]))
+    elif flat:
         nodes.append(helper.make_node("Flatten", ["pooled"], ["e"]))
     else:
         nodes.append(helper.make_node("Identity", ["pooled"], ["e"]))
-    outputs = [helper.make_tensor_value_info("e", TensorProto.FLOAT, [batch, SIZE, *(() if flat else (1, 1))])]
+    outputs = [helper.make_tensor_value_info("e", TensorProto.FLOAT, [batch, SIZE, *(() if flat or stiff else (1, 1))])]
     if second_output:
         nodes.append(helper.make_node("Neg", ["e"], ["minus"]))
         outputs.append(helper.make_tensor_value_info("minus", TensorProto.FLOAT, [batch, SIZE, 1, 1]))
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
     if second_input:
         inputs.append(helper.make_tensor_value_info("unused", TensorProto.FLOAT, [1]))
-    graph = helper.make_graph(nodes, "toy", inputs, outputs, [kernel])
+    graph = helper.make_graph(nodes, "toy", inputs, outputs, weights_inside)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     options = {"save_as_external_data": True, "location": external, "size_threshold": 0} if external else {}
     onnx.save(model, str(path), **options)
@@ -122,7 +130,7 @@ def turns_zero() -> nn.Module:
 
 class _Growing(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.new_ones(len(x), 4 if len(x) == 1 else 5)
+        return x.new_ones(len(x), 4 if len(x) == 2 else 5)
 
 
 def grows() -> nn.Module:

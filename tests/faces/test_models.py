@@ -88,8 +88,14 @@ def test_what_is_no_embedding_is_one_line(
 
 
 def test_a_map_is_no_embedding(tmp_path: Path) -> None:
-    with pytest.raises(ShapeError, match=r"gave \(1, 3, 16, 16\) for 1 images"):
+    with pytest.raises(ShapeError, match=r"gave \(2, 3, 16, 16\) for 2 images"):
         load_face_model(write_toml(tmp_path / "m.toml", 'module = "face_toys:maps"'))
+
+
+def test_a_network_that_promises_any_batch_and_fails_is_found_at_load(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="toy cannot run 2 images of 16 x 16 px") as caught:
+        onnx_model(tmp_path, stiff=True)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_promised_size_is_checked_at_load(tmp_path: Path) -> None:
@@ -153,7 +159,8 @@ def test_the_fingerprint_of_a_module_covers_its_tensors(tmp_path: Path, monkeypa
         ("opencv-sfac", UnknownNameError, "nearest known: opencv-sface"),
         ("yunet-2023mar", WeightsError, "yunet-2023mar is not in"),
         ("face_toys:bare", SettingError, "face_toys:bare has no description"),
-        ("face_toys:nothing", SettingError, "Cannot import"),
+        ("face_toys:describe", UnknownNameError, "Unknown function in face_toys 'describe'; nearest known: described"),
+        ("face_toy:described", SettingError, "Cannot import 'face_toy' of 'face_toy:described': No module named"),
         ("none.onnx", WeightsError, "no such file"),
         ("none.pt", WeightsError, "no such file"),
     ],

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from face_toys import SIDE, SIZE, ToyModule, toy_rows, toy_weights, write_onnx, write_openvino
-from keyhole.errors import SettingError, ShapeError, WeightsError
+from keyhole.errors import SettingError, ShapeError, UnknownNameError, WeightsError
 from keyhole.faces.runtimes import (
     OnnxNetwork,
     OpenVinoNetwork,
@@ -61,6 +61,13 @@ def test_openvino_gives_the_rows_of_loops_and_frees_a_fixed_batch(
         assert network.batch is None
         np.testing.assert_allclose(network(images).numpy(), wanted, atol=1e-5)
         np.testing.assert_allclose(network(images[:2]).numpy(), wanted[:2], atol=1e-5)
+
+
+def test_openvino_keeps_a_batch_that_is_fixed_inside(tmp_path: Path, images: torch.Tensor, wanted: np.ndarray) -> None:
+    onnx = write_onnx(tmp_path / "stiff.onnx", batch=1, stiff=True)
+    network = OpenVinoNetwork(write_openvino(tmp_path / "stiff.xml", onnx), size_px=SIDE, threads=1)
+    assert network.batch == network.chunk == 1
+    np.testing.assert_allclose(network(images[:1]).numpy(), wanted[:1], atol=1e-5)
 
 
 def test_openvino_reads_onnx_too(tmp_path: Path, images: torch.Tensor, wanted: np.ndarray) -> None:
@@ -149,14 +156,15 @@ def test_threads_below_one_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("no.such.package:f", "Cannot import"),
-        ("face_toys:nothing", "Cannot import"),
-        ("face_toys:NUMBER", "gave int; expected a torch.nn.Module"),
+        ("no.such.package:f", "Cannot import 'no.such.package' of 'no.such.package:f'"),
+        ("face_toys:nothing", "Unknown function in face_toys 'nothing'"),
+        ("face_toys:NUMBER", "Unknown function in face_toys 'NUMBER'"),
+        ("face_toys:write_onnx", "face_toys:write_onnx failed when called"),
         ("face_toys:toy_weights", "gave ndarray; expected a torch.nn.Module"),
     ],
 )
 def test_what_cannot_be_imported_is_one_line(text: str, reason: str) -> None:
-    with pytest.raises(SettingError, match=reason):
+    with pytest.raises((SettingError, UnknownNameError), match=reason):
         import_module(text)
 
 

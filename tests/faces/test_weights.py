@@ -143,6 +143,7 @@ def test_a_name_that_runs_code_is_named(tmp_path: Path) -> None:
         b"\x80\x02c__builtin__\nobject\n)\x81.",
         b"\x80\x02cnumpy\nndarray\n(K\x05tR.",
         b"\x80\x02Pabc\n.",
+        b"\x80\x02K\x01r\xff\xff\xff\xff.",  # a memo of four billion entries
         b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f",
     ],
 )

@@ -231,15 +231,15 @@ def _from_module(
 
 def _finished(network: Network, described: Description, *, digest: str | None, parts: list[str]) -> FaceModel:
     """Return the model after it has run once: what it takes and gives is then known to be as described."""
-    side = described.preparation.size_px
-    gray = torch.full((1, side, side, 3), 127, dtype=torch.uint8)
+    side, count = described.preparation.size_px, min(2, network.chunk)
+    gray = torch.full((count, side, side, 3), 127, dtype=torch.uint8)
     try:
         size = run_padded(network, prepare(gray, described.preparation)).shape[1]
     except KeyholeError:
         raise
     except Exception as error:  # each runtime has its own types
         reason = " ".join(str(error).split())[:200]
-        raise SettingError(f"{described.name} cannot run an image of {side} x {side} px ({reason}).") from error
+        raise SettingError(f"{described.name} cannot run {count} images of {side} x {side} px ({reason}).") from error
     if described.embedding_size not in (None, size):
         raise SettingError(
             f"{described.name} gives {size} numbers for a face; its description says {described.embedding_size}. "

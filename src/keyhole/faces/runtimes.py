@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from keyhole.errors import SettingError, ShapeError, WeightsError
+from keyhole.errors import SettingError, ShapeError, WeightsError, unknown_name
 
 CHUNK = 16  # images at once on a processor: more leave its caches, fewer do not fill it
 
@@ -147,17 +147,18 @@ class OpenVinoNetwork:
     def _any_batch(self, core: Any, model: Any, threads: int | None) -> Any:
         # 32 bits everywhere: a processor with bf16 units would give other embeddings for the same file
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": _threads(threads)}
-        fixed = self.batch
-        if fixed is None:
+        if self.batch is None:
             return core.compile_model(model, "CPU", settings)
-        free = model.clone()
+        free, sizes = model.clone(), _partial(model.inputs[0])[1:]
         try:
-            free.reshape([-1, *_partial(model.inputs[0])[1:]])
+            free.reshape([-1, *sizes])
             compiled = core.compile_model(free, "CPU", settings)
-            self.batch = None
-        except RuntimeError:
-            compiled = core.compile_model(model, "CPU", settings)
-        return compiled
+            if compiled([np.zeros((2, *sizes), np.float32)])[self._output].shape[0] == 2:
+                self.batch = None
+                return compiled
+        except RuntimeError:  # a layer inside is fixed as well
+            pass
+        return core.compile_model(model, "CPU", settings)
 
     def __call__(self, images: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n d"]:
         """Return one row for each image, on the CPU."""
@@ -201,7 +202,8 @@ def import_module(text: str) -> nn.Module:
     This runs the code that it names, as ``import`` does; nothing is imported unless a person wrote its name.
 
     Raises:
-        SettingError: There is no such function, or it does not return a module.
+        SettingError: The package cannot be imported, or its function fails or returns something else.
+        UnknownNameError: There is no such function; the nearest are listed.
 
     Example:
         >>> import_module("torch.nn:Identity")
@@ -209,10 +211,17 @@ def import_module(text: str) -> nn.Module:
     """
     path, _, name = text.partition(":")
     try:
-        build = getattr(importlib.import_module(path), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SettingError(f"Cannot import {text!r} ({_line(error)}); expected package.module:function.") from error
-    module = build() if callable(build) and not isinstance(build, nn.Module) else build
+        source = importlib.import_module(path)
+    except (Exception, SystemExit) as error:  # the user's own file may raise anything
+        raise SettingError(f"Cannot import {path!r} of {text!r}: {_line(error)}.") from error
+    build = getattr(source, name, None)
+    if not callable(build):
+        callables = [key for key, value in vars(source).items() if callable(value) and not key.startswith("_")]
+        raise unknown_name(f"function in {path}", name, callables)
+    try:
+        module = build()
+    except (Exception, SystemExit) as error:
+        raise SettingError(f"{text} failed when called: {_line(error)}.") from error
     if not isinstance(module, nn.Module):
         raise SettingError(f"{text} gave {type(module).__name__}; expected a torch.nn.Module in evaluation mode.")
     return module
@@ -258,7 +267,7 @@ def _torch_threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 

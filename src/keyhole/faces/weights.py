@@ -207,13 +207,16 @@ _ADMITTED: dict[tuple[str, str], Any] = {
 }
 
 
-class _Arrays(pickle.Unpickler):
-    """An unpickler of arrays and builtin containers; every other name is refused."""
+class _Arrays(pickle._Unpickler):
+    """An unpickler of arrays and builtin containers; every other name is refused.
 
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if (module_name, global_name) not in _ADMITTED:
+    It is the one in Python: the one in C reserves memory for whatever index a file names.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ADMITTED:
             raise WeightsError(
-                f"The file asks for {module_name}.{global_name}, which would run code; only arrays in dicts are read. "
+                f"The file asks for {module}.{name}, which would run code; only arrays in dicts are read. "
                 "Save the arrays alone, as .npz or .safetensors."
             )
-        return _ADMITTED[module_name, global_name]
+        return _ADMITTED[module, name]
