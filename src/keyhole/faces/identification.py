@@ -52,7 +52,7 @@ class Searches:
     @property
     def mated(self) -> Bool[_Array, " p"]:
         """Whether the person of each probe is enrolled."""
-        return self.rank > 0
+        return np.asarray(self.rank > 0)
 
     @property
     def alarms(self) -> Bool[_Array, " p"]:
@@ -399,10 +399,7 @@ class _Columns:
 
     def person_scores(self, block: _Array) -> _Array:
         """Return one score a person, in a matrix of its own."""
-        if np.array_equal(self.order, np.arange(block.shape[1])):
-            own = block.copy()
-        else:
-            own = block[:, self.order]
+        own: _Array = block[:, self.order]
         if not np.isfinite(own).all():
             raise DivergenceError("A score is NaN or infinite. Check the model and its input.")
         if len(self.starts) == own.shape[1]:

@@ -88,8 +88,8 @@ class IdentificationSet:
         return (
             f"{self.name}: {counted(len(self.people()), 'person', 'people')} enrolled with "
             f"{counted(len(self.gallery), 'picture')}; {counted(len(self.probes), 'probe')} of "
-            f"{counted(len({sample.identity for sample in self.probes}), 'person', 'people')}, {mated} mated, "
-            f"{len(self.probes) - mated} not; cameras {', '.join(cameras) or 'not told'}"
+            f"{counted(len({sample.identity for sample in self.probes}), 'person', 'people')}, {mated:,} mated, "
+            f"{len(self.probes) - mated:,} not; cameras {', '.join(cameras) or 'not told'}"
         )
 
 
@@ -125,7 +125,7 @@ class PairSet:
         """Return in one line how many people, pictures, pairs and folds there are."""
         people = len({sample.identity for sample in self.samples})
         return (
-            f"{self.name}: {counted(len(self.same), 'pair')} ({int(self.same.sum())} of one person) in "
+            f"{self.name}: {counted(len(self.same), 'pair')} ({int(self.same.sum()):,} of one person) in "
             f"{counted(len(np.unique(self.folds)), 'fold')}; {counted(len(self.samples), 'picture')} of "
             f"{counted(people, 'person', 'people')}"
         )

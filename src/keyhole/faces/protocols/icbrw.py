@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -152,6 +153,8 @@ def _lines(album: Album, file: str) -> tuple[dict[str, Box], tuple[str, ...]]:
             continue
         try:
             x, y, w, h = (float(part) for part in parts[1:])
+            if not all(map(math.isfinite, (x, y, w, h))):
+                raise ValueError("not finite")
         except ValueError as error:
             raise DataError(f"{file}, line {number}: {line.strip()!r}; {_FORM}. Correct it.") from error
         stem = PurePosixPath(parts[0].replace("\\", "/")).stem.lower()
