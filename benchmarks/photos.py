@@ -1,11 +1,11 @@
 """Photos to embeddings: detect at 640, align, embed, against the obvious loop on the same cores.
 
-    python benchmarks/photos.py YUNET.onnx EMBEDDING.onnx PHOTOS.zip [--side 640] [--count 24] [--rounds 5]
+    python benchmarks/photos.py YUNET.onnx EMBEDDING.onnx PHOTOS.zip [--side 640] [--runtime openvino]
 
 The obvious loop is OpenCV's detector, its ``warpAffine``, and ONNX Runtime with its own settings, one photo at a time.
 Both get decoded photos of the same size and the same network; the rounds alternate, so that a busy machine slows
-both alike. The network takes 128 x 128 BGR, 0 to 255, as face-reidentification-retail-0095 does. Needs
-opencv-python-headless beside Keyhole's own packages.
+both alike. ``--runtime`` is what computes the embedding on our side. The network takes 128 x 128 BGR, 0 to 255, as
+face-reidentification-retail-0095 does. Needs opencv-python-headless beside Keyhole's own packages.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from PIL import Image
 from keyhole.faces.alignment import align, similarity_transform
 from keyhole.faces.detection import Detector, choose
 from keyhole.faces.photos import Photo, decode_photo
-from keyhole.faces.threads import in_order
+from keyhole.faces.threads import cores, in_order
 
 TEMPLATE_128 = 128 * np.array(
     [[0.3156, 0.4616], [0.6827, 0.4616], [0.5003, 0.6405], [0.3495, 0.8247], [0.6534, 0.8247]]
@@ -56,11 +56,23 @@ def obvious(detector_path: Path, model_path: Path) -> Embed:
     return embed
 
 
-def ours(detector_path: Path, model_path: Path) -> Embed:
+def one_thread(model_path: Path, runtime: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the network as a function that computes in the thread that calls it."""
+    if runtime == "openvino":
+        import openvino
+
+        settings = {"INFERENCE_NUM_THREADS": cores(), "NUM_STREAMS": cores(), "INFERENCE_PRECISION_HINT": "f32"}
+        compiled = openvino.Core().compile_model(model_path, "CPU", settings)
+        return lambda blob: compiled.create_infer_request().infer([blob])[0]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     network = onnxruntime.InferenceSession(str(model_path), options, providers=["CPUExecutionProvider"])
     name = network.get_inputs()[0].name
+    return lambda blob: network.run(None, {name: blob})[0]
+
+
+def ours(detector_path: Path, model_path: Path, runtime: str) -> Embed:
+    network = one_thread(model_path, runtime)
     detector = Detector(detector_path)
 
     def embed(photo: Photo) -> np.ndarray | None:
@@ -68,8 +80,7 @@ def ours(detector_path: Path, model_path: Path) -> Embed:
         if face is None:
             return None
         crop = align(photo, face.landmarks, template=TEMPLATE_128, size_px=128)
-        blob = crop[:, :, ::-1].transpose(2, 0, 1)[None].astype(np.float32)
-        return network.run(None, {name: blob})[0].ravel()
+        return network(crop[:, :, ::-1].transpose(2, 0, 1)[None].astype(np.float32)).ravel()
 
     return embed
 
@@ -89,10 +100,11 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("--side", type=int, default=640)
     parser.add_argument("--count", type=int, default=24)
+    parser.add_argument("--runtime", choices=("onnxruntime", "openvino"), default="onnxruntime")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     photos = photos_of(options.photos, options.count, options.side)
-    loop, work = obvious(options.detector, options.model), ours(options.detector, options.model)
+    loop, work = obvious(options.detector, options.model), ours(options.detector, options.model, options.runtime)
     seconds: dict[str, list[float]] = {"obvious loop": [], "keyhole": []}
     for _ in range(options.rounds):
         started = time.perf_counter()

@@ -20,7 +20,7 @@ pytest.importorskip("onnxruntime")
 POINTS = np.zeros((5, 2))
 
 
-def made_detector(strides: tuple[int, ...] = (8, 16, 32), fixed: int = 64) -> bytes:
+def made_detector(strides: tuple[int, ...] = (8, 16, 32), fixed: int = 64, box: float = 0.0) -> bytes:
     """Return a network of YuNet's form whose answers can be read off a photo.
 
     A cell of any stride is as sure of a face as its brightest blue is bright; the box has the cell's top left corner in
@@ -32,7 +32,7 @@ def made_detector(strides: tuple[int, ...] = (8, 16, 32), fixed: int = 64) -> by
     kps = np.stack([np.arange(5), np.ones(5)], 1).astype(np.float32).ravel()
     for size, name in ((1, "rows_1"), (4, "rows_4"), (10, "rows_10")):
         constants.append(numbers(np.array([1, -1, size], np.int64), name))
-    constants += [numbers(np.zeros((1, 4, 1, 1), np.float32), "box"), numbers(kps.reshape(1, 10, 1, 1), "points")]
+    constants += [numbers(np.full((1, 4, 1, 1), box, np.float32), "box"), numbers(kps.reshape(1, 10, 1, 1), "points")]
     constants.append(numbers(np.array([1, 0, 0], np.float32).reshape(1, 3, 1, 1), "blue"))
     constants.append(numbers(np.zeros((1, 3, 1, 1), np.float32), "nothing"))
     for stride in strides:
@@ -220,6 +220,12 @@ class TestDecoding:
         detector = Detector(made)
         assert detector.detect(np.zeros((*size, 3), np.uint8)) == ()
         assert detector.detect(np.full((*size, 3), 255, np.uint8))
+
+    @pytest.mark.parametrize(("box", "count"), [(1000.0, 0), (math.nan, 0), (80.0, 1)])
+    def test_numbers_without_bound_are_no_face(self, tmp_path: Path, box: float, count: int) -> None:
+        path = tmp_path / "wild.onnx"
+        path.write_bytes(made_detector(box=box))
+        assert len(Detector(path).detect(np.full((64, 64, 3), 255, np.uint8))) == count
 
     def test_views_and_read_only_photos_are_fine(self, made: Path) -> None:
         photo = np.zeros((700, 500, 3), np.uint8)

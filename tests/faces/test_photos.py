@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keyhole.errors import DataError, ShapeError
+from keyhole.errors import DataError, SettingError, ShapeError
 from keyhole.faces import photos
 from keyhole.faces.photos import check_photo, decode_photo, photo_size, read_frames, read_photo
 
@@ -182,6 +182,35 @@ def test_truncated_files_are_refused(form: str) -> None:
         one_line(error)
 
 
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
+def test_whatever_is_damaged_a_photo_or_one_line_comes_out(form: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {"exif": exif} if form in ("PNG", "JPEG", "WEBP", "TIFF") else {}
+    whole = np.frombuffer(encoded(gradient(40, 30), form, **options), np.uint8)
+    random = np.random.default_rng(0)
+    path = tmp_path / "damaged"
+    refused = 0
+    for _ in range(60):
+        data = whole.copy()
+        data[random.integers(0, min(len(data), 200), 3)] = random.integers(0, 256, 3)
+        path.write_bytes(data.tobytes())
+        for read in (
+            read_photo,
+            lambda at: list(read_frames(at)),
+            lambda at: photo_size(at.read_bytes(), name="damaged"),
+        ):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's own words on damaged tags
+                try:
+                    read(path)
+                except DataError as error:
+                    refused += 1
+                    assert "damaged" in str(error)  # noqa: PT017
+                    assert "\n" not in str(error)  # noqa: PT017
+    assert refused > 5
+
+
 def test_empty_and_foreign_bytes_are_refused() -> None:
     with pytest.raises(DataError, match=r"a\.jpg is empty"):
         decode_photo(b"", name="a.jpg")
@@ -226,6 +255,8 @@ def test_a_large_jpeg_may_be_decoded_smaller() -> None:
     assert np.abs(small - wanted).mean() < 3
     assert photo_size(data, name="x") == (1600, 960)
     assert decode_photo(encoded(image), name="x", reduce_to_px=400).shape == (960, 1600, 3)
+    with pytest.raises(SettingError, match="reduce_to_px is 0"):
+        decode_photo(data, name="x", reduce_to_px=0)
     assert decode_photo(encoded(image.convert("CMYK"), "JPEG"), name="x", reduce_to_px=400).shape == (240, 400, 3)
 
 

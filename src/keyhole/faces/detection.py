@@ -205,7 +205,8 @@ def _decoded(outputs: dict[str, np.ndarray], width: int, least: float) -> Float3
         places = np.stack([cells % (width // stride), cells // (width // stride)], axis=1).astype(np.float32)
         box = outputs[f"bbox_{stride}"].reshape(-1, 4)[cells]
         points = outputs[f"kps_{stride}"].reshape(-1, 5, 2)[cells]
-        sizes = np.exp(box[:, 2:])
+        with np.errstate(over="ignore"):
+            sizes = np.exp(box[:, 2:])
         corners = places + box[:, :2] - sizes / 2
         landmarks = (points + places[:, None]).reshape(-1, 10)
         rows = np.concatenate([corners, sizes, landmarks], axis=1) * stride
@@ -217,7 +218,7 @@ def _decoded(outputs: dict[str, np.ndarray], width: int, least: float) -> Float3
 
 def _suppressed(rows: Float32[np.ndarray, "k 15"], overlap: float) -> Float32[np.ndarray, "m 15"]:
     """Return the rows that no surer row overlaps by more than a share of the union."""
-    boxes = rows[:, :4].astype(np.int64)  # whole pixels as in OpenCV, so that the same faces stay
+    boxes = rows[:, :4].clip(-1e9, 1e9).astype(np.int64)  # whole pixels as in OpenCV, so that the same faces stay
     kept: list[int] = []
     left = np.arange(len(rows))
     while len(left):

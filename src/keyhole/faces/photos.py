@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from keyhole.errors import DataError, ShapeError
+from keyhole.errors import DataError, SettingError, ShapeError
 
 Photo: TypeAlias = UInt8[np.ndarray, "h w 3"]
 
@@ -57,6 +57,7 @@ def decode_photo(data: bytes, *, name: str, reduce_to_px: int | None = None) -> 
 
     Raises:
         DataError: The bytes are no image of a known format, are damaged, hold several frames or too many pixels.
+        SettingError: ``reduce_to_px`` is below 1.
 
     Example:
         >>> file = io.BytesIO()
@@ -64,10 +65,13 @@ def decode_photo(data: bytes, *, name: str, reduce_to_px: int | None = None) -> 
         >>> decode_photo(file.getvalue(), name="gray.png").tolist()[0][0]
         [200, 200, 200]
     """
+    if reduce_to_px is not None and reduce_to_px < 1:
+        raise SettingError(f"reduce_to_px is {reduce_to_px}, expected 1 or more.")
     with _open(data, name) as image:
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        frames = _frames(image, name)
+        if frames > 1 and image.format != "MPO":
             raise DataError(
-                f"{name} has {_frames(image)} frames or pages, expected one photo. Name a photo, or take its frames."
+                f"{name} has {frames} frames or pages, expected one photo. Name a photo, or take its frames."
             )
         if reduce_to_px is not None and image.format in ("JPEG", "MPO"):
             share = min(1.0, reduce_to_px / max(image.size))
@@ -109,7 +113,7 @@ def read_frames(path: Path) -> Iterator[Photo]:
         DataError: The file cannot be read, or a frame is damaged; frames before it were yielded.
     """
     with _open(_read(path), str(path)) as image:
-        for number in range(_frames(image)):
+        for number in range(_frames(image, str(path))):
             try:
                 image.seek(number)
                 frame = _rgb(image.copy(), f"frame {number} of {path}", image.format)
@@ -172,8 +176,11 @@ def _damaged(name: str, error: Exception) -> DataError:
     return DataError(f"{name} is damaged: {reason}. Copy it again, or remove it.")
 
 
-def _frames(image: Image.Image) -> int:
-    return int(getattr(image, "n_frames", 1))
+def _frames(image: Image.Image, name: str) -> int:
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception as error:  # counting reads the whole file
+        raise _damaged(name, error) from error
 
 
 def _rgb(image: Image.Image, name: str, form: str | None) -> Photo:
