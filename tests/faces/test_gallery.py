@@ -99,7 +99,9 @@ def test_one_picture_under_two_people_is_told(gallery: Gallery) -> None:
         enroll("f", ["ann"], ["a.jpg", "b.jpg", "e.jpg"], lambda _px: sharp)
 
 
-@pytest.mark.parametrize("spoil", [{"kind": "x"}, {"people": ["ann"]}, {"photos": 3}, {"fingerprint": None, "people": 1}])
+@pytest.mark.parametrize(
+    "spoil", [{"kind": "x"}, {"people": ["ann"]}, {"photos": 3}, {"fingerprint": None, "people": 1}]
+)
 def test_a_file_of_another_kind_is_refused(spoil: dict[str, object], gallery: Gallery, tmp_path: Path) -> None:
     path = tmp_path / "g.safetensors"
     save_gallery(path, gallery)

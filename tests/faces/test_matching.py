@@ -201,7 +201,9 @@ def test_wrong_settings_are_told(faces: np.ndarray) -> None:
     ],
     ids=str,
 )
-def test_a_file_of_another_kind_is_refused_in_one_line(spoil: dict[str, object], matcher: Matcher, tmp_path: Path) -> None:
+def test_a_file_of_another_kind_is_refused_in_one_line(
+    spoil: dict[str, object], matcher: Matcher, tmp_path: Path
+) -> None:
     from keyhole.files import read_tensors
 
     path = tmp_path / "m.safetensors"

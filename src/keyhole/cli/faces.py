@@ -39,9 +39,9 @@ class ModelOptions:
     model: Annotated[
         str, typer.Option(help="A known model, .onnx, .xml, .toml, or package.module:function ('faces models').")
     ]
-    detector: Annotated[
-        Path | None, typer.Option(help="YuNet's ONNX file; needed for photos without landmarks.")
-    ] = None
+    detector: Annotated[Path | None, typer.Option(help="YuNet's ONNX file; needed for photos without landmarks.")] = (
+        None
+    )
     threads: Annotated[int | None, typer.Option(min=1, help="Threads on the CPU; all cores by default.")] = None
     device: o.Device = "auto"
 
@@ -98,17 +98,19 @@ class CameraOptions:
     margin: Annotated[
         float | None, typer.Option(help="Shown around the face beyond what the model wants, 0 to 1 of the crop.")
     ] = None
-    degrade: Annotated[
-        str, typer.Option(help="The camera, such as down=cv2-area,blur_sigma_px=1,codec=jpeg,quality=70.")
-    ] = ""
+    degrade: Annotated[str, typer.Option(help="The camera, such as down=cv2-area,blur=0.5,noise=2,jpeg=70.")] = ""
     seed: o.Seed = 0
 
     def setting(self, **more: Any) -> Setting:
         """Return them with more of an evaluation's setting, in the form of the library."""
-        from keyhole.faces.degradation import parse_degradation
+        from keyhole.faces.degradation import degradation_of, parse_settings
         from keyhole.faces.evaluation import Setting
 
-        return Setting(margin=self.margin, how=parse_degradation(self.degrade), seed=self.seed, **more)
+        settings = {"face_px": 112, **parse_settings(self.degrade)}
+        if settings["face_px"] != 112:
+            raise SettingError("--degrade names a face_px; give sizes by --probe-px, and leave it out there.")
+        how = degradation_of(settings, seen=self.degrade)
+        return Setting(margin=self.margin, how=how, seed=self.seed, **more)
 
 
 def _integers(option: str, text: str | None) -> tuple[int, ...] | None:

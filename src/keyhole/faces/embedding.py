@@ -14,7 +14,7 @@ from torch import Tensor
 
 from keyhole.errors import DataError, SettingError
 from keyhole.faces.alignment import align, crop_box, face_px_of, retemplate, similarity_transform, widen
-from keyhole.faces.degradation import Degradation, degrade
+from keyhole.faces.degradation import Degradation, degrade, image_seeds
 from keyhole.faces.detection import Detector, choose
 from keyhole.faces.photos import decode_photo
 from keyhole.faces.threads import in_order
@@ -125,8 +125,9 @@ def _cut(
         face = choose(detector.detect(photo), rule="largest" if box is None else "box", box=box)
         if face is None:
             return None
-        landmarks, box = face.landmarks, face.box
-    points = np.asarray(landmarks, float)
+        points, box = face.landmarks, face.box
+    else:
+        points = np.asarray(landmarks, float)
     native_px = face_px_of(points)
     if preparation.template is None:
         assert box is not None
@@ -161,7 +162,7 @@ def shown_px(crops: Crops, face_px: float | None) -> Float[np.ndarray, " f"]:
         crops: The faces.
         face_px: What was asked for; None leaves them as they are.
     """
-    return np.minimum(crops.native_px, np.inf if face_px is None else face_px)
+    return np.asarray(np.minimum(crops.native_px, np.inf if face_px is None else face_px))
 
 
 def embed_crops(
@@ -187,7 +188,7 @@ def embed_crops(
         DivergenceError: The model returns NaN or zeros.
     """
     parts = [
-        model.embed(in_form(model, seen, canonical=crops.canonical))
+        model.embed(in_form(model, seen, canonical=crops.canonical)).numpy()
         for seen in progress(
             degraded(crops, how=how, seed=seed), label=label, total=-(-len(crops) // _CHUNK) if len(crops) else 0
         )
@@ -198,31 +199,30 @@ def embed_crops(
 def degraded(
     crops: Crops, *, how: Degradation | Sequence[Degradation] | None, seed: int = 0
 ) -> Iterator[UInt8[Tensor, "b s s 3"]]:
-    """Yield the crops in batches as a camera with a degradation would show them; raises like :func:`embed_crops`."""
+    """Yield the crops in batches as a camera with a degradation would show them.
+
+    ``face_px`` of a degradation is that of the 112-template crop, however much a crop shows around it. A photo that has
+    no more pixels than that is left as it is.
+    """
+    seeds = image_seeds(seed, len(crops)) if how is not None else []
     for start in range(0, len(crops), _CHUNK):
-        rows = range(start, min(start + _CHUNK, len(crops)))
-        pixels = crops.pixels[rows.start : rows.stop]
+        pixels = crops.pixels[start : start + _CHUNK]
         if how is not None:
-            each = [how] * len(rows) if isinstance(how, Degradation) else [how[i] for i in rows]
-            pixels = _degraded(pixels, [_scaled(one, crops, i) for one, i in zip(each, rows, strict=True)], seed, start)
+            rows = range(start, start + len(pixels))
+            each = [_of_crop(how if isinstance(how, Degradation) else how[row], crops, row) for row in rows]
+            changed = [i for i, one in enumerate(each) if one is not None]
+            if changed:
+                pixels = pixels.clone()
+                given = [one for one in each if one is not None]
+                pixels[changed] = degrade(pixels[changed], given, seed=[seeds[rows[i]] for i in changed])
         yield pixels
 
 
-def _scaled(how: Degradation, crops: Crops, row: int) -> Degradation | None:
+def _of_crop(how: Degradation, crops: Crops, row: int) -> Degradation | None:
     """Return a degradation in pixels of the whole crop; None where the photo has no more pixels than it asks for."""
-    if how.face_px is None or crops.native_px[row] <= how.face_px:
+    if crops.native_px[row] <= how.face_px:
         return None
-    return replace(how, face_px=how.face_px * float(crops.extent[row]))
-
-
-def _degraded(pixels: Tensor, how: Sequence[Degradation | None], seed: int, start: int) -> Tensor:
-    changed = [i for i, one in enumerate(how) if one is not None]
-    if not changed:
-        return pixels
-    out = pixels.clone()
-    given = [one for one in how if one is not None]
-    out[changed] = degrade(pixels[changed], given, seed=seed, first=start)
-    return out
+    return replace(how, face_px=max(1, round(how.face_px * float(crops.extent[row]))))
 
 
 def in_form(model: FaceModel, pixels: UInt8[Tensor, "n s s 3"], *, canonical: bool) -> UInt8[Tensor, "n t t 3"]:

@@ -302,8 +302,7 @@ def identify(
     sizes = _seen_px(watched, None)
     found = candidates(gallery, watched.at(None), sizes, matcher=fitted, count=count) if kept else ()
     return {
-        sample.path: answer(hits, float(px), thresholds)
-        for sample, hits, px in zip(kept, found, sizes, strict=True)
+        sample.path: answer(hits, float(px), thresholds) for sample, hits, px in zip(kept, found, sizes, strict=True)
     }
 
 
@@ -325,9 +324,7 @@ def compare(
     fitted = _way(mode, matcher)
     seen, shown = [], []
     for path in (first, second):
-        crops, kept, _ = _faces(
-            model, path, setting, detector=detector, progress=silent, note=no_note, kind=str(path)
-        )
+        crops, kept, _ = _faces(model, path, setting, detector=detector, progress=silent, note=no_note, kind=str(path))
         if not kept:
             raise DataError(f"No face was found in {path}. Look at the photo, or at --detector.")
         watched = Watched(model, crops, setting)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -45,7 +45,7 @@ class Setting:
     match: tuple[str, ...] = ("none",)
     shrink: Literal["probe", "both"] = "probe"
     margin: float | None = None
-    how: Degradation = field(default_factory=Degradation)
+    how: Degradation = Degradation(SIDE_PX)
     seed: int = 0
     draws: int = 2000
     fpir: float = 0.01
@@ -66,7 +66,7 @@ class Setting:
 
     def at(self, face_px: float | None) -> Degradation | None:
         """Return the degradation to a size; None where nothing is done."""
-        return None if face_px is None or face_px >= SIDE_PX else replace(self.how, face_px=face_px)
+        return None if face_px is None or face_px >= SIDE_PX else replace(self.how, face_px=round(face_px))
 
 
 class Watched:
@@ -113,7 +113,7 @@ class Watched:
         parts, start = [], 0
         for pixels in degraded(self.crops, how=self.setting.at(face_px), seed=self.setting.seed):
             observed = np.minimum(native[start : start + len(pixels)], SIDE_PX)
-            parts.append(np.minimum(np.asarray(effective_face_px(pixels)), observed))
+            parts.append(effective_face_px(pixels, observed_px=observed.tolist()).numpy())
             start += len(pixels)
         return np.concatenate(parts) if parts else np.zeros(0)
 
@@ -175,9 +175,7 @@ def crops_of(
     groups = (protocol.samples,) if isinstance(protocol, PairSet) else (protocol.gallery, protocol.probes)
     with open_album(protocol.root) as album:
         return tuple(
-            crop_samples(
-                album, group, model.preparation, margin=setting.margin, detector=detector, progress=progress
-            )
+            crop_samples(album, group, model.preparation, margin=setting.margin, detector=detector, progress=progress)
             for group in groups
         )
 
@@ -316,7 +314,7 @@ class Evaluation:
                 value = best.figures[self.main].value
                 sure = "surely" if best.gap.low > 0 else "perhaps by chance"
                 told[-1] += f", {100 * value:.1f} % matched by {best.mode} ({sure} better)"
-        return f"{self.main} of {self.model} on {self.protocol}: {'; '.join(told)}."
+        return f"{self.main.capitalize()} of {self.model} on {self.protocol}: {'; '.join(told)}."
 
     def text(self) -> str:
         """Return the table as text."""
@@ -490,9 +488,7 @@ def _draws(setting: Setting) -> Resampling:
 
 
 def _with_intervals(statistics: dict[str, Statistic | None], setting: Setting) -> dict[str, Interval]:
-    return {
-        name: interval(each, resampling=_draws(setting)) for name, each in statistics.items() if each is not None
-    }
+    return {name: interval(each, resampling=_draws(setting)) for name, each in statistics.items() if each is not None}
 
 
 def _groups(

@@ -84,7 +84,7 @@ class Matcher:
     def nearest(self, face_px: Float[np.ndarray, " p"]) -> Int[np.ndarray, " p"]:
         """Return for each size the position of the nearest one that there is a map for, by ratio."""
         ladder = np.log(np.asarray(self.sizes_px))
-        return np.abs(np.log(np.maximum(face_px, 1.0))[:, None] - ladder).argmin(axis=1)
+        return np.asarray(np.abs(np.log(np.maximum(face_px, 1.0))[:, None] - ladder).argmin(axis=1))
 
     def restore(self, small: Float[np.ndarray, "p d"], size: int) -> Float[np.ndarray, "p d"]:
         """Return where the model would have put the sharp images, from the embeddings of small ones; of unit length.
@@ -253,7 +253,7 @@ def _fitted(probes: np.ndarray, size: int, views: Views, matcher: Matcher, mates
 
 
 def _compare(probes: np.ndarray, gallery: np.ndarray, mates: np.ndarray | None) -> np.ndarray:
-    return probes @ gallery.T if mates is None else np.einsum("pd,pd->p", probes, gallery[mates])
+    return np.asarray(probes @ gallery.T if mates is None else np.einsum("pd,pd->p", probes, gallery[mates]))
 
 
 def _of(mates: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
@@ -261,7 +261,7 @@ def _of(mates: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12))
 
 
 def save_matcher(path: Path, matcher: Matcher) -> None:

@@ -26,9 +26,7 @@ class Candidates:
     rows: Int[np.ndarray, "p k"]
 
 
-def search(
-    probes: Float[np.ndarray, "p d"], gallery: Float[np.ndarray, "g d"], *, count: int = 1
-) -> Candidates:
+def search(probes: Float[np.ndarray, "p d"], gallery: Float[np.ndarray, "g d"], *, count: int = 1) -> Candidates:
     """Return the ``count`` gallery rows that are most alike to each probe: all rows are compared, none is skipped.
 
     Scores of a block are first reduced to the maximum of each group of 64 rows; the best ``count`` rows lie in the best
@@ -82,7 +80,7 @@ def _best_of(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tens
     if groups <= 2 * count:
         found = scores.topk(min(count, width), dim=1)
         return found.values, found.indices
-    whole = scores[:, : groups * _GROUP].unflatten(1, (groups, _GROUP))
+    whole = scores[:, : groups * _GROUP].reshape(len(scores), groups, _GROUP)
     chosen = whole.amax(dim=2).topk(count, dim=1).indices
     rest = torch.arange(groups * _GROUP, width).expand(len(scores), -1)
     inside = (chosen[:, :, None] * _GROUP + torch.arange(_GROUP)).flatten(1)

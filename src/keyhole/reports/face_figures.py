@@ -96,6 +96,7 @@ def by_threshold(
         axes.set_ylabel(labels[1], color=SOFT)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(lambda value, _at: f"{value:g}")
+            axis.set_minor_formatter(lambda _value, _at: "")
             axis.grid(True)
         axes.tick_params(length=0, which="both")
         axes.title.set_color(INK)

@@ -35,7 +35,7 @@ def evaluation_page(found: Evaluation) -> str:
         "Keyhole: faces of few pixels",
         paragraph(found.sentence(), "lead"),
         paragraph(found.summary),
-        section(f"{found.main} by the size of the probe", _by_size(found), _table(found)),
+        section(f"{found.main.capitalize()} by the size of the probe", _by_size(found), _table(found)),
         section("What matching brings", _gaps(found)),
         section("Curves", _curves(found)),
         section("By group", _groups(found)),
@@ -69,9 +69,7 @@ def _parts(interval: Interval) -> tuple[float, float, float]:
 
 def _table(found: Evaluation) -> Html:
     names = list(dict.fromkeys(name for row in found.rows for name in row.figures))
-    rows = [
-        [f"{row.face_px:g} px", row.mode, *(_cell(row.figures.get(name)) for name in names)] for row in found.rows
-    ]
+    rows = [[f"{row.face_px:g} px", row.mode, *(_cell(row.figures.get(name)) for name in names)] for row in found.rows]
     columns = [Column("probe"), Column("matching", number=False), *(Column(f"{name}, %") for name in names)]
     return table(columns, rows)
 
@@ -90,10 +88,11 @@ def _gaps(found: Evaluation) -> Html:
     drawn = figures.intervals(
         [(name, 100 * gap.value, 100 * gap.low, 100 * gap.high) for name, gap in rows],
         f"Differences in {found.main} to no matching, in points",
+        of=found.main,
     )
     caption = (
-        f"Difference in {found.main} to comparing the photos as they are, in points, on the same "
-        f"{'pairs' if found.kind == 'pairs' else 'searches'}; 95 % intervals over people. Right of the line, matching helps."
+        f"Difference in {found.main} to comparing the photos as they are, in points, on the same {found.kind}; "
+        "95 % intervals over people. Right of the line, matching helps."
     )
     return figure(drawn, caption)
 
@@ -113,12 +112,14 @@ def _curves_at(found: Evaluation, px: float, rows: Sequence[Row]) -> list[Html]:
     drawings = []
     if any(row.cmc for row in rows):
         lines = [(row.mode, [100 * value for value in row.cmc]) for row in rows]
-        drawings.append(figure(face_figures.by_rank(lines, f"Match curve at {px:g} px"), f"{px:g} px: searches by rank."))
+        drawings.append(
+            figure(face_figures.by_rank(lines, f"Match curve at {px:g} px"), f"{px:g} px: searches by rank.")
+        )
     if any(row.errors for row in rows):
         curves = [(row.mode, *row.errors) for row in rows if row.errors is not None]
         labels = found.error_names
         drawn = face_figures.by_threshold(curves, labels, f"{labels[1]} over {labels[0]} at {px:g} px")
-        drawings.append(figure(drawn, f"{px:g} px: {labels[1]} over {labels[0]}, one point a threshold."))
+        drawings.append(figure(drawn, f"{px:g} px, one point a threshold."))
     return drawings
 
 

@@ -262,12 +262,13 @@ def dots(rows: Sequence[tuple[str, Sequence[float]]], line: tuple[str, float] | 
         return to_svg(figure, told, least=0.7)
 
 
-def intervals(rows: Sequence[tuple[str, float, float | None, float | None]], told: str) -> str:
+def intervals(rows: Sequence[tuple[str, float, float | None, float | None]], told: str, *, of: str = "top-1") -> str:
     """Return differences in points with their intervals, and a line at none.
 
     Args:
         rows: What is compared, the mean difference, and the ends of its interval where there is one.
         told: What it shows, for those who cannot see it.
+        of: The measure.
     """
     with drawing(7.0, 0.5 + 0.36 * len(rows)) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
@@ -277,7 +278,7 @@ def intervals(rows: Sequence[tuple[str, float, float | None, float | None]], tol
                 axes.plot([low, high], [i, i], color=color(0), linewidth=2.4, solid_capstyle="round")
             axes.plot(mean, i, "o", color=color(0), markersize=7.5)
         axes.set_yticks(range(len(rows)), [shorten(name, 60) for name, *_ in rows], parse_math=False, color=INK)
-        axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel="difference in top-1, percentage points")
+        axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"difference in {of}, percentage points")
         axes.margins(x=0.08)
         axes.grid(True, axis="x")
         axes.tick_params(length=0)

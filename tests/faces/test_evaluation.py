@@ -1,0 +1,194 @@
+"""Whole evaluations on people who are patterns, whose figures are known."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pattern_faces
+import pytest
+
+from keyhole.errors import DataError, SettingError
+from keyhole.faces.evaluation import Setting, Watched, compare, crops_of, evaluate, fit
+from keyhole.faces.models import FaceModel, load_face_model
+from keyhole.faces.protocols import folder, lfw
+from keyhole.faces.samples import IdentificationSet, PairSet, Sample
+
+QUICK = Setting(draws=100)
+
+
+@pytest.fixture(scope="module")
+def reader() -> FaceModel:
+    return load_face_model("pattern_faces:reader", threads=1)
+
+
+@pytest.fixture(scope="module")
+def blind() -> FaceModel:
+    return load_face_model("pattern_faces:blind", threads=1)
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> IdentificationSet:
+    return folder.read(pattern_faces.write_manifest(tmp_path_factory.mktemp("closed"), enrolled=12))
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> IdentificationSet:
+    return folder.read(pattern_faces.write_manifest(tmp_path_factory.mktemp("mixed"), enrolled=10, strangers=40))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> PairSet:
+    root = tmp_path_factory.mktemp("pairs")
+    samples, rows, same, folds = [], [], [], []
+    for person in range(20):
+        for photo in range(2):
+            path = pattern_faces.write(root / f"{person}_{photo}.png", person, photo)
+            samples.append(Sample(path.name, f"p{person}", aligned=True))
+    for person in range(20):
+        rows += [(2 * person, 2 * person + 1), (2 * person, (2 * person + 3) % 40)]
+        same += [True, False]
+        folds += [1 + person % 2] * 2
+    return PairSet("drawn", root, tuple(samples), np.array(rows), np.array(same), np.array(folds))
+
+
+def test_a_reader_finds_everybody(reader: FaceModel, closed: IdentificationSet) -> None:
+    found = evaluate(reader, closed, QUICK)
+    assert found.rows[0].figures["rank-1"].value == 1.0
+    assert found.rows[0].figures["CMC area"].value == 1.0
+    assert found.rows[0].cmc == (1.0,) * 12
+    assert found.rows[0].figures["rank-1"].low < 1.0  # twelve people never make an interval a point
+
+
+def test_the_blind_find_nobody_for_ties_never_help(blind: FaceModel, closed: IdentificationSet) -> None:
+    found = evaluate(blind, closed, QUICK)
+    assert found.rows[0].figures["rank-1"].value == 0.0
+    assert found.rows[0].figures["CMC area"].value == pytest.approx(1 / 12)
+
+
+def test_strangers_are_searches_without_a_mate(reader: FaceModel, mixed: IdentificationSet) -> None:
+    found = evaluate(reader, mixed, replace(QUICK, fpir=0.1))
+    assert found.rows[0].figures["FNIR at FPIR 10 %"].value == 0.0
+    assert found.rows[0].errors is not None
+    assert "40 not" in found.summary
+    assert "FNIR at FPIR 1 %" not in evaluate(reader, mixed, QUICK).rows[0].figures  # 40 searches cannot show it
+
+
+def test_groups_are_told_apart(reader: FaceModel, closed: IdentificationSet) -> None:
+    found = evaluate(reader, closed, QUICK)
+    assert [(group.name, group.searches, group.missed) for group in found.groups] == [
+        ("camera cam0", 6, 0), ("camera cam1", 6, 0),
+    ]  # fmt: skip
+
+
+def test_pairs_are_told_apart_and_not_by_the_blind(reader: FaceModel, blind: FaceModel, pairs: PairSet) -> None:
+    found = evaluate(reader, pairs, QUICK)
+    assert found.rows[0].figures["accuracy"].value == 1.0
+    assert found.rows[0].figures["EER"].value == 0.0
+    assert evaluate(blind, pairs, QUICK).rows[0].figures["accuracy"].value == 0.5
+
+
+def test_without_pixels_a_reader_is_blind_and_alike_images_help(reader: FaceModel, closed: IdentificationSet) -> None:
+    setting = replace(QUICK, probe_px=(112.0, 4.0), match=("none", "resolution"))
+    found = evaluate(reader, closed, setting)
+    told = {(row.face_px, row.mode): row for row in found.rows}
+    assert told[112.0, "resolution"].gap is not None
+    assert told[112.0, "resolution"].gap.value == 0.0
+    assert told[4.0, "none"].gap is None
+    assert told[4.0, "resolution"].figures["rank-1"].value >= told[4.0, "none"].figures["rank-1"].value
+    gap = told[4.0, "resolution"].gap
+    assert gap is not None
+    difference = told[4.0, "resolution"].figures["rank-1"].value - told[4.0, "none"].figures["rank-1"].value
+    assert gap.value == pytest.approx(difference)
+
+
+def test_a_probe_without_a_face_is_a_miss(reader: FaceModel, closed: IdentificationSet) -> None:
+    gallery, probes = crops_of(reader, closed, QUICK)
+    assert gallery.found.all()
+    # a sample whose face is not found has no crop; the search for it cannot succeed
+    lost = replace(probes.subset(range(11)), found=np.array([True] * 11 + [False]))
+    from keyhole.faces.evaluation import _searches
+
+    found = _searches(reader, closed, (gallery, lost), QUICK, None, False, lambda items, **_: iter(items))
+    assert found.rows[0].figures["rank-1"].value == pytest.approx(11 / 12)
+    assert found.missed == {"gallery": 0, "probes": 1}
+    assert "1 probes" in found.summary
+
+
+def test_small_galleries_are_no_sharper_than_their_probes(reader: FaceModel, closed: IdentificationSet) -> None:
+    setting = replace(QUICK, shrink="both")
+    gallery, probes = (Watched(reader, crops, setting) for crops in crops_of(reader, closed, setting))
+    both = compare(probes, gallery, 6.0, mode="none")
+    np.testing.assert_allclose(both, probes.at(6.0) @ gallery.at(6.0).T, rtol=1e-6)
+
+
+def test_a_fitted_matcher_helps_other_people_and_refuses_its_own(
+    reader: FaceModel, closed: IdentificationSet, tmp_path: Path
+) -> None:
+    others = tmp_path / "others"
+    lines = ["role,path,identity,aligned"]
+    for person in range(100, 220):
+        pattern_faces.write(others / f"{person}.png", person)
+        lines.append(f"{'gallery' if person % 2 else 'probe'},{person}.png,q{person},yes")
+    (others / "manifest.csv").write_text("\n".join(lines) + "\n")
+    matcher = fit(reader, folder.read(others), QUICK)
+    assert matcher.about["faces"] == 120
+    assert len(matcher.people) == 120
+    setting = replace(QUICK, probe_px=(6.0, 112.0), match=("none", "fitted", "fitted-estimated"))
+    found = evaluate(reader, closed, setting, matcher=matcher)
+    told = {(row.face_px, row.mode): row.figures["rank-1"].value for row in found.rows}
+    assert told[6.0, "fitted"] >= told[6.0, "none"]
+    assert told[112.0, "fitted"] == told[112.0, "none"] == 1.0
+    with pytest.raises(SettingError, match="fitted on 120 of the people"):
+        evaluate(reader, folder.read(others), setting, matcher=matcher)
+
+
+def test_json_is_percent_and_text_is_a_table(reader: FaceModel, closed: IdentificationSet) -> None:
+    found = evaluate(reader, closed, replace(QUICK, probe_px=(112.0, 8.0), match=("none", "resolution")), examples=True)
+    value = json.loads(json.dumps(found.to_json()))
+    assert value["rows"][0]["figures"]["rank-1"]["value"] == 100.0
+    assert value["rows"][0]["gap"] is None
+    assert value["rows"][1]["match"] == "resolution"
+    assert value["model"]["fingerprint"] == reader.fingerprint
+    assert found.text().count("\n") == 4
+    assert found.sentence().startswith("Rank-1 of ")
+    assert [example.caption for example in found.examples][:2] == ["probe 1 at 112 px", "probe 2 at 112 px"]
+    assert all(example.png.startswith(b"\x89PNG") for example in found.examples)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"probe_px": ()}, "expected each once, from 1 to 1000 px"),
+        ({"probe_px": (8.0, 8.0)}, "'8,8'; expected each once"),
+        ({"probe_px": (float("nan"),)}, "expected each once"),
+        ({"shrink": "gallery"}, "shrink is 'gallery'; expected probe or both"),
+        ({"draws": 99}, "draws is 99; expected at least 100"),
+        ({"fpir": 0.0}, "expected a rate above 0 and below 1"),
+        ({"match": ("none", "none")}, "expected each once"),
+    ],
+)
+def test_settings_out_of_range_are_told(change: dict[str, object], told: str) -> None:
+    with pytest.raises(SettingError, match=told):
+        replace(QUICK, **change)  # type: ignore[arg-type]
+
+
+def test_photos_need_a_detector_and_crops_have_no_margin(reader: FaceModel, tmp_path: Path) -> None:
+    for name in ("gallery/a.png", "probes/a.png"):
+        pattern_faces.write(tmp_path / name, 1)
+    with pytest.raises(DataError, match="a photo without landmarks, and there is no detector"):
+        evaluate(reader, folder.read(tmp_path), QUICK)
+    root = pattern_faces.write_manifest(tmp_path / "crops", enrolled=2)
+    with pytest.raises(SettingError, match="an aligned crop that ends at the face, and a margin of 0.3 was asked for"):
+        evaluate(reader, folder.read(root), replace(QUICK, margin=0.3))
+
+
+@pytest.mark.slow
+def test_lfw_is_what_was_measured_on_the_same_crops(shared: Path) -> None:
+    """Folds 8 to 10 at 112 px, as published for the model to half a point."""
+    folder_ = shared / "data" / "faces"
+    model = load_face_model(folder_ / "models" / "face-reidentification-retail-0095.fp16.xml")
+    found = evaluate(model, lfw.read(folder_ / "lfw" / "lfw112.zip", folds=(8, 9)), QUICK)
+    assert found.rows[0].figures["accuracy"].value == pytest.approx(0.995, abs=0.004)
