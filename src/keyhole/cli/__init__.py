@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import typer
 
+from keyhole.cli import faces
 from keyhole.cli.distill import distill, train
 from keyhole.cli.hints import hints
 from keyhole.cli.look import demo, evaluate, layers
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 for command in (hints, train, distill, study, evaluate, layers, demo):
     app.command()(command)
+app.add_typer(faces.app, name="faces")
 
 
 def main() -> None:

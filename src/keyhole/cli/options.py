@@ -185,7 +185,7 @@ def fingerprints(names: Iterable[str]) -> dict[str, str]:
     """Return the SHA-256 of each weight file and ``hints.json`` among some texts that may name one."""
     from keyhole.files import sha256
 
-    ends = (".safetensors", ".pt", ".pth", ".json", ".bin")
+    ends = (".safetensors", ".pt", ".pth", ".json", ".bin", ".onnx", ".xml", ".toml", ".csv", ".txt")
     return {name: sha256(Path(name)) for name in names if name.endswith(ends) and Path(name).is_file()}
 
 

@@ -186,12 +186,12 @@ def calibrate(
         raise SettingError(f"--fpir is {fpir}; expected a rate above 0 and below 1, such as 0.01.")
     fitted = _way(mode, matcher)
     gallery.check(model.fingerprint)
-    others = _searches(model, gallery, strangers, setting, fitted, detector, progress, note)
-    known = {sample.identity for sample in others[0]} & set(gallery.people)
+    known = {sample.identity for sample in people_of(strangers)[1]} & set(gallery.people)
     if known:
         raise SettingError(
             f"{len(known)} of the strangers have the name of someone who is enrolled; expected none. Take them out."
         )
+    others = _searches(model, gallery, strangers, setting, fitted, detector, progress, note)
     own = _searches(model, gallery, mated, setting, fitted, detector, progress, note) if mated is not None else None
     levels = []
     for face_px in sorted(setting.probe_px):

@@ -1,0 +1,148 @@
+"""``keyhole faces`` on people who are patterns: what each command writes, prints, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import numpy as np
+import pattern_faces
+import pytest
+from PIL import Image
+from test_cli import Ran, keyhole
+
+MODEL = ("--model", "pattern_faces:reader", "--threads", 1, "--device", "cpu")
+
+
+def faces(*arguments: object) -> Ran:
+    return keyhole("faces", *arguments)
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pattern_faces.write_manifest(tmp_path_factory.mktemp("closed"), enrolled=12)
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("others")
+    lines = ["role,path,identity,aligned"]
+    for person in range(300, 420):
+        pattern_faces.write(root / f"q{person}.png", person)
+        lines.append(f"{'gallery' if person % 2 else 'probe'},q{person}.png,q{person},yes")
+    (root / "manifest.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("people")
+    for person in range(5):
+        pattern_faces.write(root / "enrolled" / f"p{person}" / "0.png", person, 0)
+        pattern_faces.write(root / "again" / f"p{person}" / "1.png", person, 1)
+    for person in range(100, 140):
+        pattern_faces.write(root / "strangers" / f"s{person}.png", person)
+    return root
+
+
+def test_an_evaluation_writes_a_result_and_a_report(closed: Path, tmp_path: Path) -> None:
+    command = ("evaluate", *MODEL, "--root", closed, "--probe-px", "112,4", "--match", "none,resolution")
+    found = faces(*command, "--draws", 100, "--examples", "--out", tmp_path / "run", "--json")
+    assert found.json["rows"][0]["figures"]["rank-1"]["value"] == 100.0
+    assert "12 people enrolled" in found.err
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == found.json
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Rank-1 by the size of the probe" in page
+    assert page.count("data:image/png;base64,") == 8
+    assert "http" not in page.replace("http://www.w3.org", "")
+    recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert recipe["arguments"]["probe_px"] == "112,4"
+    assert "holds this run, finished" in faces(*command, "--draws", 100, "--examples", "--out", tmp_path / "run").err
+
+
+def test_from_a_fit_to_an_answer(others: Path, people: Path, tmp_path: Path) -> None:
+    matcher, gallery, levels = (tmp_path / name for name in ("m.safetensors", "g.safetensors", "t.json"))
+    fitted = faces("fit", *MODEL, "--root", others, "--out", matcher, "--json").json
+    assert (fitted["faces"], fitted["people"]) == (120, 120)
+    enrolled = faces("embed", people / "enrolled", *MODEL, "--matcher", matcher, "--out", gallery, "--json").json
+    assert (enrolled["people"], enrolled["photos"], enrolled["without_face"]) == (5, 5, [])
+    for path in (matcher, gallery):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    way = (*MODEL, "--gallery", gallery, "--match", "fitted-estimated", "--matcher", matcher)
+    made = faces(
+        "calibrate", *way, "--strangers", people / "strangers", "--mated", people / "again", "--fpir", 0.1,
+        "--probe-px", "8,112", "--out", levels, "--json",
+    ).json  # fmt: skip
+    assert [level["face_px"] for level in made["levels"]] == [8, 112]
+    answers = faces("identify", *way, "--probe", people / "again", "--thresholds", levels, "--json").json["probes"]
+    assert [answer["verdict"] for answer in answers] == ["candidate"] * 5
+    assert [answer["hits"][0]["person"] for answer in answers] == [f"p{k}" for k in range(5)]
+    shown = faces("identify", *way, "--probe", people / "again" / "p3" / "1.png", "--thresholds", levels)
+    assert shown.out.startswith("1.png: p3 ")
+    other_way = ("identify", *MODEL, "--gallery", gallery, "--probe", people / "again", "--thresholds", levels)
+    assert "calibrated with --match fitted-estimated, and this is none" in faces(*other_way).err
+
+
+def test_two_photos_are_compared(people: Path) -> None:
+    pair = (people / "enrolled" / "p1" / "0.png", people / "again" / "p1" / "1.png")
+    assert faces("compare", *pair, *MODEL, "--json").json["score"] > 0.95
+    assert faces("compare", *pair, *MODEL).out.startswith("score 0.9")
+
+
+def test_models_are_listed_with_their_terms() -> None:
+    assert "face-reidentification-retail-0095" in faces("models", "--json").json["models"]
+    shown = faces("models").out
+    assert "training data: not disclosed by Intel" in shown
+
+
+def test_a_probe_without_a_face_is_counted_out_loud(shared: Path, tmp_path: Path) -> None:
+    yunet = shared / "data" / "faces" / "models" / "yunet_n_640_640.onnx"
+    for name in ("gallery/a.png", "gallery/b.png", "probes/a.png", "probes/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((64, 64, 3), 90 + 10 * len(name), np.uint8)).save(tmp_path / name)
+    found = faces(
+        "evaluate", *MODEL, "--detector", yunet, "--root", tmp_path, "--draws", 100, "--out", tmp_path / "o"
+    )
+    assert found.code == 1
+    assert "No face was found in any picture of the gallery" in found.err
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--probe-px", "8;12"), "--probe-px is '8;12'; expected pixels by commas"),
+        (("--probe-px", "0"), "expected each once, from 1 to 1000 px"),
+        (("--match", "fited"), "Unknown way of matching 'fited'; nearest known: fitted"),
+        (("--match", "fitted"), "Matching 'fitted' needs --matcher FILE"),
+        (("--degrade", "jpeg=101"), "quality is 101, expected 1 to 100"),
+        (("--degrade", "face_px=12"), "give sizes by --probe-px"),
+        (("--protocol", "lwf"), "Unknown protocol 'lwf'; nearest known: lfw"),
+        (("--folds", "1,2"), "Protocol folder has no --folds; it takes --views, --manifest"),
+        (("--model", "no.onnx"), "no.onnx"),
+        (("--root", "nowhere"), "nowhere"),
+        (("--margin", "0.3"), "an aligned crop that ends at the face"),
+        (("--fpir", "2"), "expected a rate above 0 and below 1"),
+        (("--detector", "nowhere.onnx"), "Cannot read nowhere.onnx"),
+        (("--device", "tpu"), "Device 'tpu' is not available"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_one_line(options: tuple[str, ...], told: str, closed: Path, tmp_path: Path) -> None:
+    found = faces("evaluate", *MODEL, "--root", closed, "--out", tmp_path / "run", "--draws", 100, *options)
+    assert found.code == 1
+    assert told in found.err.splitlines()[-1]
+    assert "Traceback" not in found.err
+
+
+@pytest.mark.parametrize("command", ["fit", "embed"])
+def test_files_to_write_are_checked_before_the_work(command: str, closed: Path, tmp_path: Path) -> None:
+    given = (closed,) if command == "embed" else ("--root", closed)
+    found = faces(command, *given, *MODEL, "--out", tmp_path / "m.json")
+    assert found.code == 1
+    assert "expected a file that ends in .safetensors" in found.err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "fit", "embed", "calibrate", "identify", "compare", "models"])
+def test_help_of_each_command_has_an_example(command: str) -> None:
+    assert f"Example: keyhole faces {command}" in faces(command, "--help").out
