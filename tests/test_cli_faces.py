@@ -7,9 +7,10 @@ import stat
 from pathlib import Path
 
 import numpy as np
-import pattern_faces
 import pytest
 from PIL import Image
+
+import pattern_faces
 from test_cli import Ran, keyhole
 
 MODEL = ("--model", "pattern_faces:reader", "--threads", 1, "--device", "cpu")
@@ -101,9 +102,7 @@ def test_a_probe_without_a_face_is_counted_out_loud(shared: Path, tmp_path: Path
     for name in ("gallery/a.png", "gallery/b.png", "probes/a.png", "probes/b.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(np.full((64, 64, 3), 90 + 10 * len(name), np.uint8)).save(tmp_path / name)
-    found = faces(
-        "evaluate", *MODEL, "--detector", yunet, "--root", tmp_path, "--draws", 100, "--out", tmp_path / "o"
-    )
+    found = faces("evaluate", *MODEL, "--detector", yunet, "--root", tmp_path, "--draws", 100, "--out", tmp_path / "o")
     assert found.code == 1
     assert "No face was found in any picture of the gallery" in found.err
 

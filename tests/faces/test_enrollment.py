@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pattern_faces
 import pytest
 
+import pattern_faces
 from keyhole.errors import DataError, SettingError
 from keyhole.faces.enrollment import calibrate, compare, enroll_folder, identify, open_gallery, people_of
 from keyhole.faces.evaluation import Setting
@@ -72,9 +72,7 @@ def test_a_gallery_holds_every_photo(gallery: Gallery, reader: FaceModel) -> Non
 def test_thresholds_keep_strangers_out_and_let_the_enrolled_in(reader: FaceModel, gallery: Gallery, root: Path) -> None:
     told: list[str] = []
     setting = replace(SHARP, probe_px=(112.0, 8.0))
-    found = calibrate(
-        reader, gallery, root / "strangers", setting, mated=root / "again", fpir=0.1, note=told.append
-    )
+    found = calibrate(reader, gallery, root / "strangers", setting, mated=root / "again", fpir=0.1, note=told.append)
     assert [level.face_px for level in found.levels] == [8.0, 112.0]
     assert found.enrolled == 6
     assert found.levels[1].strangers == 40

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pattern_faces
 import pytest
 
+import pattern_faces
 from keyhole.errors import DataError, SettingError
 from keyhole.faces.evaluation import Setting, Watched, compare, crops_of, evaluate, fit
 from keyhole.faces.models import FaceModel, load_face_model

@@ -23,16 +23,19 @@ from keyhole.faces.thresholds import (
     save_thresholds,
 )
 
-FOUND = Thresholds(
-    "f", "none", 0.01, 5, 8.0, (Threshold(8.0, 0.6, 300, 0.02), Threshold(16.0, 0.5, 300, 0.02, 0.1))
-)
+FOUND = Thresholds("f", "none", 0.01, 5, 8.0, (Threshold(8.0, 0.6, 300, 0.02), Threshold(16.0, 0.5, 300, 0.02, 0.1)))
 HITS = [Hit("ann", "a.jpg", 0.58), Hit("bob", "b.jpg", 0.55), Hit("cid", "c.jpg", 0.2)]
 
 
 def strangers(scores: np.ndarray) -> Searches:
     count = len(scores)
     return Searches(
-        np.full(count, -np.inf), scores, np.zeros(count, np.int64), np.ones(count, bool), np.arange(count).astype(str), 5
+        np.full(count, -np.inf),
+        scores,
+        np.zeros(count, np.int64),
+        np.ones(count, bool),
+        np.arange(count).astype(str),
+        5,
     )
 
 

@@ -188,6 +188,54 @@ def evaluate(
 
 
 @o.command
+def factors(
+    use: ModelOptions,
+    protocol: ProtocolOptions,
+    out: o.Out,
+    also: Annotated[list[str] | None, typer.Option(help="Another model; may be given several times.")] = None,
+    margins: Annotated[
+        str, typer.Option(help="Crop extents by commas, 0 to 1 of the crop; aligned for 112-template crops.")
+    ] = "aligned",
+    degrade: Annotated[str, typer.Option(help="The camera, as in 'faces evaluate'.")] = "",
+    seed: o.Seed = 0,
+    probe_px: Annotated[str, typer.Option(help="face_px of the probes by commas.")] = "112,32,16,12,8",
+    match: Match = "none,resolution",
+    matcher: Annotated[list[Path] | None, typer.Option(help="For fitted: a matcher of each model.")] = None,
+    draws: Annotated[int, typer.Option(min=100, help="Of the bootstrap over subjects.")] = 2000,
+    json: o.Json = False,
+) -> None:
+    """Tell which factor helps, alone and together: model, crop extent and matching, at each size of the probe.
+
+    Example: keyhole faces factors --model A.onnx --also B.onnx --root DIR --margins 0,0.3,0.6 --out OUT
+
+    Finished parts are kept in OUT/parts: the same command goes on after a stop. Models that differ in more than their
+    training data are told as such.
+    """
+    from keyhole.faces.factors import study_factors
+    from keyhole.faces.matching import load_matcher
+    from keyhole.faces.models import load_face_model
+    from keyhole.files import write_json, write_text
+    from keyhole.reports.faces_page import factors_page
+
+    extents = tuple(None if part == "aligned" else _sizes("--margins", part)[0] for part in margins.split(","))
+    modes = tuple(match.split(","))
+    setting = CameraOptions(None, degrade, seed).setting(
+        probe_px=_sizes("--probe-px", probe_px), match=modes, draws=draws
+    )
+    read = protocol.open()
+    for line in (read.summary(), *read.notes):
+        o.note(line)
+    models = [use.open(), *(load_face_model(name, device=use.device, threads=use.threads) for name in also or ())]
+    found = study_factors(
+        models, read, setting, margins=extents, matchers=[load_matcher(path) for path in matcher or ()],
+        folder=out / "parts", detector=use.find(), progress=o.progress_bar(),
+    )  # fmt: skip
+    write_json(out / "result.json", found.to_json())
+    write_text(out / "report.html", factors_page(found))
+    o.emit(found.to_json(), f"{found.text()}\nReport: {out / 'report.html'}", as_json=json)
+
+
+@o.command
 def fit(
     use: ModelOptions,
     protocol: ProtocolOptions,
@@ -369,5 +417,5 @@ def _check_file(out: Path, *, ending: str = ".safetensors") -> None:
         raise SettingError(f"--out is {out}; expected a file that ends in {ending}.")
 
 
-for command in (evaluate, fit, embed, calibrate, identify, compare, models):
+for command in (evaluate, factors, fit, embed, calibrate, identify, compare, models):
     app.command()(command)

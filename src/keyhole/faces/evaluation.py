@@ -191,6 +191,7 @@ class Row:
         gap: Difference in the main figure to ``none`` on the same searches or pairs.
         cmc: Share of searches by rank, for identification.
         errors: Points of the error curve: rates along x, rates along y.
+        right: Whether each search was first, or each pair told right, in the order of the protocol.
     """
 
     face_px: float
@@ -199,6 +200,7 @@ class Row:
     gap: Interval | None
     cmc: tuple[float, ...] = ()
     errors: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    right: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -406,7 +408,9 @@ def _pairs(
         }
         curve = verification.det(scores, protocol.same)
         errors = tuple(curve.false_accept.tolist()), tuple(curve.false_reject.tolist())
-        return main, Row(face_px, mode, _with_intervals({"accuracy": main, **more}, setting), None, errors=errors)
+        return main, Row(
+            face_px, mode, _with_intervals({"accuracy": main, **more}, setting), None, (), errors, _flags(told.correct)
+        )
 
     rows, _ = _rows(row, setting)
     missed = int((~crops.found).sum())
@@ -456,7 +460,9 @@ def _searches(
             curve = identification.open_set_curve(found)
             errors = tuple(curve.fpir.tolist()), tuple(curve.fnir.tolist())
         cmc = tuple(identification.cmc(found).tolist())
-        return main, Row(face_px, mode, _with_intervals(more, setting), None, cmc, errors)
+        return main, Row(
+            face_px, mode, _with_intervals(more, setting), None, cmc, errors, _flags(identification.hits(found))
+        )
 
     rows, _ = _rows(row, setting)
     missed = {"gallery": int((~enrolled.found).sum()), "probes": int((~sought.found).sum())}
@@ -481,6 +487,10 @@ def _rows(
                 made = replace(made, gap=difference(mains[face_px, mode], plain, resampling=_draws(setting)))
             rows.append(made)
     return tuple(rows), mains
+
+
+def _flags(values: np.ndarray) -> tuple[bool, ...]:
+    return tuple(bool(value) for value in values)
 
 
 def _draws(setting: Setting) -> Resampling:

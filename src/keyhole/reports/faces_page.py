@@ -6,6 +6,7 @@ import base64
 from collections.abc import Sequence
 
 from keyhole.faces.evaluation import Evaluation, Row
+from keyhole.faces.factors import Factors
 from keyhole.faces.intervals import Interval
 from keyhole.reports import face_figures, figures
 from keyhole.reports.markup import (
@@ -158,3 +159,45 @@ def _model(found: Evaluation) -> Html:
     pairs = [(str(name), str(value)) for name, value in {**found.about_model, **found.setting}.items()]
     inside = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in pairs)
     return Html(f"<dl>{inside}</dl>" + paragraph(f"{plural(found.draws, 'draw')} of the bootstrap.", "soft"))
+
+
+def factors_page(found: Factors) -> str:
+    """Return the report of a study of factors, as one HTML file that needs nothing else.
+
+    Args:
+        found: What :func:`keyhole.faces.factors.study_factors` measured.
+    """
+    sure = [effect for effect in found.effects if effect.gain.low > 0]
+    lead = (
+        f"Surely better than the first condition at its size: {len(sure)} of {len(found.effects)} changes."
+        if found.effects
+        else "Nothing was varied but the size of the probe."
+    )
+    rows = [
+        (f"{effect.factor}: {effect.after.label()}", *(100 * part for part in _parts(effect.gain)))
+        for effect in found.effects
+    ]
+    drawn = figures.intervals(
+        [(name, value, low, high) for name, value, low, high in rows], "What each factor brings", of=found.main
+    )
+    table_rows = [
+        [c.model, "aligned" if c.margin is None else f"{c.margin:g}", f"{c.face_px:g} px", c.mode, _cell(figure_)]
+        for c, figure_ in found.figures
+    ]
+    columns = [
+        Column("model", number=False), Column("margin"), Column("probe"), Column("matching", number=False),
+        Column(f"{found.main}, %"),
+    ]  # fmt: skip
+    caption = (
+        "Differences to the first model and margin without matching, at the same size, on the same searches or pairs; "
+        "95 % intervals over people."
+    )
+    return page(
+        "Which factor helps",
+        "Keyhole: faces of few pixels",
+        paragraph(lead, "lead"),
+        paragraph(found.summary),
+        section("What each factor brings, alone and together", figure(drawn, caption) if rows else ""),
+        section("Every combination", table(columns, table_rows)),
+        section("What to know", Html("".join(paragraph(note) for note in found.notes))),
+    )

@@ -1,0 +1,251 @@
+"""Which factor helps, alone and together: model, crop extent, size of the probe and matching, in one table.
+
+After Aghdam et al. (2019), https://arxiv.org/abs/1907.10104, who name three: the training data, matching the resolutions of
+gallery and probe, and how much the probe shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keyhole.errors import RunError, SettingError
+from keyhole.faces.evaluation import Evaluation, Setting, evaluate
+from keyhole.faces.intervals import Interval, Resampling, Statistic, difference, interval, mean_statistic
+from keyhole.faces.samples import IdentificationSet, PairSet
+from keyhole.files import read_json, write_json
+from keyhole.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from keyhole.faces.detection import Detector
+    from keyhole.faces.matching import Matcher
+    from keyhole.faces.models import FaceModel
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One combination of factors.
+
+    Attributes:
+        model: Name of the model.
+        margin: Shown around the face; None for aligned 112 crops.
+        face_px: Of the probe.
+        mode: The way of matching.
+    """
+
+    model: str
+    margin: float | None
+    face_px: float
+    mode: str
+
+    def label(self) -> str:
+        """Return it as a person reads it."""
+        shown = "aligned" if self.margin is None else f"margin {self.margin:g}"
+        return f"{self.model}, {shown}, {self.face_px:g} px, {self.mode}"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What changing factors brings at one size, on the same searches or pairs.
+
+    Attributes:
+        factor: ``model``, ``margin``, ``matching``, or ``together``.
+        before: The condition that it is measured from: the first model and margin, without matching.
+        after: The condition with the change.
+        gain: Difference in the main figure, -1 to 1.
+    """
+
+    factor: str
+    before: Condition
+    after: Condition
+    gain: Interval
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The whole table.
+
+    Attributes:
+        main: Name of the main figure.
+        summary: People, pictures, searches or pairs, in one line.
+        figures: The main figure under each condition.
+        effects: Each factor alone, and all that helped together.
+        notes: What a reader must know, such as that models differ in more than their training data.
+    """
+
+    main: str
+    summary: str
+    figures: tuple[tuple[Condition, Interval], ...]
+    effects: tuple[Effect, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values; rates in percent."""
+        return {
+            "main": self.main,
+            "summary": self.summary,
+            "notes": list(self.notes),
+            "figures": [{**asdict(condition), **_percent(figure)} for condition, figure in self.figures],
+            "effects": [
+                {"factor": e.factor, "before": asdict(e.before), "after": asdict(e.after), **_percent(e.gain)}
+                for e in self.effects
+            ],
+        }
+
+    def text(self) -> str:
+        """Return the effects as text."""
+        lines = [self.summary, *self.notes]
+        for effect in self.effects:
+            value, low, high = (100 * part for part in (effect.gain.value, effect.gain.low, effect.gain.high))
+            lines.append(f"{effect.factor:<10} {value:+6.2f} [{low:+.2f}, {high:+.2f}]  {effect.after.label()}")
+        return "\n".join(lines)
+
+
+def _percent(value: Interval) -> dict[str, float]:
+    return {name: 100 * getattr(value, name) for name in ("value", "low", "high")}
+
+
+def study_factors(
+    models: Sequence[FaceModel],
+    protocol: IdentificationSet | PairSet,
+    setting: Setting,
+    *,
+    margins: Sequence[float | None] = (None,),
+    matchers: Sequence[Matcher] = (),
+    folder: Path | None = None,
+    detector: Detector | None = None,
+    progress: Progress = silent,
+) -> Factors:
+    """Return the main figure under every combination of factors, and what each brings alone and together.
+
+    Args:
+        models: The first one is what others are measured from.
+        protocol: What is compared.
+        setting: Sizes of probes and ways of matching; ``none`` must be among them.
+        margins: Crop extents; the first one is what others are measured from.
+        matchers: For ``fitted``, one a model.
+        folder: Where finished parts are kept, so that a stopped study goes on; one file a model and margin.
+        detector: Finds faces.
+        progress: Wraps the loops.
+
+    Raises:
+        SettingError: A factor is missing or twice, ``none`` is not among the ways of matching, or a matcher is missing.
+        RunError: A part in the folder is of another protocol or setting.
+    """
+    names = [model.name for model in models]
+    if not models or not margins or len(set(names)) < len(names) or len(set(margins)) < len(margins):
+        raise SettingError("A study of factors needs at least one model and one margin, and each name once.")
+    if "none" not in setting.match:
+        raise SettingError("A study of factors measures from 'none'; add it to --match.")
+    by_model = {matcher.fingerprint: matcher for matcher in matchers}
+    right: dict[Condition, np.ndarray] = {}
+    main = ""
+    for model in models:
+        for margin in margins:
+            here = replace(setting, margin=margin)
+            path = None if folder is None else folder / f"{model.name}_{margin}.json"
+            part = _kept(path, model, protocol, here)
+            if part is None:
+                matcher = by_model.get(model.fingerprint)
+                found = evaluate(model, protocol, here, detector=detector, matcher=matcher, progress=progress)
+                part = _part(found, model, here)
+                if path is not None:
+                    write_json(path, part)
+            main = part["main"]
+            for row in part["rows"]:
+                condition = Condition(model.name, margin, row["face_px"], row["match"])
+                right[condition] = np.array([mark == "1" for mark in row["right"]])
+    return _told(right, main, protocol, setting, _notes(models))
+
+
+def _part(found: Evaluation, model: FaceModel, setting: Setting) -> dict[str, Any]:
+    rows = [
+        {"face_px": row.face_px, "match": row.mode, "right": "".join("1" if each else "0" for each in row.right)}
+        for row in found.rows
+    ]
+    return {
+        "main": found.main,
+        "conditions": _conditions(model, setting),
+        "searches": len(found.rows[0].right),
+        "rows": rows,
+    }
+
+
+def _conditions(model: FaceModel, setting: Setting) -> dict[str, Any]:
+    told = asdict(setting)
+    told |= {"probe_px": list(setting.probe_px), "match": list(setting.match), "fingerprint": model.fingerprint}
+    return {key: value for key, value in told.items() if key not in ("draws", "fpir")}
+
+
+def _kept(
+    path: Path | None, model: FaceModel, protocol: IdentificationSet | PairSet, setting: Setting
+) -> dict[str, Any] | None:
+    if path is None or not path.is_file():
+        return None
+    value = read_json(path)
+    count = len(protocol.pairs) if isinstance(protocol, PairSet) else len(protocol.probes)
+    same = isinstance(value, dict) and value.get("conditions") == _conditions(model, setting)
+    if not same or value.get("searches") != count or not isinstance(value.get("rows"), list):
+        raise RunError(f"{path} is of another model, protocol or setting. Choose another --out, or remove it.")
+    return dict(value)
+
+
+def _told(
+    right: dict[Condition, np.ndarray],
+    main: str,
+    protocol: IdentificationSet | PairSet,
+    setting: Setting,
+    notes: tuple[str, ...],
+) -> Factors:
+    draws = Resampling(setting.draws, seed=setting.seed)
+    statistics = {condition: _statistic(marks, protocol) for condition, marks in right.items()}
+    figures = tuple((condition, interval(each, resampling=draws)) for condition, each in statistics.items())
+    first = next(iter(right))
+    effects = []
+    for face_px in setting.probe_px:
+        base = replace(first, face_px=face_px, mode="none")
+        here = {condition: each for condition, each in statistics.items() if condition.face_px == face_px}
+        for condition, each in here.items():
+            changed = [
+                name
+                for name, a, b in (
+                    ("model", condition.model, base.model),
+                    ("margin", condition.margin, base.margin),
+                    ("matching", condition.mode, base.mode),
+                )
+                if a != b
+            ]
+            if len(changed) == 1:
+                gain = difference(each, statistics[base], resampling=draws)
+                effects.append(Effect(changed[0], base, condition, gain))
+        best = max(here, key=lambda condition: here[condition].value())
+        if best != base and not any(effect.after == best for effect in effects):
+            effects.append(Effect("together", base, best, difference(here[best], here[base], resampling=draws)))
+    return Factors(main, protocol.summary(), figures, tuple(effects), notes)
+
+
+def _statistic(marks: np.ndarray, protocol: IdentificationSet | PairSet) -> Statistic:
+    if isinstance(protocol, PairSet):
+        return mean_statistic(marks, protocol.subjects())
+    subjects = np.array([sample.identity for sample in protocol.probes])
+    return mean_statistic(marks, subjects, where=protocol.mated())
+
+
+def _notes(models: Sequence[FaceModel]) -> tuple[str, ...]:
+    if len(models) < 2:
+        return ()
+    kinds = {"input": {model.preparation for model in models}, "embedding": {model.embedding_size for model in models}}
+    differ = [name for name, values in kinds.items() if len(values) > 1]
+    also = (
+        f"They differ in their {' and '.join(differ)}"
+        if differ
+        else "Input and embedding are alike; the rest is not known"
+    )
+    data = "; ".join(f"{model.name}: {model.licenses.data}" for model in models)
+    return (
+        f"Models are compared as they are, which is no factor of training data by itself. {also}. Trained on: {data}.",
+    )
