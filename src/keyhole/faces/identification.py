@@ -52,7 +52,8 @@ class Searches:
     @property
     def mated(self) -> Bool[_Array, " p"]:
         """Whether the person of each probe is enrolled."""
-        return np.asarray(self.rank > 0)
+        mated: Bool[_Array, " p"] = self.rank > 0
+        return mated
 
     @property
     def alarms(self) -> Bool[_Array, " p"]:

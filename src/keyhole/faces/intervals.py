@@ -129,9 +129,9 @@ def mean_statistic(
     return Statistic(of, subjects, counts)
 
 
-def share(part: Float64[_Array, " r"], whole: Float64[_Array, " r"]) -> Float64[_Array, " r"]:
+def share(part: Float64[_Array, "*r"], whole: Float64[_Array, "*r"]) -> Float64[_Array, "*r"]:
     """Return part / whole, NaN where the whole is 0."""
-    result: Float64[_Array, " r"] = np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
+    result: Float64[_Array, "*r"] = np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
     return result
 
 

@@ -365,13 +365,9 @@ def _equal_errors(scores: _Array, same: _Array) -> Callable[[_Array], _Array]:
     order, ends = _steps(scores)
 
     def of(weights: Float64[_Array, "r n"]) -> Float64[_Array, " r"]:
-        false = _running(weights * ~same, order, ends)
-        true = _running(weights * same, order, ends)
-        impostor, genuine = (weights * ~same).sum(1, keepdims=True), (weights * same).sum(1, keepdims=True)
-        false, true = (
-            share(false, np.broadcast_to(impostor, false.shape)),
-            share(true, np.broadcast_to(genuine, true.shape)),
-        )
+        if not len(ends):  # all pairs are lost
+            return np.full(len(weights), np.nan)
+        false, true = (_running_share(weights * kind, order, ends) for kind in (~same, same))
         gap = false + true - 1  # false accepts minus false rejects, rising from -1
         met = gap >= -1e-12
         after = np.maximum(met.argmax(1), 1)
@@ -382,6 +378,11 @@ def _equal_errors(scores: _Array, same: _Array) -> Callable[[_Array], _Array]:
         return np.where(met.any(1), value, np.nan)
 
     return of
+
+
+def _running_share(weights: _Array, order: _Array, ends: _Array) -> _Array:
+    running = _running(weights, order, ends)
+    return share(running, np.broadcast_to(weights.sum(1, keepdims=True), running.shape))
 
 
 def _best_threshold(scores: _Array, same: _Array) -> float:
