@@ -52,15 +52,15 @@ class Searches:
     @property
     def mated(self) -> Bool[_Array, " p"]:
         """Whether the person of each probe is enrolled."""
-        return np.array(self.rank > 0, bool)
+        return np.asarray(self.rank > 0, bool)
 
     @property
     def alarms(self) -> Bool[_Array, " p"]:
         """Which probes are non-mated searches: of a person not enrolled, with a face."""
-        return ~self.mated & self.found
+        return np.asarray(~self.mated & self.found, bool)
 
-    def subset(self, where: Bool[_Array, " p"]) -> Searches:
-        """Return some of the searches, such as those of one camera; the gallery stays the same."""
+    def subset(self, where: Bool[_Array, " p"] | Int64[_Array, " m"]) -> Searches:
+        """Return some of the searches, by flags or positions, such as those of one camera; the gallery stays."""
         kept = {name: getattr(self, name)[where] for name in ("mate", "other", "rank", "found", "subjects")}
         return replace(self, **kept)
 

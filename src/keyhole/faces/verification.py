@@ -24,7 +24,7 @@ FEWEST_EVENTS = 3
 
 _Array = np.ndarray
 _Scores = Float[_Array, " n"]
-_Flags = Bool[_Array, " n"]
+_Flags = Bool[_Array, " m"]
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def eer_statistic(
     return None if np.isnan(found.value()) else found
 
 
-def fold_accuracy(scores: _Scores, same: _Flags, folds: Int64[_Array, " n"]) -> FoldAccuracy:
+def fold_accuracy(scores: _Scores, same: _Flags, folds: Int64[_Array, " k"]) -> FoldAccuracy:
     """Return the share of pairs told right in each fold, with the threshold that is best on all other folds.
 
     Thresholds lie midway between scores of those other folds. Where several are equally good the middle one of them is
@@ -277,7 +277,7 @@ def accuracy_statistic(accuracy: FoldAccuracy, subjects: Sequence[Sequence[str]]
     return mean_statistic(accuracy.correct, np.asarray(subjects))
 
 
-def error_vs_discard(errors: Bool[_Array, " n"], quality: _Scores, discarded: Sequence[float]) -> Float64[_Array, " k"]:
+def error_vs_discard(errors: _Flags, quality: _Scores, discarded: Sequence[float]) -> Float64[_Array, " k"]:
     """Return the share of errors among what is left after the worst has been discarded, from 0 to 1.
 
     Of n pictures (or pairs, with the lower quality of the two) the ``share * n`` of lowest quality are left out. Where
