@@ -14,6 +14,7 @@ from keyhole.faces.samples import (
     Sample,
     counted,
     read_manifest,
+    read_pairs,
     repeated,
     shortened,
     stray_note,
@@ -138,6 +139,36 @@ def test_pairs(tmp_path: Path) -> None:
     pairs = PairSet("p", tmp_path, samples, np.array([[0, 2], [0, 1]]), np.array([True, False]), np.array([1, 1]))
     assert pairs.subjects().tolist() == [["Ann", "Ann"], ["Ann", "Bob"]]
     assert pairs.summary() == "p: 2 pairs (1 of one person) in 1 fold; 3 pictures of 2 people"
+
+
+PAIRS = "role,path,identity,pair,fold\nreference,p.jpg,Ann,1,1\nprobe,x/1.png,Ann,1,1\n"
+
+
+def test_a_manifest_of_pairs(root: Path) -> None:
+    more = "probe,p.jpg,Ann,2,2\nreference,x/2.png,Bob,2,2\n"
+    found = read_pairs(put(root, "m.csv", PAIRS + more))
+    assert [sample.path for sample in found.samples] == ["p.jpg", "x/1.png", "x/2.png"]
+    assert found.pairs.tolist() == [[0, 1], [2, 0]]
+    assert found.same.tolist() == [True, False]
+    assert found.folds.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (PAIRS.replace("reference", "gallery"), "line 2: the role is 'gallery', expected reference or probe"),
+        (PAIRS + "probe,x/2.png,Ann,1,1\n", "pair '1' has two lines of the role probe"),
+        (PAIRS + "probe,x/2.png,Ann,2,1\n", "pair '2'; expected a reference and a probe, both of one numbered fold"),
+        (PAIRS.replace("1,1\nprobe", "1,2\nprobe"), "pair '1'; expected a reference and a probe, both of one numbered"),
+        (PAIRS.replace(",1,1", ",1,x"), "pair '1'; expected a reference and a probe, both of one numbered fold"),
+        (PAIRS.replace("p.jpg", "q.jpg"), "1 picture of 2 not found in .*, first 'q.jpg'"),
+        ("role,path,identity\n", "has no pair; expected two lines each"),
+        ("role,path,identity\nreference,p.jpg,Ann\nprobe,x/1.png,Ann\n", "pair ''; expected a reference and a probe"),
+    ],
+)
+def test_bad_manifests_of_pairs(root: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_pairs(put(root, "m.csv", text))
 
 
 def test_words() -> None:

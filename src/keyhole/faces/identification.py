@@ -52,15 +52,15 @@ class Searches:
     @property
     def mated(self) -> Bool[_Array, " p"]:
         """Whether the person of each probe is enrolled."""
-        return np.asarray(self.rank > 0)
+        return np.asarray(self.rank > 0, bool)
 
     @property
     def alarms(self) -> Bool[_Array, " p"]:
         """Which probes are non-mated searches: of a person not enrolled, with a face."""
-        return ~self.mated & self.found
+        return np.asarray(~self.mated & self.found, bool)
 
-    def subset(self, where: Bool[_Array, " p"]) -> Searches:
-        """Return some of the searches, such as those of one camera; the gallery stays the same."""
+    def subset(self, where: Bool[_Array, " p"] | Int64[_Array, " m"]) -> Searches:
+        """Return some of the searches, by flags or positions, such as those of one camera; the gallery stays."""
         kept = {name: getattr(self, name)[where] for name in ("mate", "other", "rank", "found", "subjects")}
         return replace(self, **kept)
 
@@ -334,15 +334,13 @@ def fnir_at_fpir(searches: Searches, wanted: float) -> float | None:
 def rank_statistic(searches: Searches, k: int = 1) -> Statistic:
     """Return :func:`rank_k` as a statistic for intervals."""
     _check_mated(searches)
-    return mean_statistic(hits(searches, k), searches.subjects, where=searches.mated)
+    return _mean(hits(searches, k), searches, searches.mated)
 
 
 def cmc_area_statistic(searches: Searches) -> Statistic:
     """Return :func:`cmc_area` as a statistic for intervals: the mean over searches of (n + 1 - rank) / n."""
     _check_mated(searches)
-    return mean_statistic(
-        (searches.people + 1 - searches.rank) / searches.people, searches.subjects, where=searches.mated
-    )
+    return _mean((searches.people + 1 - searches.rank) / searches.people, searches, searches.mated)
 
 
 def fnir_statistic(searches: Searches, threshold: float, *, rank: int = 1) -> Statistic:
@@ -350,14 +348,14 @@ def fnir_statistic(searches: Searches, threshold: float, *, rank: int = 1) -> St
     _check_mated(searches)
     _check_threshold(threshold)
     missed = ~(hits(searches, rank) & (searches.mate >= threshold))
-    return mean_statistic(missed, searches.subjects, where=searches.mated)
+    return _mean(missed, searches, searches.mated)
 
 
 def fpir_statistic(searches: Searches, threshold: float) -> Statistic:
     """Return :func:`fpir` at a threshold that stays, as a statistic for intervals."""
     alarms = _check_alarms(searches)
     _check_threshold(threshold)
-    return mean_statistic(searches.other >= threshold, searches.subjects, where=alarms)
+    return _mean(searches.other >= threshold, searches, alarms)
 
 
 def fnir_at_fpir_statistic(searches: Searches, wanted: float) -> Statistic | None:
@@ -378,6 +376,11 @@ def fnir_at_fpir_statistic(searches: Searches, wanted: float) -> Statistic | Non
         return 1 - accepted(weights[:, mated], weights[:, alarms])
 
     return Statistic(of, searches.subjects, mated, strata=mated)
+
+
+def _mean(values: _Array, searches: Searches, where: Bool[_Array, " p"]) -> Statistic:
+    """Return a mean over some searches; people who are enrolled and people who are not are drawn apart."""
+    return replace(mean_statistic(values, searches.subjects, where=where), strata=searches.mated)
 
 
 @dataclass(frozen=True)

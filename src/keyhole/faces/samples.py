@@ -6,7 +6,7 @@ import csv
 import io
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -131,12 +131,13 @@ class PairSet:
         )
 
 
-def write_manifest(path: Path, protocol: IdentificationSet) -> None:
+def write_manifest(path: Path, protocol: IdentificationSet | PairSet) -> None:
     """Write the samples of a set as CSV, whole or not at all.
 
-    The columns are ``role`` (gallery or probe), ``path`` (below the root), ``identity``, ``camera``, ``box`` (left,
-    top, width, height), ``landmarks`` (ten numbers), ``aligned`` (yes or nothing), then one for every attribute.
-    Notes and the setting of views are not in it.
+    The columns are ``role``, ``path`` (below the root), ``identity``, ``camera``, ``box`` (left, top, width, height),
+    ``landmarks`` (ten numbers), ``aligned`` (yes or nothing), then one for every attribute. The role is gallery or
+    probe. Pairs are two lines each, reference and probe, with the columns ``pair`` (from 1) and ``fold`` more. Notes
+    and the setting of views are not in it.
 
     Args:
         path: The CSV file.
@@ -146,18 +147,19 @@ def write_manifest(path: Path, protocol: IdentificationSet) -> None:
         SettingError: An attribute has the name of a column.
         RunError: The file cannot be written.
     """
-    everything = [("gallery", sample) for sample in protocol.gallery] + [("probe", s) for s in protocol.probes]
-    extra = sorted({key for _, sample in everything for key in sample.attributes})
-    if clash := set(extra) & set(_COLUMNS):
+    columns = _COLUMNS if isinstance(protocol, IdentificationSet) else (*_COLUMNS, *_PAIR_COLUMNS)
+    rows = _set_rows(protocol) if isinstance(protocol, IdentificationSet) else _pair_rows(protocol)
+    extra = sorted({key for _, sample, _ in rows for key in sample.attributes})
+    if clash := set(extra) & {*_COLUMNS, *_PAIR_COLUMNS}:
         raise SettingError(f"The attribute {min(clash)!r} has the name of a column of the manifest. Rename it.")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_COLUMNS, *extra])
-    for role, sample in everything:
+    writer.writerow([*columns, *extra])
+    for role, sample, pair in rows:
         points = [number for point in sample.landmarks or () for number in point]
         fixed = [role, sample.path, sample.identity, sample.camera, _numbers(sample.box or ()), _numbers(points)]
         more = [sample.attributes.get(key, "") for key in extra]
-        writer.writerow([*fixed, "yes" if sample.aligned else "", *more])
+        writer.writerow([*fixed, "yes" if sample.aligned else "", *pair, *more])
     write_text(path, text.getvalue())
 
 
@@ -175,10 +177,7 @@ def read_manifest(path: Path, *, root: Path | None = None, views: Views = "best"
     Raises:
         DataError: It is missing or not of that form, a picture is missing, or nobody is enrolled or searched for.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}. Expected a manifest in CSV there.") from error
+    data = _bytes_of(path)
     with open_album(root or path.parent) as album:
         return manifest_set(data, album, where=str(path), views=views)
 
@@ -195,19 +194,42 @@ def manifest_set(data: bytes, album: Album, *, where: str, views: Views = "best"
     Raises:
         DataError: As for :func:`read_manifest`.
     """
-    lines = list(_manifest_lines(data, where))
-    missing = [sample.path for _, sample in lines if not album.has(sample.path)]
-    if missing:
-        raise DataError(
-            f"{where}: {counted(len(missing), 'picture')} of {len(lines)} not found in {album.root}, first "
-            f"{missing[0]!r}. Expected paths below that folder; put the pictures there or correct the manifest."
-        )
-    gallery = tuple(sample for role, sample in lines if role == "gallery")
-    probes = tuple(sample for role, sample in lines if role == "probe")
+    lines = _manifest_lines(data, where, ("gallery", "probe"))
+    _check_there(lines, album, where)
+    gallery = tuple(sample for role, sample, _ in lines if role == "gallery")
+    probes = tuple(sample for role, sample, _ in lines if role == "probe")
     for role, found in (("gallery", gallery), ("probe", probes)):
         if not found:
             raise DataError(f"{where} has no line whose role is {role!r}; expected at least one. Add it.")
     return IdentificationSet("manifest", album.root, gallery, probes, views=views)
+
+
+def read_pairs(path: Path, *, root: Path | None = None) -> PairSet:
+    """Return the pairs that a manifest describes; its form is that of :func:`write_manifest`.
+
+    Args:
+        path: The CSV file, with two lines for each number in the column ``pair``: a reference and a probe.
+        root: Folder or archive that its paths are in; None: the folder of the CSV file.
+
+    Raises:
+        DataError: It is missing or not of that form, or a picture is missing.
+    """
+    data = _bytes_of(path)
+    with open_album(root or path.parent) as album:
+        lines = _manifest_lines(data, str(path), ("reference", "probe"))
+        _check_there(lines, album, str(path))
+    position: dict[str, int] = {}
+    samples: list[Sample] = []
+    pairs, folds = [], []
+    for reference, probe, fold in _couples(lines, str(path)):
+        for sample in (reference, probe):
+            if repr(sample) not in position:
+                position[repr(sample)] = len(samples)
+                samples.append(sample)
+        pairs.append([position[repr(reference)], position[repr(probe)]])
+        folds.append(fold)
+    same = np.array([samples[a].identity == samples[b].identity for a, b in pairs])
+    return PairSet("manifest", album.root, tuple(samples), np.array(pairs, np.int64), same, np.array(folds, np.int64))
 
 
 def shortened(names: Iterable[str], *, most: int = 3) -> str:
@@ -229,7 +251,37 @@ def stray_note(names: Sequence[str], *, expected: str) -> tuple[str, ...]:
     return (f"{counted(len(names), 'stray picture')} left out: {shortened(names)}; expected names like {expected}.",)
 
 
-def _manifest_lines(data: bytes, where: str) -> Iterator[tuple[str, Sample]]:
+def _set_rows(protocol: IdentificationSet) -> list[_Line]:
+    parts = (("gallery", protocol.gallery), ("probe", protocol.probes))
+    return [(role, sample, ()) for role, samples in parts for sample in samples]
+
+
+def _pair_rows(protocol: PairSet) -> list[_Line]:
+    return [
+        (role, protocol.samples[i], (str(number), str(fold)))
+        for number, (pair, fold) in enumerate(zip(protocol.pairs.tolist(), protocol.folds.tolist(), strict=True), 1)
+        for role, i in zip(("reference", "probe"), pair, strict=True)
+    ]
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}. Expected a manifest in CSV there.") from error
+
+
+def _check_there(lines: Sequence[tuple[str, Sample, object]], album: Album, where: str) -> None:
+    missing = [sample.path for _, sample, _ in lines if not album.has(sample.path)]
+    if missing:
+        raise DataError(
+            f"{where}: {counted(len(missing), 'picture')} of {len(lines)} not found in {album.root}, first "
+            f"{missing[0]!r}. Expected paths below that folder; put the pictures there or correct the manifest."
+        )
+
+
+def _manifest_lines(data: bytes, where: str, roles: tuple[str, str]) -> list[tuple[str, Sample, dict[str, str]]]:
+    """Return role, sample and all fields of every line."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -242,19 +294,37 @@ def _manifest_lines(data: bytes, where: str) -> Iterator[tuple[str, Sample]]:
         if absent or len(set(columns)) != len(columns):
             odd = f"no column {absent[0]!r}" if absent else "two columns of one name"
             raise DataError(f"{where} has {odd}; expected a first line {','.join(_COLUMNS)}. Correct it.")
-        for row in reader:
-            yield _sample(row, f"{where}, line {reader.line_num}")
+        return [_line(row, roles, f"{where}, line {reader.line_num}") for row in reader]
     except csv.Error as error:
         raise DataError(f"{where}, line {reader.line_num}, is not CSV: {error}. Correct it.") from error
 
 
-def _sample(row: dict[str, str], where: str) -> tuple[str, Sample]:
+def _couples(lines: Sequence[tuple[str, Sample, dict[str, str]]], where: str) -> list[tuple[Sample, Sample, int]]:
+    """Return reference, probe and fold of every pair."""
+    two: dict[str, dict[str, tuple[Sample, str]]] = {}
+    for role, sample, row in lines:
+        members = two.setdefault(row.get("pair", ""), {})
+        if role in members:
+            raise DataError(f"{where}: pair {row.get('pair', '')!r} has two lines of the role {role}. Correct it.")
+        members[role] = (sample, row.get("fold", ""))
+    if not two:
+        raise DataError(f"{where} has no pair; expected two lines each, reference and probe. Add them.")
+    couples = []
+    for name, members in two.items():
+        told = {fold for _, fold in members.values()}
+        if len(members) != 2 or len(told) != 1 or not (fold := told.pop()).isdecimal():
+            raise DataError(f"{where}: pair {name!r}; expected a reference and a probe, both of one numbered fold.")
+        couples.append((members["reference"][0], members["probe"][0], int(fold)))
+    return couples
+
+
+def _line(row: dict[str, str], roles: tuple[str, str], where: str) -> tuple[str, Sample, dict[str, str]]:
     if None in row or None in row.values():
         raise DataError(f"{where}: more or fewer fields than columns. Put names that hold a comma into quotes.")
     row = {key: value.strip() for key, value in row.items()}
     role, path, identity = row["role"], row["path"], row["identity"]
-    if role not in ("gallery", "probe"):
-        raise DataError(f"{where}: the role is {role!r}, expected gallery or probe. Correct it.")
+    if role not in roles:
+        raise DataError(f"{where}: the role is {role!r}, expected {roles[0]} or {roles[1]}. Correct it.")
     if not path or not identity:
         raise DataError(f"{where}: no path or no identity. Give also people who are not enrolled a name each.")
     if (aligned := row.get("aligned", "")) not in ("", "yes", "no"):
@@ -263,6 +333,7 @@ def _sample(row: dict[str, str], where: str) -> tuple[str, Sample]:
     if box and (box[2] <= 0 or box[3] <= 0):
         raise DataError(f"{where}: a box of {box[2]:g} x {box[3]:g} pixels; expected left, top, width and height.")
     flat = _read_numbers(row.get("landmarks", ""), 10, where)
+    known = {*_COLUMNS, *_PAIR_COLUMNS}
     sample = Sample(
         path=path.replace("\\", "/"),
         identity=identity,
@@ -270,9 +341,9 @@ def _sample(row: dict[str, str], where: str) -> tuple[str, Sample]:
         box=(box[0], box[1], box[2], box[3]) if box else None,
         landmarks=tuple(zip(flat[::2], flat[1::2], strict=True)) if flat else None,
         aligned=aligned == "yes",
-        attributes={key: value for key, value in row.items() if key not in _COLUMNS and value},
+        attributes={key: value for key, value in row.items() if key not in known and value},
     )
-    return role, sample
+    return role, sample, row
 
 
 def _numbers(values: Iterable[float]) -> str:
@@ -304,4 +375,6 @@ def repeated(values: Iterable[str]) -> list[str]:
     return sorted(value for value, count in Counter(values).items() if count > 1)
 
 
+_Line = tuple[str, Sample, tuple[str, ...]]
 _COLUMNS = ("role", "path", "identity", "camera", "box", "landmarks", "aligned")
+_PAIR_COLUMNS = ("pair", "fold")

@@ -24,7 +24,7 @@ FEWEST_EVENTS = 3
 
 _Array = np.ndarray
 _Scores = Float[_Array, " n"]
-_Flags = Bool[_Array, " n"]
+_Flags = Bool[_Array, " m"]
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def eer_statistic(
     return None if np.isnan(found.value()) else found
 
 
-def fold_accuracy(scores: _Scores, same: _Flags, folds: Int64[_Array, " n"]) -> FoldAccuracy:
+def fold_accuracy(scores: _Scores, same: _Flags, folds: Int64[_Array, " k"]) -> FoldAccuracy:
     """Return the share of pairs told right in each fold, with the threshold that is best on all other folds.
 
     Thresholds lie midway between scores of those other folds. Where several are equally good the middle one of them is
@@ -277,7 +277,7 @@ def accuracy_statistic(accuracy: FoldAccuracy, subjects: Sequence[Sequence[str]]
     return mean_statistic(accuracy.correct, np.asarray(subjects))
 
 
-def error_vs_discard(errors: Bool[_Array, " n"], quality: _Scores, discarded: Sequence[float]) -> Float64[_Array, " k"]:
+def error_vs_discard(errors: _Flags, quality: _Scores, discarded: Sequence[float]) -> Float64[_Array, " k"]:
     """Return the share of errors among what is left after the worst has been discarded, from 0 to 1.
 
     Of n pictures (or pairs, with the lower quality of the two) the ``share * n`` of lowest quality are left out. Where
@@ -365,13 +365,9 @@ def _equal_errors(scores: _Array, same: _Array) -> Callable[[_Array], _Array]:
     order, ends = _steps(scores)
 
     def of(weights: Float64[_Array, "r n"]) -> Float64[_Array, " r"]:
-        false = _running(weights * ~same, order, ends)
-        true = _running(weights * same, order, ends)
-        impostor, genuine = (weights * ~same).sum(1, keepdims=True), (weights * same).sum(1, keepdims=True)
-        false, true = (
-            share(false, np.broadcast_to(impostor, false.shape)),
-            share(true, np.broadcast_to(genuine, true.shape)),
-        )
+        if not len(ends):  # all pairs are lost
+            return np.full(len(weights), np.nan)
+        false, true = (_running_share(weights * kind, order, ends) for kind in (~same, same))
         gap = false + true - 1  # false accepts minus false rejects, rising from -1
         met = gap >= -1e-12
         after = np.maximum(met.argmax(1), 1)
@@ -382,6 +378,11 @@ def _equal_errors(scores: _Array, same: _Array) -> Callable[[_Array], _Array]:
         return np.where(met.any(1), value, np.nan)
 
     return of
+
+
+def _running_share(weights: _Array, order: _Array, ends: _Array) -> _Array:
+    running = _running(weights, order, ends)
+    return share(running, np.broadcast_to(weights.sum(1, keepdims=True), running.shape))
 
 
 def _best_threshold(scores: _Array, same: _Array) -> float:

@@ -10,7 +10,7 @@ import pytest
 from faces.trees import Embedder, blind, half_right, lfw_tree, pair_scores, perfect, picture, put, zipped
 from keyhole.errors import DataError, SettingError
 from keyhole.faces.protocols import lfw
-from keyhole.faces.samples import PairSet
+from keyhole.faces.samples import PairSet, read_pairs, write_manifest
 from keyhole.faces.verification import equal_error_rate, fold_accuracy, tar_at_far
 
 
@@ -137,8 +137,11 @@ def test_bad_pairs(small: Path, old: str, new: str, message: str) -> None:
 
 def test_pairs_that_are_no_text_or_stand_twice(small: Path) -> None:
     text = (small / "pairs.txt").read_text()
-    (small / "pairs.txt").write_text(text.replace("P_000\t1\t3", "P_000\t2\t1", 1))
-    assert "1 pair of pairs.txt listed more than once." in lfw.read(small).notes
+    (small / "pairs.txt").write_text(text.replace("P_000\t1\t3", "P_000\t2\t1").replace("P_001\t2\t3", "P_001\t2\t2"))
+    assert lfw.read(small).notes[1:] == (
+        "1 pair of pairs.txt listed more than once.",
+        "1 pair of a picture with itself in pairs.txt.",
+    )
     (small / "pairs.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match=r"is not UTF-8 text; the official form"):
         lfw.read(small)
@@ -155,6 +158,17 @@ def test_strays_are_told_and_copies_refused(small: Path) -> None:
         DataError, match=r"holds P_004/P_004_0002.jpg and funneled/P_004/P_004_0002.png. Name the folder"
     ):
         lfw.read(small)
+
+
+def test_pairs_become_a_manifest(small: Path) -> None:
+    found = lfw.read(small)
+    write_manifest(small / "manifest.csv", found)
+    again = read_pairs(small / "manifest.csv")
+    for which in (0, 1):
+        before, after = ([p.samples[i] for i in p.pairs[:, which]] for p in (found, again))
+        assert before == after
+    assert np.array_equal(found.same, again.same)
+    assert np.array_equal(found.folds, again.folds)
 
 
 def test_names_are_compared_in_composed_form(small: Path) -> None:

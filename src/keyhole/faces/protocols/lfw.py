@@ -115,6 +115,8 @@ def _pairs(text: str, where: str) -> tuple[list[_Line], tuple[str, ...]]:
         notes.append(f"{counted(folds, 'fold')} of {each} + {each} pairs; {official}.")
     if twice := len(lines) - len({frozenset((line.first, line.second)) for line in lines}):
         notes.append(f"{counted(twice, 'pair')} of pairs.txt listed more than once.")
+    if alone := sum(line.first == line.second for line in lines):
+        notes.append(f"{counted(alone, 'pair')} of a picture with itself in pairs.txt.")
     return lines, tuple(notes)
 
 
