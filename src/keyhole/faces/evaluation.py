@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from keyhole.faces.models import FaceModel
 
 
+_CAMERA = Degradation(SIDE_PX)  # its size is replaced by those of the probes
+
+
 @dataclass(frozen=True)
 class Setting:
     """Under which conditions a model is evaluated.
@@ -45,7 +48,7 @@ class Setting:
     match: tuple[str, ...] = ("none",)
     shrink: Literal["probe", "both"] = "probe"
     margin: float | None = None
-    how: Degradation = Degradation(SIDE_PX)
+    how: Degradation = _CAMERA
     seed: int = 0
     draws: int = 2000
     fpir: float = 0.01

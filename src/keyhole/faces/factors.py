@@ -1,7 +1,7 @@
 """Which factor helps, alone and together: model, crop extent, size of the probe and matching, in one table.
 
-After Aghdam et al. (2019), https://arxiv.org/abs/1907.10104, who name three: the training data, matching the resolutions of
-gallery and probe, and how much the probe shows.
+After Aghdam et al. (2019), https://arxiv.org/abs/1907.10104, who name three: the training data, matching the
+resolutions of gallery and probe, and how much the probe shows.
 """
 
 from __future__ import annotations

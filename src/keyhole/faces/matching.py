@@ -134,8 +134,8 @@ def fit_matcher(
 ) -> Matcher:
     """Learn to match from embeddings of the same faces, sharp and small; no labels are used.
 
-    For each size, a ridge regression takes embeddings of small faces to those of the sharp ones. How well it restores is
-    measured on every fifth face, with a map of the others.
+    For each size, a ridge regression takes embeddings of small faces to those of the sharp ones. How well it restores
+    is measured on every fifth face, with a map of the others.
 
     Args:
         sharp: Embeddings of sharp faces.
