@@ -1,0 +1,1 @@
+"""Low-resolution faces: models, degradation, resolution matching, protocols and metrics."""

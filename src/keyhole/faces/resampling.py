@@ -1,0 +1,432 @@
+"""The resamplers of Pillow, OpenCV and PyTorch, each as two small matrices over a whole batch.
+
+The three libraries give different small pictures under the same word: Pillow always averages over what it
+shrinks and rounds to whole gray levels between its two passes; OpenCV does not average, except with ``area``;
+PyTorch averages only where antialiasing is asked for, and rounds once, at the end. A method here is named after the
+library and the library's own word, and gives its picture within one gray level.
+
+All arithmetic is exact, so the result depends neither on the batch, nor on the number of threads, nor on the device.
+Weights are multiples of 2^-k, with k such that every sum of products is a whole number of units below 2^24, which
+float32 holds exactly in any order of summation. Pillow's first pass is done in float64 in Pillow's own units of 2^-22
+and is equal to Pillow's: a difference of one gray level there could grow to two in the second.
+
+For training, ``torch-bicubic-antialias`` is Pillow's bicubic kernel rounded once instead of twice, at twice the speed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from keyhole.errors import SettingError, ShapeError, unknown_name
+
+CHANNELS = 3
+CHUNK = 8  # images of 112 x 112 at a time: their floats stay within a core's second cache
+MAX_SIZE_PX = 4096
+_EXACT_BITS = 24  # of a float32
+_PIXEL_BITS = 8
+_HALVES_BITS = 9  # whole gray levels plus one half
+_FRACTION_BITS = 11  # OpenCV's own precision
+_EIGHTHS = 1.5 * 2**20  # adding and subtracting it rounds a float32 to a multiple of 1/8
+_PILLOW_BITS = 22  # PRECISION_BITS in Pillow's Resample.c
+_HALVED_FROM_PX = 24  # from here on two blocks down the columns are faster than one
+
+_Axis = Callable[[int, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to resample an axis, and whether the library rounds to whole gray levels after the first."""
+
+    axis: _Axis
+    rounds_between: bool
+
+
+@dataclass(frozen=True)
+class Block:
+    """The weights from a run of pixels to a run of pixels."""
+
+    source: slice
+    target: slice
+    weights: Float[Tensor, "a b"]
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The two passes of a method from one size to another: along the rows, then down the columns."""
+
+    from_px: int
+    to_px: int
+    across: tuple[Block, ...]
+    down: tuple[Block, ...]
+    rounds_between: bool
+
+
+class Workspace:
+    """Memory that is used again for every chunk: fresh memory costs as much as the arithmetic."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._kept: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return a tensor of that shape with anything in it; it holds until the same name is taken again."""
+        size = math.prod(shape)
+        if name not in self._kept or len(self._kept[name]) < size:
+            self._kept[name] = torch.empty(size, dtype=dtype, device=self._device)
+        return self._kept[name][:size].view(shape)
+
+
+def resample(crops: UInt8[Tensor, "n s s 3"], size_px: int, method: str) -> UInt8[Tensor, "n t t 3"]:
+    """Return square pictures at another size, as the named library would make them, within one gray level.
+
+    The same pixels come out for any batch size and on any device.
+
+    Args:
+        crops: Square RGB pictures.
+        size_px: The side of the result.
+        method: A name from ``METHODS``, such as ``"pil-bicubic"`` or ``"cv2-area"``.
+
+    Raises:
+        ShapeError: The pictures are not square RGB of type uint8.
+        SettingError: ``size_px`` is not from 1 to 4096.
+        UnknownNameError: There is no such method.
+
+    Example:
+        >>> resample(torch.tensor([[0, 200], [100, 100]], dtype=torch.uint8).expand(3, 2, 2).movedim(0, -1)[None], 1,
+        ...     "pil-box").tolist()
+        [[[[100, 100, 100]]]]
+    """
+    side = check_crops(crops)
+    passes = passes_of(method, side, size_px, device=crops.device)
+    out = torch.empty((len(crops), size_px, size_px, CHANNELS), dtype=torch.uint8, device=crops.device)
+    work = Workspace(crops.device)
+    for start in range(0, len(crops), CHUNK):
+        to_pixels(run_passes(crops[start : start + CHUNK], passes, work), out[start : start + CHUNK])
+    return out
+
+
+def resampling_matrix(method: str, from_px: int, to_px: int) -> Float[np.ndarray, "t s"]:
+    """Return the weights of a method along one axis; each row sums to 1.
+
+    Args:
+        method: A name from ``METHODS``.
+        from_px: Pixels along the axis before.
+        to_px: Pixels along the axis after.
+
+    Raises:
+        SettingError: A size is not from 1 to 4096.
+        UnknownNameError: There is no such method.
+
+    Example:
+        >>> resampling_matrix("cv2-area", 4, 2)
+        array([[0.5, 0.5, 0. , 0. ],
+               [0. , 0. , 0.5, 0.5]])
+    """
+    for size in (from_px, to_px):
+        if not 1 <= size <= MAX_SIZE_PX:
+            raise SettingError(
+                f"A picture of {size} px was asked for, expected 1 to {MAX_SIZE_PX}; choose another size."
+            )
+    chosen = find_method(method)
+    return np.eye(to_px) if from_px == to_px else chosen.axis(from_px, to_px)
+
+
+def find_method(name: str) -> Method:
+    """Return the method of that name.
+
+    Raises:
+        UnknownNameError: There is none.
+    """
+    if name not in METHODS:
+        raise unknown_name("resampler", name, METHODS)
+    return METHODS[name]
+
+
+def check_crops(crops: Tensor) -> int:
+    """Return the side of a batch of square RGB pictures.
+
+    Raises:
+        ShapeError: It is something else.
+    """
+    shape = tuple(crops.shape)
+    if crops.dtype != torch.uint8 or len(shape) != 4 or shape[1] != shape[2] or shape[3] != CHANNELS or shape[1] < 1:
+        raise ShapeError(
+            f"Crops are a uint8 tensor of n x side x side x 3 (RGB), got {crops.dtype} {shape}; crop squares first."
+        )
+    return int(shape[1])
+
+
+@lru_cache(maxsize=512)
+def passes_of(method: str, from_px: int, to_px: int, *, device: torch.device, blur_sigma_px: float = 0.0) -> Passes:
+    """Return the two passes of a method, blurred first where asked.
+
+    Args:
+        method: A name from ``METHODS``.
+        from_px: Side before.
+        to_px: Side after.
+        device: Where the weights shall lie.
+        blur_sigma_px: Width of a Gaussian blur before the resampling, in pixels of the picture before; it is folded
+            into the weights, so nothing is rounded between the blur and the first pass.
+
+    Raises:
+        SettingError: A size is not from 1 to 4096.
+        UnknownNameError: There is no such method.
+    """
+    weights = resampling_matrix(method, from_px, to_px)
+    if blur_sigma_px:
+        weights = weights @ _gaussian(from_px, blur_sigma_px)
+    rounds = METHODS[method].rounds_between
+    headroom = math.ceil(math.log2(np.abs(weights).sum(axis=1).max() - 1e-9))
+    first = _whole_units(weights, bits=_EXACT_BITS - _PIXEL_BITS - headroom)
+    second = _whole_units(weights, bits=_FRACTION_BITS)
+    if rounds:
+        first = np.floor(np.abs(weights) * 2**_PILLOW_BITS + 0.5) * np.sign(weights) / 2**_PILLOW_BITS
+        second = _whole_units(weights, bits=_EXACT_BITS - _HALVES_BITS - headroom)
+    columns_first = to_px < from_px and not rounds
+    return Passes(
+        from_px,
+        to_px,
+        across=_across(second if columns_first else first, device),
+        down=_down(first if columns_first else second, device),
+        rounds_between=rounds,
+    )
+
+
+def run_passes(pictures: UInt8[Tensor, "n s s 3"], passes: Passes, work: Workspace) -> Float[Tensor, "n t v"]:
+    """Return resampled gray levels plus one half, so that cutting off the fraction rounds; not clipped yet.
+
+    Args:
+        pictures: Square RGB pictures of the size that the passes start from.
+        passes: From :func:`passes_of`.
+        work: Memory of the caller; holds the result until it is used again.
+    """
+    count, wide, narrow = len(pictures), CHANNELS * passes.from_px, CHANNELS * passes.to_px
+    out = work.take("out", (count, passes.to_px, narrow))
+    if passes.rounds_between:
+        doubles = work.take("doubles", (count, passes.from_px, wide), torch.float64).copy_(pictures.flatten(2))
+        exact = work.take("exact", (count, passes.from_px, narrow), torch.float64)
+        columns = work.take("first", exact.shape).copy_(_run_across(doubles, passes.across, exact).add_(0.5).floor_())
+        return _run_down(columns.clamp_(0, 255).add_(0.5), passes.down, out)
+    pixels = work.take("pixels", (count, passes.from_px, wide)).copy_(pictures.flatten(2))
+    if passes.to_px < passes.from_px:  # columns first: fewer products, and the order makes no difference here
+        rows = _run_down(pixels, passes.down, work.take("first", (count, passes.to_px, wide)))
+        return _run_across(_to_halves(rows), passes.across, out)
+    columns = _run_across(pixels, passes.across, work.take("first", (count, passes.from_px, narrow)))
+    return _run_down(_to_halves(columns), passes.down, out)
+
+
+def _to_halves(values: Tensor) -> Tensor:
+    return values.add_(_EIGHTHS).sub_(_EIGHTHS).add_(0.5)
+
+
+def _run_across(values: Tensor, blocks: tuple[Block, ...], out: Tensor) -> Tensor:
+    rows, result = values.flatten(0, 1), out.flatten(0, 1)
+    for block in blocks:
+        torch.mm(rows[:, block.source], block.weights, out=result[:, block.target])
+    return out
+
+
+def _run_down(values: Tensor, blocks: tuple[Block, ...], out: Tensor) -> Tensor:
+    for block in blocks:
+        weights = block.weights.expand(len(values), -1, -1)
+        torch.bmm(weights, values[:, block.source], out=out[:, block.target])
+    return out
+
+
+def to_pixels(values: Float[Tensor, "n s w"], out: UInt8[Tensor, "n s s 3"]) -> None:
+    """Write what :func:`run_passes` returned as pixels; ``values`` is used up."""
+    values.clamp_(0, 255)
+    if values.device.type == "cpu":  # numpy's conversion is three times as fast as torch's
+        np.copyto(out.view(values.shape).numpy(), values.numpy(), casting="unsafe")
+    else:
+        out.view(values.shape).copy_(values)
+
+
+def _across(weights: np.ndarray, device: torch.device) -> tuple[Block, ...]:
+    """Cut a banded matrix into blocks, each repeated for the three channels of a pixel.
+
+    Rows of pixels hold red, green and blue in turn. Pulling them apart costs more than multiplying by a matrix that
+    is zero between channels, as long as the blocks follow the band.
+    """
+    best = min((_split(weights, parts) for parts in (1, 2, 3, 4, 6, 8)), key=_cost)
+    blocks = []
+    for first, last, low, high in best:
+        dense = np.kron(weights[first:last, low:high].T, np.eye(CHANNELS, dtype=weights.dtype))
+        source, target = slice(CHANNELS * low, CHANNELS * high), slice(CHANNELS * first, CHANNELS * last)
+        blocks.append(Block(source, target, torch.from_numpy(dense).to(device)))
+    return tuple(blocks)
+
+
+def _down(weights: np.ndarray, device: torch.device) -> tuple[Block, ...]:
+    parts = 2 if min(weights.shape) >= _HALVED_FROM_PX else 1
+    return tuple(
+        Block(slice(low, high), slice(first, last), torch.from_numpy(weights[first:last, low:high].copy()).to(device))
+        for first, last, low, high in _split(weights, parts)
+    )
+
+
+_Part = tuple[int, int, int, int]
+
+
+def _split(weights: np.ndarray, parts: int) -> list[_Part]:
+    edges = np.linspace(0, len(weights), min(parts, len(weights)) + 1).round().astype(int).tolist()
+    split = []
+    for first, last in zip(edges, edges[1:], strict=False):
+        used = np.flatnonzero(np.abs(weights[first:last]).sum(axis=0))
+        split.append((first, last, int(used[0]), int(used[-1]) + 1))
+    return split
+
+
+def _cost(split: list[_Part]) -> float:
+    """Return products per row of pixels, with what one more call costs in products."""
+    return sum((last - first) * (high - low) + 150.0 for first, last, low, high in split)
+
+
+def _whole_units(weights: np.ndarray, *, bits: int) -> np.ndarray:
+    """Round weights to multiples of 2^-bits so that each row still sums to 1, with the largest remainders."""
+    scaled = weights * 2**bits
+    whole = np.floor(scaled)
+    missing = np.rint(2**bits - whole.sum(axis=1)).astype(int)
+    order = np.argsort(whole - scaled, axis=1, kind="stable")
+    raised = np.arange(weights.shape[1]) < missing[:, None]
+    np.put_along_axis(whole, order, np.take_along_axis(whole, order, axis=1) + raised, axis=1)
+    return cast(np.ndarray, (whole / 2**bits).astype(np.float32))
+
+
+def _gaussian(size: int, sigma: float) -> np.ndarray:
+    """Return a Gaussian blur as a matrix; what lies beyond the border is the border's pixel."""
+    reach = max(1, math.ceil(4 * sigma))
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    return _gather(np.repeat([kernel / kernel.sum()], size, axis=0), np.arange(size) - reach, size)
+
+
+def _gather(taps: np.ndarray, first: np.ndarray, size: int) -> np.ndarray:
+    """Return the matrix of rows of taps that start at given pixels; the border's pixel stands for those beyond."""
+    rows, count = taps.shape
+    matrix = np.zeros((rows, size))
+    columns = np.clip(first[:, None] + np.arange(count), 0, size - 1)
+    np.add.at(matrix, (np.arange(rows)[:, None], columns), taps)
+    return matrix
+
+
+def _averaged(kernel: Callable[[np.ndarray], np.ndarray], support: float) -> _Axis:
+    """Return an axis whose kernel is widened when shrinking, cut at the border and scaled to sum 1."""
+
+    def axis(from_px: int, to_px: int) -> np.ndarray:
+        scale = from_px / to_px
+        widened = max(scale, 1.0)
+        center = (np.arange(to_px) + 0.5) * scale
+        low = np.maximum((center - support * widened + 0.5).astype(int), 0)
+        high = np.minimum((center + support * widened + 0.5).astype(int), from_px)
+        pixels = np.arange(from_px)
+        weights = kernel((pixels - center[:, None] + 0.5) / widened)
+        weights = weights * ((pixels >= low[:, None]) & (pixels < high[:, None]))
+        return cast(np.ndarray, weights / weights.sum(axis=1, keepdims=True))
+
+    return axis
+
+
+def _sampled(kernel: Callable[[np.ndarray], np.ndarray], taps: int) -> _Axis:
+    """Return an axis that reads a fixed number of pixels around each point, whatever the scale."""
+
+    def axis(from_px: int, to_px: int) -> np.ndarray:
+        point = (np.arange(to_px) + 0.5) * (from_px / to_px) - 0.5
+        first = np.floor(point).astype(int) - (taps // 2 - 1)
+        weights = kernel(first[:, None] + np.arange(taps) - point[:, None])
+        return _gather(weights / weights.sum(axis=1, keepdims=True), first, from_px)
+
+    return axis
+
+
+def _nearest_center(from_px: int, to_px: int) -> np.ndarray:
+    """Pillow adds up the step from pixel to pixel, so its rounding errors decide where a cell begins."""
+    step = from_px / to_px
+    points = np.cumsum(np.concatenate([[0.5 * step], np.full(to_px - 1, step)]))
+    return np.eye(from_px)[points.astype(int)]
+
+
+def _nearest_corner(from_px: int, to_px: int) -> np.ndarray:
+    return np.eye(from_px)[np.arange(to_px) * from_px // to_px]
+
+
+def _area(from_px: int, to_px: int) -> np.ndarray:
+    """Average by overlap when shrinking; when enlarging, OpenCV mixes two pixels only where a cell has both."""
+    scale = from_px / to_px
+    if scale < 1:
+        first = np.floor(np.arange(to_px) * scale).astype(int)
+        share = (np.arange(to_px) + 1) - (first + 1) / scale
+        share = np.where(share <= 1e-9, 0.0, share - np.floor(share))
+        return _gather(np.stack([1 - share, share], axis=1), first, from_px)
+    edges = np.arange(to_px + 1)[:, None] * scale
+    covered = np.clip(edges - np.arange(from_px), 0, 1)
+    return cast(np.ndarray, np.diff(covered, axis=0) / scale)
+
+
+def _whole_area(from_px: int, to_px: int) -> np.ndarray:
+    """Average every pixel that a cell touches, alike (adaptive average pooling)."""
+    cell = np.arange(to_px)[:, None]
+    low, high = cell * from_px // to_px, -(-(cell + 1) * from_px // to_px)
+    pixels = np.arange(from_px)
+    inside = (pixels >= low) & (pixels < high)
+    return cast(np.ndarray, inside / inside.sum(axis=1, keepdims=True))
+
+
+def _box(x: np.ndarray) -> np.ndarray:
+    return ((x > -0.5) & (x <= 0.5)).astype(float)
+
+
+def _triangle(x: np.ndarray) -> np.ndarray:
+    return cast(np.ndarray, np.maximum(0.0, 1.0 - np.abs(x)))
+
+
+def _hamming(x: np.ndarray) -> np.ndarray:
+    return cast(np.ndarray, np.sinc(x) * (0.54 + 0.46 * np.cos(np.pi * x)) * (np.abs(x) < 1))
+
+
+@cache
+def _cubic(a: float) -> Callable[[np.ndarray], np.ndarray]:
+    def kernel(x: np.ndarray) -> np.ndarray:
+        x = np.abs(x)
+        near = ((a + 2) * x - (a + 3)) * x * x + 1
+        far = (((x - 5) * x + 8) * x - 4) * a
+        return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+    return kernel
+
+
+@cache
+def _lanczos(lobes: int) -> Callable[[np.ndarray], np.ndarray]:
+    def kernel(x: np.ndarray) -> np.ndarray:
+        return cast(np.ndarray, np.sinc(x) * np.sinc(x / lobes) * (np.abs(x) < lobes))
+
+    return kernel
+
+
+METHODS: dict[str, Method] = {
+    "pil-nearest": Method(_nearest_center, rounds_between=True),
+    "pil-box": Method(_averaged(_box, 0.5), rounds_between=True),
+    "pil-bilinear": Method(_averaged(_triangle, 1.0), rounds_between=True),
+    "pil-hamming": Method(_averaged(_hamming, 1.0), rounds_between=True),
+    "pil-bicubic": Method(_averaged(_cubic(-0.5), 2.0), rounds_between=True),
+    "pil-lanczos": Method(_averaged(_lanczos(3), 3.0), rounds_between=True),
+    "cv2-nearest": Method(_nearest_corner, rounds_between=False),
+    "cv2-linear": Method(_sampled(_triangle, 2), rounds_between=False),
+    "cv2-area": Method(_area, rounds_between=False),
+    "cv2-cubic": Method(_sampled(_cubic(-0.75), 4), rounds_between=False),
+    "cv2-lanczos4": Method(_sampled(_lanczos(4), 8), rounds_between=False),
+    "torch-nearest": Method(_nearest_corner, rounds_between=False),
+    "torch-area": Method(_whole_area, rounds_between=False),
+    "torch-bilinear": Method(_sampled(_triangle, 2), rounds_between=False),
+    "torch-bilinear-antialias": Method(_averaged(_triangle, 1.0), rounds_between=False),
+    "torch-bicubic": Method(_sampled(_cubic(-0.75), 4), rounds_between=False),
+    "torch-bicubic-antialias": Method(_averaged(_cubic(-0.5), 2.0), rounds_between=False),
+}
