@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import pairwise
 from typing import cast
 
 import numpy as np
@@ -280,7 +281,7 @@ _Part = tuple[int, int, int, int]
 def _split(weights: np.ndarray, parts: int) -> list[_Part]:
     edges = np.linspace(0, len(weights), min(parts, len(weights)) + 1).round().astype(int).tolist()
     split = []
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in pairwise(edges):
         used = np.flatnonzero(np.abs(weights[first:last]).sum(axis=0))
         split.append((first, last, int(used[0]), int(used[-1]) + 1))
     return split
