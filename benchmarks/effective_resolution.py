@@ -14,8 +14,8 @@ import argparse
 import io
 import json
 import math
-import time
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,9 @@ def warped(crops: Tensor, hows: list[Degradation], generator: torch.Generator) -
     angle = 0.3 * (2 * torch.rand(len(crops), generator=generator) - 1)
     for index, how in enumerate(hows):
         turn = _affine(angle[index : index + 1], torch.ones(1), torch.ones(1), torch.zeros(2, 1))
-        back = _affine(-angle[index : index + 1], torch.ones(1), torch.ones(1), 0.02 * torch.randn(2, 1, generator=generator))
+        back = _affine(
+            -angle[index : index + 1], torch.ones(1), torch.ones(1), 0.02 * torch.randn(2, 1, generator=generator)
+        )
         picture = _sampled(crops[index : index + 1].movedim(3, 1).float(), turn, CROP_PX)
         one = picture.round().clamp(0, 255).to(torch.uint8).movedim(1, 3).contiguous()
         small = resample(one, min(how.face_px, CROP_PX), how.down).movedim(3, 1).float()
@@ -159,7 +161,7 @@ def fit(root: Path, out: Path, steps: int) -> None:
     mean, scale = features.mean(0), features.std(0)
     inputs = (features - mean) / scale
     widths = (inputs.shape[1], *HIDDEN, 1)
-    layers = [nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+    layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
     network = nn.Sequential(*[module for layer in layers for module in (layer, nn.Tanh())][:-1])
     with torch.no_grad():
         layers[-1].bias.fill_(float(targets.mean()))
@@ -190,7 +192,104 @@ def _rounded(values: Tensor) -> Any:
 
 
 def measure(root: Path, lfw: Path | None, out: Path) -> None:
-    raise NotImplementedError
+    people = resample(london(root, held_out=True), CROP_PX, "pil-box")
+    rows = [
+        {"size_px": size, "kind": kind, "codec": codec, **errors(people, Degradation(size, **how, **CODECS[codec]))}
+        for kind, how in KINDS
+        for codec in CODECS
+        for size in SIZES
+    ]
+    extras = [
+        {"size_px": size, "kind": name, "codec": "none", **errors(people, Degradation(size, **how), change)}
+        for name, (how, change) in CHANGES.items()
+        for size in SIZES
+    ]
+    found: dict[str, Any] = {
+        "command": "python benchmarks/effective_resolution.py measure --root london_faces.zip --lfw lfw112.zip",
+        "data": "Face Research Lab London Set (DeBruine & Jones 2017, CC BY 4.0), people held out from the fit",
+        "images": len(people),
+        "worst_median_error_percent": max(row["median_error_percent"] for row in rows),
+        "mean_median_error_percent": round(float(np.mean([row["median_error_percent"] for row in rows])), 2),
+        "at_full_size_px": quantiles(effective_face_px(people)),
+        "rows": rows,
+        "changed": extras,
+    }
+    if lfw is not None:
+        found["lfw"] = on_lfw(lfw)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(found, indent=1) + "\n")
+    draw(rows, out.with_suffix(".png"))
+    print(json.dumps({name: value for name, value in found.items() if name not in ("rows",)}, indent=1))
+
+
+CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
+    "half as bright": ({}, lambda crops: (crops * 0.5).to(torch.uint8)),
+    "low contrast": ({}, lambda crops: (100 + crops * 0.25).to(torch.uint8)),
+    "noise of 2": ({"noise_sigma": 2.0}, None),
+    "noise of 5": ({"noise_sigma": 5.0}, None),
+    "webp=75": ({"codec": "webp", "quality": 75}, None),
+    "gray": ({}, lambda crops: crops.float().mean(3, keepdim=True).expand(-1, -1, -1, 3).to(torch.uint8)),
+    "mirrored": ({}, lambda crops: crops.flip(2)),
+}
+
+
+def errors(people: Tensor, how: Degradation, change: Any = None) -> dict[str, float]:
+    """Return errors of the estimate in percent of the true size."""
+    seen = effective_face_px(degrade(change(people) if change else people, how)).numpy()
+    error = seen / how.face_px - 1
+    return {
+        "median_error_percent": round(100 * float(np.median(np.abs(error))), 2),
+        "p90_error_percent": round(100 * float(np.quantile(np.abs(error), 0.9)), 2),
+        "bias_percent": round(100 * float(np.median(error)), 2),
+    }
+
+
+def quantiles(values: Tensor) -> dict[str, float]:
+    return {f"p{p}": round(float(np.quantile(values.numpy(), p / 100)), 1) for p in (5, 25, 50, 75, 95)}
+
+
+def on_lfw(path: Path) -> dict[str, Any]:
+    """Return what is estimated of crops whose faces had about 76 px in the photos, as they are and shrunk."""
+    with zipfile.ZipFile(path) as archive:
+        names = sorted(name for name in archive.namelist() if name.endswith(".webp"))[::40]
+        crops = torch.from_numpy(
+            np.stack([np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB")) for name in names])
+        )
+    found: dict[str, Any] = {"images": len(crops), "as_they_are_px": quantiles(effective_face_px(crops))}
+    for kind in ("pil-bicubic", "cv2-area", "cv2-linear", "torch-nearest"):
+        for codec in CODECS:
+            cells = [errors(crops, Degradation(size, down=kind, **CODECS[codec])) for size in (8, 12, 16, 24, 32, 48)]
+            found[f"{kind}, {codec}"] = cells
+    return found
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    kinds = [kind for kind, _ in KINDS]
+    figure, axes = pyplot.subplots(1, len(CODECS), figsize=(16, 6.5), sharey=True, layout="constrained")
+    for axis, codec in zip(axes, CODECS, strict=True):
+        cells = np.array(
+            [
+                [row["median_error_percent"] for row in rows if (row["kind"], row["codec"]) == (kind, codec)]
+                for kind in kinds
+            ]
+        )
+        shown = axis.imshow(cells, cmap="viridis", vmin=0, vmax=20, aspect="auto")
+        for (line, column), value in np.ndenumerate(cells):
+            axis.text(
+                column, line, f"{value:.0f}", ha="center", va="center", color="w" if value < 13 else "k", fontsize=8
+            )
+        axis.set_xticks(range(len(SIZES)), [str(size) for size in SIZES])
+        axis.set_yticks(range(len(kinds)), kinds)
+        axis.set_xlabel("true size, face_px")
+        axis.set_title(f"codec between: {codec}")
+    figure.colorbar(shown, ax=axes, label="median error of the estimate, %")
+    figure.suptitle("Effective resolution: median error on people that were not fitted (London Set)")
+    figure.savefig(path, dpi=90)
 
 
 if __name__ == "__main__":

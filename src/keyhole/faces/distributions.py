@@ -94,7 +94,8 @@ class FixedSizes(Distribution):
 
     def sizes(self, uniform: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """Return one of the sizes for each share."""
-        return np.asarray(self.face_px)[(uniform * len(self.face_px)).astype(int)]
+        places: Int[np.ndarray, " n"] = (uniform * len(self.face_px)).astype(int)
+        return np.asarray(self.face_px).take(places)
 
 
 @dataclass(frozen=True)
@@ -255,7 +256,6 @@ def _histogram(text: str) -> Distribution:
     pairs = [tuple(int(number) for number in pair.split("=")) for pair in text.split(",")]
     sizes, counts = zip(*pairs, strict=True)
     return Histogram(sizes, counts)
-
 
 
 _FORMS = {

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ def effective_face_px(
     """
     if check_crops(crops) != CROP_PX:
         raise ShapeError(
-            f"Effective resolution is read off crops of {CROP_PX} x {CROP_PX} px, got {tuple(crops.shape)}; align first."
+            f"Effective resolution is read off crops of {CROP_PX} x {CROP_PX} px, got {tuple(crops.shape)}; align."
         )
     parts = [_estimate(crops[start : start + _CHUNK]) for start in range(0, len(crops), _CHUNK)]
     estimate = torch.cat(parts) if parts else torch.empty(0)
@@ -132,7 +133,7 @@ def _transform(side: int) -> tuple[Tensor, Tensor]:
     cosines = torch.cos(torch.pi / side * frequency * (place + 0.5)) * (2 / side) ** 0.5
     edges = band_edges(side)
     bands = torch.zeros(side, len(edges) - 1)
-    for band, (first, last) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for band, (first, last) in enumerate(pairwise(edges)):
         bands[first:last, band] = 1 / (last - first)
     return cosines, bands
 
