@@ -40,9 +40,11 @@ CODECS: dict[str, dict[str, Any]] = {
     "jpeg=90": {"codec": "jpeg", "quality": 90},
     "jpeg=70": {"codec": "jpeg", "quality": 70},
 }
-VARIANTS = 6
-DRAWS = 36
-HIDDEN = (32, 16)
+VARIANTS = 8
+DRAWS = 72
+TOGETHER = 2  # neighbors that share a degradation, which is faster
+DIVISORS = (7, 8, 14, 16, 28, 56)  # a whole number of pixels each: spectra of their own kind, drawn more often
+HIDDEN = (48, 24)
 METHOD_NAMES = list(METHODS)
 
 
@@ -52,7 +54,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True, help="zip of the London Set")
     parser.add_argument("--lfw", type=Path, help="zip of aligned LFW crops")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=12000)
     options = parser.parse_args()
     if options.action == "fit":
         fit(options.root, options.out, options.steps)
@@ -100,13 +102,13 @@ def drawn(count: int, rng: np.random.Generator) -> tuple[list[Degradation], Tens
     """Return random degradations, and the size that each leaves to be seen."""
     hows, seen = [], []
     for _ in range(count):
-        size = int(np.exp(rng.uniform(np.log(5), np.log(125))))
+        size = int(np.exp(rng.uniform(np.log(5), np.log(125)))) if rng.random() < 0.8 else int(rng.choice(DIVISORS))
         down = METHOD_NAMES[rng.integers(len(METHOD_NAMES))]
         up = METHOD_NAMES[rng.integers(len(METHOD_NAMES))] if rng.random() < 0.35 else None
         codec = {"codec": "jpeg", "quality": int(rng.integers(50, 97))} if rng.random() < 0.45 else {}
         if rng.random() < 0.1:
             codec = {"codec": "webp", "quality": int(rng.integers(50, 97))}
-        blur = float(rng.uniform(0.2, 2.0)) if rng.random() < 0.2 else 0.0
+        blur = float(rng.uniform(0.2, 2.0)) if rng.random() < 0.12 else 0.0
         noise = float(np.exp(rng.uniform(-1, 2))) if rng.random() < 0.3 else 0.0
         hows.append(Degradation(size, down=down, up=up, blur_sigma_px=blur, noise_sigma=noise, **codec))
         seen.append(max(min(size, CROP_PX) / math.hypot(1, blur / BLUR_SIGMA_PX), 4.0))
@@ -140,8 +142,11 @@ def examples(root: Path) -> tuple[Tensor, Tensor]:
     for variant in range(VARIANTS):
         crops = moved(crops224, generator)
         for draw in range(DRAWS):
-            hows, seen = drawn(len(crops), rng)
-            if draw % 6 == 5:
+            hows, seen = drawn(len(crops) // TOGETHER, rng)
+            hows = [how for how in hows for _ in range(TOGETHER)]
+            seen = seen.repeat_interleave(TOGETHER)
+            crops = crops[torch.randperm(len(crops), generator=generator)]
+            if draw % 9 == 5:
                 hows = [Degradation(how.face_px, down=how.down) for how in hows]
                 made = warped(crops, hows, generator)
                 seen = torch.tensor([float(max(min(how.face_px, CROP_PX), 4)) for how in hows])
@@ -157,6 +162,7 @@ def examples(root: Path) -> tuple[Tensor, Tensor]:
 
 def fit(root: Path, out: Path, steps: int) -> None:
     features, targets = examples(root)
+    torch.save((features, targets), "/tmp/deg/examples.pt")
     torch.manual_seed(0)
     mean, scale = features.mean(0), features.std(0)
     inputs = (features - mean) / scale
@@ -169,7 +175,7 @@ def fit(root: Path, out: Path, steps: int) -> None:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
         rows = torch.randint(len(inputs), (1024,))
-        loss = functional.smooth_l1_loss(network(inputs[rows]).squeeze(1), targets[rows], beta=0.05)
+        loss = functional.smooth_l1_loss(network(inputs[rows]).squeeze(1), targets[rows], beta=0.03)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

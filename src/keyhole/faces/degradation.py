@@ -192,17 +192,17 @@ def shrink(
         SettingError: A seed is negative.
     """
     groups = _groups(crops, how, seed)
-    work = Workspace(crops.device)
-    if isinstance(how, Degradation):
-        size = min(how.face_px, check_crops(crops))
-        out = crops.new_empty((len(crops), size, size, 3))
-        for _, rows, seeds in groups:
-            out[rows] = _small(crops[rows], how, seeds, work)
-        return out
-    pictures: dict[int, Tensor] = {}
-    for each, rows, seeds in groups:
-        pictures.update(zip(rows.tolist(), _small(crops[rows], each, seeds, work), strict=True))
-    return [pictures[row] for row in range(len(crops))]
+    work = Workspace.of(crops.device)
+    pictures = {
+        row: picture
+        for each, rows, seeds in groups
+        for row, picture in zip(rows, _small(crops[rows], each, seeds, work).clone(), strict=True)
+    }
+    small = [pictures[row] for row in range(len(crops))]
+    if not isinstance(how, Degradation):
+        return small
+    size = min(how.face_px, check_crops(crops))
+    return torch.stack(small) if small else crops.new_empty((0, size, size, 3))
 
 
 def degrade(
@@ -229,14 +229,19 @@ def degrade(
     """
     side = check_crops(crops)
     out = torch.empty_like(crops, memory_format=torch.contiguous_format)
-    work = Workspace(crops.device)
+    work = Workspace.of(crops.device)
     for each, rows, seeds in _groups(crops, how, seed):
-        small = _small(crops[rows], each, seeds, work)
-        out[rows] = _resized(small, each.enlarger, side, work)
+        apart = rows[-1] - rows[0] >= len(rows)
+        some = crops[rows] if apart else crops[rows[0] : rows[-1] + 1]
+        small = _small(some, each, seeds, work)
+        if apart:
+            out[rows] = _resized(small, each.enlarger, side, work)
+        else:
+            _resized(small, each.enlarger, side, work, out=out[rows[0] : rows[-1] + 1])
     return out
 
 
-_Group = tuple[Degradation, Tensor, list[int]]
+_Group = tuple[Degradation, list[int], list[int]]
 
 
 def _groups(crops: Tensor, how: Degradation | Sequence[Degradation], seed: int | Sequence[int]) -> list[_Group]:
@@ -258,7 +263,7 @@ def _groups(crops: Tensor, how: Degradation | Sequence[Degradation], seed: int |
     for degradation, places in rows.items():
         for start in range(0, len(places), CHUNK):
             part = places[start : start + CHUNK]
-            groups.append((degradation, torch.tensor(part, device=crops.device), [seeds[row] for row in part]))
+            groups.append((degradation, part, [seeds[row] for row in part]))
     return groups
 
 
@@ -275,11 +280,21 @@ def _small(crops: Tensor, how: Degradation, seeds: list[int], work: Workspace) -
     return pictures
 
 
-def _resized(pictures: Tensor, method: str, size: int, work: Workspace, *, blur_sigma_px: float = 0.0) -> Tensor:
+def _resized(
+    pictures: Tensor,
+    method: str,
+    size: int,
+    work: Workspace,
+    *,
+    blur_sigma_px: float = 0.0,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Return the pictures at another size, in ``out`` or in memory that the next call uses again."""
     if pictures.shape[1] == size and not blur_sigma_px:
-        return pictures
+        return pictures if out is None else out.copy_(pictures)
     passes = passes_of(method, pictures.shape[1], size, device=pictures.device, blur_sigma_px=blur_sigma_px)
-    out = pictures.new_empty((len(pictures), size, size, 3))
+    if out is None:
+        out = work.take("small" if size < pictures.shape[1] else "large", (len(pictures), size, size, 3), torch.uint8)
     to_pixels(run_passes(pictures, passes, work), out)
     return out
 
