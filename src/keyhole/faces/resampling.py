@@ -7,8 +7,9 @@ library and the library's own word, and gives its picture within one gray level.
 
 All arithmetic is exact, so the result depends neither on the batch, nor on the number of threads, nor on the device.
 Weights are multiples of 2^-k, with k such that every sum of products is a whole number of units below 2^24, which
-float32 holds exactly in any order of summation. Pillow's first pass is done in float64 in Pillow's own units of 2^-22
-and is equal to Pillow's: a difference of one gray level there could grow to two in the second.
+float32 holds exactly in any order of summation. Pillow's passes are done in float64 in Pillow's own units of 2^-22 and
+are equal to Pillow's, except the last one of an enlargement: a difference of one gray level anywhere else could grow to
+two in the next pass.
 
 For training, ``torch-bicubic-antialias`` is Pillow's bicubic kernel rounded once instead of twice, at twice the speed.
 """
@@ -16,6 +17,7 @@ For training, ``torch-bicubic-antialias`` is Pillow's bicubic kernel rounded onc
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -72,11 +74,22 @@ class Passes:
 
 
 class Workspace:
-    """Memory that is used again for every chunk: fresh memory costs as much as the arithmetic."""
+    """Memory that is used again and again: fresh memory costs as much as the arithmetic on it.
+
+    What :meth:`take` returns holds until the same thread takes that name again.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._kept: dict[str, Tensor] = {}
+
+    @classmethod
+    def of(cls, device: torch.device) -> Workspace:
+        """Return this thread's memory on a device, some megabytes."""
+        kept: dict[torch.device, Workspace] = _THREAD.__dict__
+        if device not in kept:
+            kept[device] = cls(device)
+        return kept[device]
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Return a tensor of that shape with anything in it; it holds until the same name is taken again."""
@@ -84,6 +97,9 @@ class Workspace:
         if name not in self._kept or len(self._kept[name]) < size:
             self._kept[name] = torch.empty(size, dtype=dtype, device=self._device)
         return self._kept[name][:size].view(shape)
+
+
+_THREAD = threading.local()
 
 
 def resample(crops: UInt8[Tensor, "n s s 3"], size_px: int, method: str) -> UInt8[Tensor, "n t t 3"]:
@@ -109,7 +125,7 @@ def resample(crops: UInt8[Tensor, "n s s 3"], size_px: int, method: str) -> UInt
     side = check_crops(crops)
     passes = passes_of(method, side, size_px, device=crops.device)
     out = torch.empty((len(crops), size_px, size_px, CHANNELS), dtype=torch.uint8, device=crops.device)
-    work = Workspace(crops.device)
+    work = Workspace.of(crops.device)
     for start in range(0, len(crops), CHUNK):
         to_pixels(run_passes(crops[start : start + CHUNK], passes, work), out[start : start + CHUNK])
     return out
@@ -191,7 +207,7 @@ def passes_of(method: str, from_px: int, to_px: int, *, device: torch.device, bl
     second = _whole_units(weights, bits=_FRACTION_BITS)
     if rounds:
         first = np.floor(np.abs(weights) * 2**_PILLOW_BITS + 0.5) * np.sign(weights) / 2**_PILLOW_BITS
-        second = _whole_units(weights, bits=_EXACT_BITS - _HALVES_BITS - headroom)
+        second = first if to_px <= from_px else _whole_units(weights, bits=_EXACT_BITS - _HALVES_BITS - headroom)
     columns_first = to_px < from_px and not rounds
     return Passes(
         from_px,
@@ -211,18 +227,20 @@ def run_passes(pictures: UInt8[Tensor, "n s s 3"], passes: Passes, work: Workspa
         work: Memory of the caller; holds the result until it is used again.
     """
     count, wide, narrow = len(pictures), CHANNELS * passes.from_px, CHANNELS * passes.to_px
-    out = work.take("out", (count, passes.to_px, narrow))
     if passes.rounds_between:
         doubles = work.take("doubles", (count, passes.from_px, wide), torch.float64).copy_(pictures.flatten(2))
-        exact = work.take("exact", (count, passes.from_px, narrow), torch.float64)
-        columns = work.take("first", exact.shape).copy_(_run_across(doubles, passes.across, exact).add_(0.5).floor_())
-        return _run_down(columns.clamp_(0, 255).add_(0.5), passes.down, out)
+        columns = work.take("exact", (count, passes.from_px, narrow), torch.float64)
+        _run_across(doubles, passes.across, columns).add_(0.5).floor_().clamp_(0, 255).add_(0.5)
+        if passes.to_px > passes.from_px:
+            out = work.take("pixels", (count, passes.to_px, narrow))
+            return _run_down(work.take("first", columns.shape).copy_(columns), passes.down, out)
+        return _run_down(columns, passes.down, work.take("doubles", (count, passes.to_px, narrow), torch.float64))
     pixels = work.take("pixels", (count, passes.from_px, wide)).copy_(pictures.flatten(2))
     if passes.to_px < passes.from_px:  # columns first: fewer products, and the order makes no difference here
         rows = _run_down(pixels, passes.down, work.take("first", (count, passes.to_px, wide)))
-        return _run_across(_to_halves(rows), passes.across, out)
+        return _run_across(_to_halves(rows), passes.across, work.take("pixels", (count, passes.to_px, narrow)))
     columns = _run_across(pixels, passes.across, work.take("first", (count, passes.from_px, narrow)))
-    return _run_down(_to_halves(columns), passes.down, out)
+    return _run_down(_to_halves(columns), passes.down, work.take("pixels", (count, passes.to_px, narrow)))
 
 
 def _to_halves(values: Tensor) -> Tensor:
@@ -289,7 +307,7 @@ def _split(weights: np.ndarray, parts: int) -> list[_Part]:
 
 def _cost(split: list[_Part]) -> float:
     """Return products per row of pixels, with what one more call costs in products."""
-    return sum((last - first) * (high - low) + 150.0 for first, last, low, high in split)
+    return sum((last - first) * (high - low) + 300.0 for first, last, low, high in split)
 
 
 def _whole_units(weights: np.ndarray, *, bits: int) -> np.ndarray:
@@ -300,7 +318,7 @@ def _whole_units(weights: np.ndarray, *, bits: int) -> np.ndarray:
     order = np.argsort(whole - scaled, axis=1, kind="stable")
     raised = np.arange(weights.shape[1]) < missing[:, None]
     np.put_along_axis(whole, order, np.take_along_axis(whole, order, axis=1) + raised, axis=1)
-    return cast(np.ndarray, (whole / 2**bits).astype(np.float32))
+    return (whole / 2**bits).astype(np.float32)
 
 
 def _gaussian(size: int, sigma: float) -> np.ndarray:
@@ -352,11 +370,11 @@ def _nearest_center(from_px: int, to_px: int) -> np.ndarray:
     """Pillow adds up the step from pixel to pixel, so its rounding errors decide where a cell begins."""
     step = from_px / to_px
     points = np.cumsum(np.concatenate([[0.5 * step], np.full(to_px - 1, step)]))
-    return np.eye(from_px)[points.astype(int)]
+    return cast(np.ndarray, np.eye(from_px)[points.astype(int)])
 
 
 def _nearest_corner(from_px: int, to_px: int) -> np.ndarray:
-    return np.eye(from_px)[np.arange(to_px) * from_px // to_px]
+    return cast(np.ndarray, np.eye(from_px)[np.arange(to_px) * from_px // to_px])
 
 
 def _area(from_px: int, to_px: int) -> np.ndarray:

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from keyhole.errors import SettingError, UnknownNameError
+from keyhole.faces.degradation import Degradation
+from keyhole.faces.distributions import (
+    DISTRIBUTIONS,
+    Distribution,
+    FixedSizes,
+    Histogram,
+    LogUniform,
+    UniformRatio,
+    parse_distribution,
+)
+
+ALL: list[Distribution] = [
+    FixedSizes((8, 12, 16)),
+    UniformRatio(0.2, 1.0),
+    LogUniform(8, 64),
+    Histogram((10, 20, 40), (1, 0, 3)),
+]
+TEXTS = ["fixed:8,12,16", "uniform-ratio:0.2-1.0", "log-uniform:8-64", "histogram:10=1,20=0,40=3"]
+
+
+def sizes(distribution: Distribution, n: int = 4000) -> np.ndarray:
+    return np.array([each.face_px for each in distribution.draw(n, seed=1)])
+
+
+def test_fixed_sizes_are_drawn_alike() -> None:
+    found, counts = np.unique(sizes(ALL[0]), return_counts=True)
+    assert found.tolist() == [8, 12, 16]
+    assert np.abs(counts / 4000 - 1 / 3).max() < 0.03
+
+
+def test_a_uniform_ratio_is_uniform() -> None:
+    ratios = sizes(ALL[1]) / 112
+    assert 22 / 112 <= ratios.min() < 0.21
+    assert ratios.max() == 1
+    assert ratios.mean() == pytest.approx(0.6, abs=0.02)
+    assert ratios.std() == pytest.approx(0.8 / math.sqrt(12), abs=0.01)
+
+
+def test_a_log_uniform_gives_every_octave_its_share() -> None:
+    drawn = sizes(ALL[2])
+    assert (drawn.min(), drawn.max()) == (8, 64)
+    octaves = [((drawn >= low) & (drawn < 2 * low)).mean() for low in (8, 16, 32)]
+    whole = math.log(65 / 8)
+    assert octaves == pytest.approx([math.log(2) / whole] * 3, abs=0.03)
+
+
+def test_a_histogram_draws_what_was_observed() -> None:
+    found, counts = np.unique(sizes(ALL[3]), return_counts=True)
+    assert found.tolist() == [10, 40]
+    assert counts[0] / 4000 == pytest.approx(0.25, abs=0.03)
+    assert Histogram.of([9.6, 10.4, 40.0]) == Histogram((10, 40), (2, 1))
+
+
+@pytest.mark.parametrize("distribution", ALL)
+def test_draws_follow_from_the_seed_and_not_from_how_many(distribution: Distribution) -> None:
+    drawn = distribution.draw(50, seed=7)
+    assert distribution.draw(50, seed=7) == drawn
+    assert distribution.draw(20, seed=7) == drawn[:20]
+    assert distribution.draw(50, seed=8) != drawn
+    assert distribution.draw(0, seed=7) == ()
+
+
+def test_everything_but_the_size_is_as_told() -> None:
+    like = Degradation(1, down="cv2-area", codec="jpeg", quality=70)
+    drawn = FixedSizes((8,), like=like).draw(3, seed=0)
+    assert drawn == (Degradation(8, down="cv2-area", codec="jpeg", quality=70),) * 3
+
+
+def test_methods_are_drawn_for_both_ways_and_do_not_move_the_sizes() -> None:
+    plain = LogUniform(8, 64).draw(400, seed=2)
+    varied = LogUniform(8, 64, methods=("cv2-area", "pil-box")).draw(400, seed=2)
+    assert [each.face_px for each in varied] == [each.face_px for each in plain]
+    pairs = {(each.down, each.up) for each in varied}
+    assert len(pairs) == 4
+
+
+def test_a_share_is_left_alone() -> None:
+    drawn = FixedSizes((8,), share=0.25).draw(2000, seed=0)
+    degraded = [each for each in drawn if each.face_px == 8]
+    assert len(degraded) / 2000 == pytest.approx(0.25, abs=0.03)
+    assert all(each.face_px >= 112 for each in drawn if each not in degraded)
+
+
+@pytest.mark.parametrize(("text", "distribution"), list(zip(TEXTS, ALL, strict=True)))
+def test_texts(text: str, distribution: Distribution) -> None:
+    assert parse_distribution(text) == distribution
+
+
+def test_a_text_with_everything() -> None:
+    parsed = parse_distribution("log-uniform:8-64;methods=cv2-area+pil-box, share=0.5,noise=2,jpeg=70")
+    like = Degradation(112, noise_sigma=2.0, codec="jpeg", quality=70)
+    assert parsed == LogUniform(8, 64, like=like, methods=("cv2-area", "pil-box"), share=0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("loguniform:8-64", UnknownNameError, "Unknown distribution 'loguniform'; nearest known: log-uniform"),
+        ("log-uniform:8", SettingError, "'log-uniform:8' is no distribution; expected such as log-uniform:8-64."),
+        ("fixed:", SettingError, "expected such as fixed:8,12,16."),
+        ("histogram:12", SettingError, "expected such as histogram:12=40,16=25."),
+        ("fixed:0", SettingError, "The sizes are (0,), expected at least one, each from 1 to 4096 px."),
+        ("log-uniform:64-8", SettingError, "The sizes are 64 and 8 px, expected the smaller one first."),
+        ("uniform-ratio:0-1", SettingError, "The ratios are 0.0 and 1.0, expected 0 < low <= high <= 1."),
+        ("histogram:8=0", SettingError, "1 sizes came with the counts (0,)"),
+        ("fixed:8;share=2", SettingError, "share is 2.0, expected 0 to 1."),
+        ("fixed:8;methods=pil-cubic", UnknownNameError, "Unknown resampler 'pil-cubic'"),
+        ("fixed:8;sharp=1", UnknownNameError, "Unknown setting 'sharp'"),
+    ],
+)
+def test_texts_that_are_refused(text: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as caught:
+        parse_distribution(text)
+    assert message in str(caught.value)
+
+
+def test_draws_that_are_refused() -> None:
+    with pytest.raises(SettingError, match="3 draws with seed -1 were asked for, expected 0 or more of both"):
+        ALL[0].draw(3, seed=-1)
+    with pytest.raises(SettingError, match=r"The sizes are \(\)"):
+        Histogram.of([])
+
+
+def test_every_kind_has_a_text() -> None:
+    assert [text.partition(":")[0] for text in TEXTS] == list(DISTRIBUTIONS)
