@@ -122,6 +122,40 @@ def contrastive_loss(
     return total / images
 
 
+def associated_loss(
+    features: Sequence[Sequence[np.ndarray]],
+    embeddings: Sequence[Sequence[Sequence[np.ndarray]]],
+    differences: np.ndarray,
+) -> float:
+    """Return the loss of learned shares, image by image.
+
+    Args:
+        features: Of the student's layers and of the teacher's.
+        embeddings: Of the student's layers and of the teacher's: weight, bias, weight, bias of two linear layers.
+        differences: Mean squared difference by image, student layer and teacher layer.
+    """
+    images, students, teachers = differences.shape
+    total = 0.0
+    for n in range(images):
+        queries, keys = (
+            [_unit_embedding(feature, n, layers) for feature, layers in zip(side, own, strict=True)]
+            for side, own in zip(features, embeddings, strict=True)
+        )
+        for s in range(students):
+            powers = [math.exp(sum(a * b for a, b in zip(queries[s], key, strict=True))) for key in keys]
+            total += sum(powers[t] / sum(powers) * float(differences[n, s, t]) for t in range(teachers))
+    return total / images / students
+
+
+def _unit_embedding(feature: np.ndarray, image: int, layers: Sequence[np.ndarray]) -> list[float]:
+    alike = np.array([float((feature[image] * other).sum()) for other in feature])
+    first, first_bias, second, second_bias = layers
+    hidden = [max(0.0, float(row @ alike + b)) for row, b in zip(first, first_bias, strict=True)]
+    out = [float(row @ np.array(hidden) + b) for row, b in zip(second, second_bias, strict=True)]
+    length = math.sqrt(sum(value**2 for value in out))
+    return [value / length for value in out]
+
+
 def average_to(feature: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return a map (n, c, h, w) averaged down; each cell is the mean of the pixels that it touches."""
     n, c, h, w = feature.shape

@@ -22,6 +22,7 @@ from keyhole.errors import SettingError, UnknownNameError
         (" ce = 0.5 , hint= 5e1,", {"ce": 0.5, "hint": 50.0}),
         ("kd=0", {"kd": 0.0}),
         ("ce,dkd,ls,vid", {"ce": 1.0, "dkd": 1.0, "ls": 9.0, "vid": 1.0}),
+        ("ce,kd,semckd", {"ce": 1.0, "kd": 1.0, "semckd": 400.0}),
         ("wttm,crd,sp,dist", {"wttm": 4.0, "crd": 0.8, "sp": 3000.0, "dist": 2.0}),
     ],
 )
@@ -61,7 +62,7 @@ def test_temperatures_are_above_zero(temperature: float) -> None:
 def test_what_each_term_needs() -> None:
     terms = [Term(name, 1.0) for name in TERMS]
     assert {term.name for term in terms if not term.needs_teacher} == {"ce"}
-    assert {term.name for term in terms if term.needs_hints} == {"hint", "at", "vid", "sp"}
+    assert {term.name for term in terms if term.needs_hints} == {"hint", "at", "vid", "sp", "semckd"}
     assert {term.name for term in terms if term.needs_labels} == {"ce", "dkd", "crd"}
 
 

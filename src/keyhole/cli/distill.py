@@ -32,9 +32,7 @@ class ArmOptions:
     ] = None
     terms: Annotated[
         str,
-        typer.Option(
-            help="ce, kd, dkd, dist, ls, wttm, hint, at, vid, sp, crd; a weight may follow, as in ce,kd,hint=50."
-        ),
+        typer.Option(help="ce, kd, dkd, dist, ls, wttm, hint, at, vid, sp, semckd, crd; weights as in ce,kd,hint=50."),
     ] = "ce,kd,hint"
     temperature: Annotated[
         float | None, typer.Option(help="Of terms of softened logits; each one's published one by default.")

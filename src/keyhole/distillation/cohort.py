@@ -283,7 +283,7 @@ class Cohort:
             indices = self._train.indices.cpu()
             labels = torch.full((int(indices.max()) + 1,), -1)
             labels[indices] = self._train.labels.cpu()
-        return Setting(pairs, [channels[pair] for pair in pairs], labels, self.config.seed)
+        return Setting(pairs, [channels[pair] for pair in pairs], labels, self.config.seed, self.config.batch_size)
 
     def lessons(self, batches: Iterable[Batch]) -> Iterator[Lesson]:
         """Yield each batch with the teacher's answer; with workers, the next answers are made while learners step."""

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from keyhole.distillation import losses
 from keyhole.distillation.adapters import HintAdapter, VariationalHead
+from keyhole.distillation.association import Association
 from keyhole.distillation.contrast import Contrast
 from keyhole.errors import SettingError, unknown_name
 
@@ -93,12 +94,14 @@ class Setting:
         channels: Channels of the student's and the teacher's layer of each pair.
         labels: Class of each image of the data set by official position, -1 for those not trained on.
         seed: Of what the term draws.
+        batch_size: Images in a step.
     """
 
     pairs: Sequence[HintPair] = ()
     channels: Sequence[tuple[int, int]] = ()
     labels: Int64[Tensor, " n"] | None = None
     seed: int = 0
+    batch_size: int = 64
 
 
 class _OfLogits(nn.Module):
@@ -157,6 +160,24 @@ class _Plain(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         return self.loss(student, teacher)
+
+
+class _OfAll(nn.Module):
+    """A loss between all student layers and all teacher layers of the hints, whichever belong together."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        pairs = list(zip(setting.pairs, setting.channels, strict=True))
+        student = {pair.student: own for pair, (own, _) in pairs}
+        teacher = {pair.teacher: wanted for pair, (_, wanted) in pairs}
+        self.student, self.teacher = tuple(student), tuple(teacher)
+        self.associate = Association([*student.values()], [*teacher.values()], batch_size=setting.batch_size)
+
+    def forward(self, view: View) -> Tensor:
+        found: Tensor = self.associate(
+            [view.features[name] for name in self.student], [view.teacher_features[name] for name in self.teacher]
+        )
+        return found
 
 
 class _OfMemory(nn.Module):
@@ -236,6 +257,9 @@ TERMS: dict[str, Kind] = {
     "at": Kind(1000.0, _paired(lambda *_: _Plain(losses.attention_loss)), _REPDISTILLER, hints=True),
     "vid": Kind(1.0, _paired(VariationalHead), _REPDISTILLER, hints=True),
     "sp": Kind(3000.0, _paired(lambda *_: _Plain(losses.similarity_preserving_loss)), _REPDISTILLER, hints=True),
+    "semckd": Kind(
+        400.0, lambda _, setting: _OfAll(setting), "https://github.com/DefangChen/SemCKD, for CIFAR-100", hints=True
+    ),
     "crd": Kind(0.8, lambda _, setting: _OfMemory(setting), _REPDISTILLER, labels=True, last=True),
 }
 

@@ -91,6 +91,7 @@ TERM_NAMES = {
     "at": "attention maps of the hint layers (at)",
     "vid": "surprise at the hint layers (vid)",
     "sp": "which images the hint layers find alike (sp)",
+    "semckd": "features of all hint layers, by learned shares (semckd)",
     "crd": "contrast of the last layers (crd)",
 }
 
