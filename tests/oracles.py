@@ -354,3 +354,44 @@ def best_depth_cost(depths: Sequence[float], layers: int) -> float:
         sum(abs((place + 1) / layers - depth) for place, depth in zip(places, wanted, strict=True))
         for places in pick(range(layers), len(depths))
     )
+
+
+def quality(x: np.ndarray, labels: Sequence[int]) -> tuple[float, float, float]:
+    """Return separation, information and efficiency of a layer, from loops over pairs of images."""
+    classes = sorted(set(labels))
+    members = {k: [i for i, label in enumerate(labels) if label == k] for k in classes}
+
+    def alike(i: int, j: int) -> float:
+        lengths = math.sqrt(sum(x[i] ** 2)) * math.sqrt(sum(x[j] ** 2))
+        return abs(float(sum(x[i] * x[j]))) / lengths if lengths else 0.0
+
+    within = [[alike(i, j) for i, j in combinations(own, 2)] for own in members.values() if len(own) > 1]
+    between = [[alike(i, j) for i in members[a] for j in members[b]] for a in classes for b in classes if a != b]
+    separation = np.mean([np.mean(values) for values in within]) - np.mean([np.mean(values) for values in between])
+
+    spectra = []
+    for own in members.values():
+        if len(own) > 1:
+            centered = x[own] - x[own].mean(axis=0)
+            values = np.sort(np.linalg.eigvalsh(centered.T @ centered).clip(0))[::-1]
+            spectra.append(values / values.sum() if values.sum() else np.eye(1, len(values))[0])
+    counts = []
+    for values in spectra:
+        count = 0
+        while sum(values[:count]) < 0.95 - 1e-9 and count < len(values):
+            count += 1
+        counts.append(count)
+    directions = max(1, int(sum(counts) / len(counts)))
+    entropies = []
+    for values in spectra:
+        shares = values[:directions] / sum(values[:directions])
+        entropies.append(-sum(float(p) * math.log(p) for p in shares if p > 0))
+    information = (1 - np.mean([min(values) for values in within])) * np.mean(entropies) / math.log(5)
+
+    nearest = [
+        min(math.dist(x[i], x[j]) for i in own for j in range(len(x)) if labels[j] != k) for k, own in members.items()
+    ]
+    norms = [np.mean([math.sqrt(sum(x[i] ** 2)) for i in own]) for own in members.values()]
+    varying = np.linalg.matrix_rank(x, tol=1e-6 * np.linalg.norm(x, 2))
+    efficiency = 2 * np.mean(nearest) / np.mean(norms) * (len(x) / math.pi) ** (1 / varying)
+    return float(separation), float(information), float(efficiency)

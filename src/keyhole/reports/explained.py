@@ -72,6 +72,7 @@ _CONTROLS = {
     "all": "every layer",
     "last-only": "the deepest layer alone",
     "reverse": "the k-means centers, deepest first",
+    "quality": "the consecutive layers with the highest quality by labels",
 }
 
 HINT_NAMES = {
