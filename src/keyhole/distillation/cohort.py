@@ -466,7 +466,9 @@ def _told_loss(arm: Arm) -> str:
     """Return terms and hints in one line; two arms with the same line learn the same."""
     terms = " + ".join(f"{term.weight:g} {term.name} {term.temperature or ''}".rstrip() for term in arm.terms)
     balanced_by = f"; balance by {arm.balance}" if arm.balance != "weights" else ""
-    return terms + "".join(f"; {pair.teacher} -> {pair.student}" for pair in arm.hints) + balanced_by
+    weights = ["" if pair.weight == 1 else f" times {pair.weight:g}" for pair in arm.hints]
+    pairs = (f"; {pair.teacher} -> {pair.student}{told}" for pair, told in zip(arm.hints, weights, strict=True))
+    return terms + "".join(pairs) + balanced_by
 
 
 def channels_of(network: Network, names: Sequence[str]) -> dict[str, int]:

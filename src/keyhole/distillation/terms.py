@@ -19,10 +19,22 @@ from keyhole.errors import SettingError, unknown_name
 
 @dataclass(frozen=True)
 class HintPair:
-    """A layer of the student that learns from a layer of the teacher, both by dotted path."""
+    """A layer of the student that learns from a layer of the teacher, both by dotted path.
+
+    Attributes:
+        teacher: The layer of the teacher.
+        student: The layer of the student.
+        weight: What the pair's share of ``hint``, ``at``, ``vid`` and ``sp`` is multiplied with.
+    """
 
     teacher: str
     student: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not 0 <= self.weight < float("inf"):
+            raise SettingError(f"Hint {self.teacher} has the weight {self.weight}; expected a number >= 0.")
 
 
 @dataclass(frozen=True)
@@ -141,6 +153,8 @@ class _OfPairs(nn.ModuleList):
             part(view.features[pair.student], view.teacher_features[pair.teacher])
             for pair, part in zip(self.pairs, self, strict=True)
         ]
+        if any(pair.weight != 1 for pair in self.pairs):
+            found = [pair.weight * value for pair, value in zip(self.pairs, found, strict=True)]
         return torch.stack(found).sum()
 
 
