@@ -395,3 +395,31 @@ def quality(x: np.ndarray, labels: Sequence[int]) -> tuple[float, float, float]:
     varying = np.linalg.matrix_rank(x, tol=1e-6 * np.linalg.norm(x, 2))
     efficiency = 2 * np.mean(nearest) / np.mean(norms) * (len(x) / math.pi) ** (1 / varying)
     return float(separation), float(information), float(efficiency)
+
+
+def best_monotone_cost(costs: np.ndarray) -> float:
+    """Return the smallest total cost over all assignments of rows to columns that never cross."""
+    rows, columns = costs.shape
+    pick = combinations if rows <= columns else combinations_with_replacement
+    return min(sum(float(costs[i, place]) for i, place in enumerate(places)) for places in pick(range(columns), rows))
+
+
+def mass(hints: Sequence[int], similarities: np.ndarray) -> list[float]:
+    """Return how many layers each hint stands for, over their mean."""
+    counts = [0] * len(hints)
+    for layer in range(len(similarities)):
+        best = 0
+        for k, hint in enumerate(hints):
+            if similarities[layer, hint] > similarities[layer, hints[best]]:
+                best = k
+        counts[hints.index(layer) if layer in hints else best] += 1
+    return [count * len(hints) / sum(counts) for count in counts]
+
+
+def rarity(hints: Sequence[int], similarities: np.ndarray) -> list[float]:
+    """Return how little each hint is like the other hints, over the mean."""
+    values = []
+    for hint in hints:
+        others = [float(similarities[hint, other]) for other in hints if other != hint]
+        values.append(max(0.0, 1 - sum(others) / len(others)))
+    return [value * len(values) / sum(values) for value in values]

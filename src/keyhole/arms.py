@@ -241,7 +241,7 @@ class ArmMaker:
         """Return the similarity of the teacher's candidates with the layers of a student after its warm-up."""
         names = [[layer.name for layer in side] for side in (chosen.candidates, self._students[plan.student, spec])]
         config = replace(self.config, seed=plan.seed)
-        settings = {key: value for key, value in asdict(config).items() if key not in ("device", "compile", "epochs")}
+        settings = {key: value for key, value in asdict(config).items() if key not in ("device", "compile")}
         about = [Path(plan.student).name, asdict(spec), names, plan.match_steps, plan.samples, settings]
         told = json.dumps([*about, fingerprint(self.teacher), len(self.train)], sort_keys=True)
         key = f"likeness-{hashlib.sha256(told.encode()).hexdigest()[:16]}"

@@ -382,6 +382,19 @@ def test_the_checkpoint_of_another_run_is_refused(
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_the_checkpoint_of_other_weights_of_hints_is_refused(
+    tmp_path: Path, toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec
+) -> None:
+    kept = Checkpointing(tmp_path / "checkpoint.safetensors", resume=True)
+    plain = arm("ce,at", toy_input)
+    weighed = replace(plain, hints=tuple(replace(pair, weight=w) for pair, w in zip(HINTS, (0.5, 1.5), strict=True)))
+    one = fit(cohort_of(plain, teacher=toy_teacher), toy_split, checkpointing=kept).outcomes[0]
+    with pytest.raises(WeightsError, match=r"layer1.1 -> layer1.0; .* not by .*layer1.1 -> layer1.0 times 0.5; "):
+        fit(cohort_of(weighed, teacher=toy_teacher), toy_split, checkpointing=kept)
+    other = fit(cohort_of(weighed, teacher=toy_teacher), toy_split).outcomes[0]
+    assert not same(one, replace(other, arm=one.arm))
+
+
 def test_a_truncated_checkpoint_is_one_line(tmp_path: Path, toy_split: MemorySplit, toy_input: InputSpec) -> None:
     kept = Checkpointing(tmp_path / "checkpoint.safetensors", resume=True)
     kept.path.write_bytes(b"\x00" * 100)

@@ -50,7 +50,9 @@ class ArmOptions:
     match_steps: Annotated[int, typer.Option(min=0, help="Steps of that warm-up.")] = 200
     hint_weights: Annotated[
         str,
-        typer.Option(help="What each hint counts: equal, or by mass (of its cluster) or redundancy (less is more)."),
+        typer.Option(
+            help="What each hint counts: equal, or by mass (of its cluster), or redundancy (less counts more)."
+        ),
     ] = "equal"
     metric: Annotated[str, typer.Option(help="For --hints auto: as in keyhole hints.")] = "r2_cca"
     count: Annotated[str, typer.Option(help="For --hints auto and selectors: a number, or auto.")] = "3"

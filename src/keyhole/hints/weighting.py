@@ -47,9 +47,9 @@ def hint_weights(
         raise SettingError("There are no hints to weigh; expected at least one.")
     if how == "equal" or len(hints) == 1:
         return (1.0,) * len(hints)
-    held = [len(members) for hint in hints for members in clusters if hint in members]
-    if how == "mass" and len(held) == len(clusters) == len(hints):
-        return _with_mean_one(np.array(held, float))
+    own = [[k for k, members in enumerate(clusters) if hint in members] for hint in hints]
+    if how == "mass" and sorted(own) == [[k] for k in range(len(hints))] and len(clusters) == len(hints):
+        return _with_mean_one(np.array([len(clusters[k]) for (k,) in own], float))
     if similarities is None:
         raise SettingError(f"Weights by {how} need the similarities of all layers; measure them first.")
     if how == "mass":
