@@ -85,54 +85,57 @@ def feature_quality(x: Float[Tensor, "n p"], labels: Int64[Tensor, " n"]) -> Qua
             "Raise --samples, or choose otherwise."
         )
     ends = np.cumsum(counts)
-    within, between = [], np.zeros((len(counts), len(counts)))
-    least, nearest = [], []
-    for k, (count, end) in enumerate(zip(counts, ends, strict=True)):
-        compared = _compared(x, int(end - count), int(end), ends - counts)
-        between[k] = compared.alike / counts / count
-        nearest.append(compared.nearest)
-        if count > 1:
-            within.append(compared.alike_within / (count * (count - 1)))
-            least.append(compared.least_within)
-    apart = between[~np.eye(len(counts), dtype=bool)].mean()
+    starts = ends - counts
+    units = x / x.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    alike = _alike(units, starts) / counts / counts[:, None]
+    apart = alike[~np.eye(len(counts), dtype=bool)].mean()
+    within = [_within(units[begin:end]) for begin, end in zip(starts, ends, strict=True) if end - begin > 1]
+    mean, least = np.mean(within, axis=0)
+    nearest = np.mean([_nearest(x, int(begin), int(end)) for begin, end in zip(starts, ends, strict=True)])
     norms = x.double().norm(dim=1).numpy()
-    size = float(np.mean(np.add.reduceat(norms, ends - counts) / counts))
+    size = float(np.mean(np.add.reduceat(norms, starts) / counts))
     density = (len(x) / math.pi) ** (1 / max(_rank(x), 1))
     return Quality(
-        separation=float(np.mean(within) - apart),
-        information=(1 - float(np.mean(least))) * _entropy(x, ends - counts, ends) / math.log(5),
-        efficiency=2 * density * float(np.mean(nearest)) / size if size > 0 else 0.0,
+        separation=float(mean - apart),
+        information=float(1 - least) * _entropy(x, starts, ends) / math.log(5),
+        efficiency=2 * density * float(nearest) / size if size > 0 else 0.0,
     )
 
 
-@dataclass
-class _Compared:
-    """One class with all images: sums of |cos| with each class, the same and the least of pairs within, the nearest."""
+def _alike(units: Tensor, starts: np.ndarray) -> Float[np.ndarray, "k k"]:
+    """Return the sum of |cos| over the pairs of images of each two classes."""
+    if float(units.min()) >= 0:  # after a rectifier: no cosine is negative, and sums of vectors tell the sums
+        sums = np.add.reduceat(units.double().numpy(), starts, axis=0)
+        return np.asarray(sums @ sums.T)
+    rows = [
+        np.add.reduceat((units[first:last] @ units.T).abs_().numpy(), starts, axis=1)
+        for first, last in _cut(0, len(units))
+    ]
+    return np.asarray(np.add.reduceat(np.concatenate(rows).astype(float), starts, axis=0))
 
-    alike: np.ndarray
-    alike_within: float = 0.0
-    least_within: float = 1.0
-    nearest: float = math.inf
+
+def _within(units: Tensor) -> tuple[float, float]:
+    """Return the mean and the least |cos| over the pairs of images of one class."""
+    count, total, least = len(units), 0.0, 1.0
+    for first, last in _cut(0, count):
+        alike = (units[first:last] @ units.T).abs_()
+        alike[range(last - first), range(first, last)] = math.inf  # an image and itself are no pair
+        least = min(least, float(alike.min()))
+        total += float(alike.masked_fill_(alike.isinf(), 0).sum(dtype=torch.float64))
+    return total / (count * (count - 1)), least
 
 
-def _compared(x: Tensor, begin: int, end: int, starts: np.ndarray) -> _Compared:
+def _nearest(x: Tensor, begin: int, end: int) -> float:
+    """Return the distance from a class, the images begin to end - 1, to the nearest image of another one."""
     squares = x.square().sum(1)
-    norms = squares.sqrt().clamp_min(1e-30)
-    found = _Compared(np.zeros(len(starts)))
+    found = math.inf
     for first, last in _cut(begin, end):
-        products = x[first:last] @ x.T
-        alike = (products / norms[first:last, None] / norms).abs_()
-        found.alike += np.add.reduceat(alike.numpy(), starts, axis=1).sum(axis=0, dtype=float)
-        others = ~torch.eye(end - begin, dtype=torch.bool)[first - begin : last - begin]
-        inside = alike[:, begin:end][others]
-        if inside.numel():
-            found.alike_within += float(inside.sum(dtype=torch.float64))
-            found.least_within = min(found.least_within, float(inside.min()))
-        apart = squares[first:last, None] + squares - 2 * products
+        apart = torch.addmm(squares, x[first:last], x.T, alpha=-2)  # squared, less what is the same in a row
         apart[:, begin:end] = math.inf
-        i, j = divmod(int(apart.argmin()), len(x))
+        values, columns = apart.min(dim=1)
+        row = int((values + squares[first:last]).argmin())
         # of the nearest pair the distance itself: the difference of large products is inexact
-        found.nearest = min(found.nearest, float((x[first + i].double() - x[j].double()).norm()))
+        found = min(found, float((x[first + row].double() - x[columns[row]].double()).norm()))
     return found
 
 
