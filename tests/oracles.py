@@ -122,6 +122,40 @@ def contrastive_loss(
     return total / images
 
 
+def associated_loss(
+    features: Sequence[Sequence[np.ndarray]],
+    embeddings: Sequence[Sequence[Sequence[np.ndarray]]],
+    differences: np.ndarray,
+) -> float:
+    """Return the loss of learned shares, image by image.
+
+    Args:
+        features: Of the student's layers and of the teacher's.
+        embeddings: Of the student's layers and of the teacher's: weight, bias, weight, bias of two linear layers.
+        differences: Mean squared difference by image, student layer and teacher layer.
+    """
+    images, students, teachers = differences.shape
+    total = 0.0
+    for n in range(images):
+        queries, keys = (
+            [_unit_embedding(feature, n, layers) for feature, layers in zip(side, own, strict=True)]
+            for side, own in zip(features, embeddings, strict=True)
+        )
+        for s in range(students):
+            powers = [math.exp(sum(a * b for a, b in zip(queries[s], key, strict=True))) for key in keys]
+            total += sum(powers[t] / sum(powers) * float(differences[n, s, t]) for t in range(teachers))
+    return total / images / students
+
+
+def _unit_embedding(feature: np.ndarray, image: int, layers: Sequence[np.ndarray]) -> list[float]:
+    alike = np.array([float((feature[image] * other).sum()) for other in feature])
+    first, first_bias, second, second_bias = layers
+    hidden = [max(0.0, float(row @ alike + b)) for row, b in zip(first, first_bias, strict=True)]
+    out = [float(row @ np.array(hidden) + b) for row, b in zip(second, second_bias, strict=True)]
+    length = math.sqrt(sum(value**2 for value in out))
+    return [value / length for value in out]
+
+
 def average_to(feature: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return a map (n, c, h, w) averaged down; each cell is the mean of the pixels that it touches."""
     n, c, h, w = feature.shape
@@ -320,3 +354,72 @@ def best_depth_cost(depths: Sequence[float], layers: int) -> float:
         sum(abs((place + 1) / layers - depth) for place, depth in zip(places, wanted, strict=True))
         for places in pick(range(layers), len(depths))
     )
+
+
+def quality(x: np.ndarray, labels: Sequence[int]) -> tuple[float, float, float]:
+    """Return separation, information and efficiency of a layer, from loops over pairs of images."""
+    classes = sorted(set(labels))
+    members = {k: [i for i, label in enumerate(labels) if label == k] for k in classes}
+
+    def alike(i: int, j: int) -> float:
+        lengths = math.sqrt(sum(x[i] ** 2)) * math.sqrt(sum(x[j] ** 2))
+        return abs(float(sum(x[i] * x[j]))) / lengths if lengths else 0.0
+
+    within = [[alike(i, j) for i, j in combinations(own, 2)] for own in members.values() if len(own) > 1]
+    between = [[alike(i, j) for i in members[a] for j in members[b]] for a in classes for b in classes if a != b]
+    separation = np.mean([np.mean(values) for values in within]) - np.mean([np.mean(values) for values in between])
+
+    spectra = []
+    for own in members.values():
+        if len(own) > 1:
+            centered = x[own] - x[own].mean(axis=0)
+            values = np.sort(np.linalg.eigvalsh(centered.T @ centered).clip(0))[::-1]
+            spectra.append(values / values.sum() if values.sum() else np.eye(1, len(values))[0])
+    counts = []
+    for values in spectra:
+        count = 0
+        while sum(values[:count]) < 0.95 - 1e-9 and count < len(values):
+            count += 1
+        counts.append(count)
+    directions = max(1, int(sum(counts) / len(counts)))
+    entropies = []
+    for values in spectra:
+        shares = values[:directions] / sum(values[:directions])
+        entropies.append(-sum(float(p) * math.log(p) for p in shares if p > 0))
+    information = (1 - np.mean([min(values) for values in within])) * np.mean(entropies) / math.log(5)
+
+    nearest = [
+        min(math.dist(x[i], x[j]) for i in own for j in range(len(x)) if labels[j] != k) for k, own in members.items()
+    ]
+    norms = [np.mean([math.sqrt(sum(x[i] ** 2)) for i in own]) for own in members.values()]
+    varying = np.linalg.matrix_rank(x, tol=1e-6 * np.linalg.norm(x, 2))
+    efficiency = 2 * np.mean(nearest) / np.mean(norms) * (len(x) / math.pi) ** (1 / varying)
+    return float(separation), float(information), float(efficiency)
+
+
+def best_monotone_cost(costs: np.ndarray) -> float:
+    """Return the smallest total cost over all assignments of rows to columns that never cross."""
+    rows, columns = costs.shape
+    pick = combinations if rows <= columns else combinations_with_replacement
+    return min(sum(float(costs[i, place]) for i, place in enumerate(places)) for places in pick(range(columns), rows))
+
+
+def mass(hints: Sequence[int], similarities: np.ndarray) -> list[float]:
+    """Return how many layers each hint stands for, over their mean."""
+    counts = [0] * len(hints)
+    for layer in range(len(similarities)):
+        best = 0
+        for k, hint in enumerate(hints):
+            if similarities[layer, hint] > similarities[layer, hints[best]]:
+                best = k
+        counts[hints.index(layer) if layer in hints else best] += 1
+    return [count * len(hints) / sum(counts) for count in counts]
+
+
+def rarity(hints: Sequence[int], similarities: np.ndarray) -> list[float]:
+    """Return how little each hint is like the other hints, over the mean."""
+    values = []
+    for hint in hints:
+        others = [float(similarities[hint, other]) for other in hints if other != hint]
+        values.append(max(0.0, 1 - sum(others) / len(others)))
+    return [value * len(values) / sum(values) for value in values]

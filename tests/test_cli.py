@@ -263,6 +263,22 @@ def test_hints_for_people(teacher: Path, tmp_path: Path) -> None:
         assert set(arrays) == {*ALWAYS, "consensus"}
 
 
+def test_hints_by_quality(teacher: Path, tmp_path: Path) -> None:
+    options = ("--clustering", "quality", "--samples", 200, "--count", 2, "--json")
+    found = keyhole("hints", "--teacher", teacher, *DIGITS, *options, "--out", tmp_path)
+    assert found.code == 0, found.err
+    value = found.json
+    assert value["clustering"] == "quality"
+    assert list(value["quality"]) == [layer["name"] for layer in value["layers"]]
+    totals = [parts["quality"] for parts in value["quality"].values()]
+    best = max(range(5), key=lambda i: totals[i] + totals[i + 1])
+    assert value["hints"] == list(value["quality"])[best : best + 2]
+    assert value["stability"] == {}
+    page = (tmp_path / "report.html").read_text()
+    assert "the choice by quality takes the consecutive layers with the highest quality by labels" in page
+    assert "without labels" not in page
+
+
 def test_hints_may_be_chosen_again_into_the_same_folder(teacher: Path, tmp_path: Path) -> None:
     options = ("--teacher", teacher, *DIGITS, "--samples", 50, "--count", 2, "--stability", 0, "--out", tmp_path)
     assert keyhole("hints", *options).code == 0
@@ -315,6 +331,8 @@ def test_distill_with_chosen_hints(runs: Path, teacher: Path, looked: Ran, tmp_p
         (("--hints", "stage-ends", "--layers", "layer?.0"), ["layer1.0", "layer2.0", "layer3.0"]),
         (("--hints", "random", "--count", "2"), None),
         (("--hints", "layer1.1, layer3.0", "--match", "size"), ["layer1.1", "layer3.0"]),
+        (("--hints", "quality", "--samples", 200, "--hint-weights", "redundancy"), None),
+        (("--hints", "layer1.1,layer3.0", "--match", "similarity", "--match-steps", 3), ["layer1.1", "layer3.0"]),
         (("--hints", "layer2.0.conv1", "--layers", "*.conv1"), ["layer2.0.conv1"]),
         (("--hints", "auto", "--samples", 200, "--layers", "*.conv1", "--count", 2), None),
     ],

@@ -52,6 +52,13 @@ def test_an_unfinished_run_goes_on_only_when_asked_to(tmp_path: Path) -> None:
     assert recipe.read_text() == before
 
 
+def test_a_choice_is_made_once_in_the_life_of_a_run(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    assert run.settle("pairs", lambda: "a -> b") == "a -> b"
+    assert begin(tmp_path, resume=True).settle("pairs", lambda: "never") == "a -> b"
+    assert (tmp_path / "pairs.txt").read_text() == "a -> b"
+
+
 def test_a_finished_run_is_never_touched(tmp_path: Path) -> None:
     (begin(tmp_path).path / "result.json").write_text("{}")
     for resume in (False, True):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from keyhole.data.sources import Data, default_input, open_data
     from keyhole.data.splits import hold_out
     from keyhole.distillation.adapters import HintAdapter, VariationalHead
+    from keyhole.distillation.association import Association
     from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
     from keyhole.distillation.contrast import Contrast
     from keyhole.distillation.evaluation import Accuracy, evaluate
@@ -33,12 +34,16 @@ if TYPE_CHECKING:
     from keyhole.distillation.matching import match_hints
     from keyhole.distillation.terms import HintPair, Term, parse_terms
     from keyhole.distillation.training import Checkpointing, fit
+    from keyhole.distillation.warmup import warm_up
     from keyhole.errors import KeyholeError
     from keyhole.hints.choice import ChoiceConfig, Hints, choose_hints
+    from keyhole.hints.likeness import likeness
     from keyhole.hints.metrics import debiased_cka, linear_cka, procrustes, pwcca, r2_cca, rbf_cka, svcca
     from keyhole.hints.moments import ObserveConfig, observe
+    from keyhole.hints.quality import Quality, feature_quality, layer_quality
     from keyhole.hints.selection import Rule, Selection, select, stability
     from keyhole.hints.similarity import consensus, similarity
+    from keyhole.hints.weighting import hint_weights
     from keyhole.models.frozen import freeze
     from keyhole.models.layers import Layer, Tapped, layers, tap
     from keyhole.models.network import InputSpec, Network, count_macs
@@ -66,6 +71,7 @@ _HOMES = {
         "HintAdapter",
         "VariationalHead",
     ),
+    "distillation.association": ("Association",),
     "distillation.cohort": (
         "Arm",
         "Cohort",
@@ -102,12 +108,14 @@ _HOMES = {
         "Checkpointing",
         "fit",
     ),
+    "distillation.warmup": ("warm_up",),
     "errors": ("KeyholeError",),
     "hints.choice": (
         "ChoiceConfig",
         "Hints",
         "choose_hints",
     ),
+    "hints.likeness": ("likeness",),
     "hints.metrics": (
         "debiased_cka",
         "linear_cka",
@@ -121,6 +129,11 @@ _HOMES = {
         "ObserveConfig",
         "observe",
     ),
+    "hints.quality": (
+        "Quality",
+        "feature_quality",
+        "layer_quality",
+    ),
     "hints.selection": (
         "Rule",
         "Selection",
@@ -131,6 +144,7 @@ _HOMES = {
         "consensus",
         "similarity",
     ),
+    "hints.weighting": ("hint_weights",),
     "models.frozen": ("freeze",),
     "models.layers": (
         "Layer",
@@ -175,6 +189,7 @@ __all__ = [
     "Arm",
     "ArmMaker",
     "ArmPlan",
+    "Association",
     "Board",
     "Checkpointing",
     "ChoiceConfig",
@@ -189,6 +204,7 @@ __all__ = [
     "Layer",
     "Network",
     "ObserveConfig",
+    "Quality",
     "Result",
     "Rule",
     "Selection",
@@ -208,13 +224,17 @@ __all__ = [
     "decoupled_loss",
     "default_input",
     "evaluate",
+    "feature_quality",
     "fit",
     "freeze",
     "hint_loss",
+    "hint_weights",
     "hints_page",
     "hold_out",
     "judge",
+    "layer_quality",
     "layers",
+    "likeness",
     "linear_cka",
     "load",
     "look_ahead",
@@ -244,6 +264,7 @@ __all__ = [
     "training_page",
     "transformed_teacher_loss",
     "variational_loss",
+    "warm_up",
     "with_combinations",
 ]
 

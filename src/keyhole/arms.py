@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Float
 
 from keyhole.data.splits import Split
 from keyhole.distillation.cohort import Arm, TrainConfig
 from keyhole.distillation.matching import match_hints
 from keyhole.distillation.terms import HintPair, parse_terms
+from keyhole.distillation.warmup import warm_up
 from keyhole.errors import DataError, SettingError, unknown_name
 from keyhole.files import read_json, read_toml
 from keyhole.hints.choice import ChoiceConfig, Hints, choose_hints
+from keyhole.hints.likeness import likeness
 from keyhole.hints.moments import ObserveConfig
-from keyhole.hints.selection import CONTROLS, SELECTORS, Rule, check_rule, select
+from keyhole.hints.selection import CONTROLS, QUALITY, SELECTORS, Rule, Selection, check_rule, select
 from keyhole.hints.similarity import consensus
+from keyhole.hints.weighting import WEIGHTINGS, hint_weights
 from keyhole.models.layers import Layer, layers
-from keyhole.models.network import InputSpec, Network
+from keyhole.models.network import InputSpec, Network, fingerprint
 from keyhole.models.zoo import build
 from keyhole.progress import Progress, silent
 from keyhole.runtime import choose_device
@@ -28,6 +35,11 @@ from keyhole.runtime import choose_device
 
 def _key(default: Any, kinds: tuple[type, ...], expected: str) -> Any:
     return field(default=default, metadata={"kinds": kinds, "expected": expected})
+
+
+def _later(default: Any, kinds: tuple[type, ...], expected: str) -> Any:
+    """A key that there was not from the beginning: recipes are silent about it while it has its default."""
+    return field(default=default, metadata={"kinds": kinds, "expected": expected, "later": True})
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,9 @@ class ArmPlan:
         temperature: Of terms of softened logits; each one's published one when missing.
         hints: ``auto``, a selector, a ``hints.json``, or layers (a list, or by commas).
         balance: ``weights``, or ``gradients``: each term is scaled so that it pulls as hard as the first one.
-        match: How hints go to student layers: ``order`` or ``size``.
+        match: How hints go to student layers: ``order``, ``size``, or ``similarity`` after a warm-up of the student.
+        match_steps: Of that warm-up.
+        hint_weights: What each hint counts: ``equal``, or by ``mass`` or ``redundancy``.
         metric: For ``auto`` and clusterings; several by commas decide by consensus.
         count: For ``auto`` and selectors: a number, or ``auto``.
         center: Of kmeans clusters: ``medoid`` or ``index``.
@@ -60,6 +74,8 @@ class ArmPlan:
     hints: str | tuple[str, ...] | None = _key(None, (str, list, tuple), "a text or a list of layers")
     balance: str = _key("weights", (str,), "a text")
     match: str = _key("order", (str,), "a text")
+    match_steps: int = _later(200, (int,), "a whole number")
+    hint_weights: str = _later("equal", (str,), "a text")
     metric: str = _key("r2_cca", (str,), "a text")
     count: int | str = _key(3, (int, str), "a whole number or 'auto'")
     center: str = _key("medoid", (str,), "a text")
@@ -75,6 +91,19 @@ class ArmPlan:
             SettingError: The count is no number, or the clustering does not exist.
         """
         return Rule(clustering, parse_count(str(self.count)), self.center, self.hint, self.seed)
+
+
+def settled_before(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without the keys of an arm that were added later and have their default.
+
+    So the recipe of a run that was begun before there was such a key is still that of the same run.
+
+    Example:
+        >>> settled_before({"match": "order", "hint_weights": "equal"})
+        {'match': 'order'}
+    """
+    later = {each.name: each.default for each in fields(ArmPlan) if each.metadata.get("later")}
+    return {key: value for key, value in settings.items() if key not in later or value != later[key]}
 
 
 def parse_count(text: str) -> int | None:
@@ -136,6 +165,19 @@ def read_arm(table: Any, base: ArmPlan | None = None) -> ArmPlan:
     return replace(base or ArmPlan(), **given)
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """Hints, the layers of the teacher that they were chosen from, the glob of those, and the clusters by name."""
+
+    hints: Sequence[str]
+    candidates: Sequence[Layer]
+    pattern: str | None
+    clusters: Sequence[Sequence[str]] = ()
+
+
+_LIKENESS_IMAGES = 2000
+
+
 class ArmMaker:
     """Turns plans into arms under one teacher; similarities are measured once for the same images and layers.
 
@@ -143,6 +185,8 @@ class ArmMaker:
         teacher: The teacher, with its trained weights.
         train: The images trained on; hints are chosen over them.
         config: How arms will be trained; similarities are measured on its device, in its precision.
+        keep: Returns what was made under a name before, else what a function makes now, and keeps it; so that a run
+            that goes on, or another process, does not decide anew what rounding could decide otherwise.
         progress: Wraps the long loops.
         note: Is told what was matched with what, and what looks wrong.
     """
@@ -153,14 +197,16 @@ class ArmMaker:
         train: Split,
         config: TrainConfig,
         *,
+        keep: Callable[[str, Callable[[], str]], str] = lambda _name, make: make(),
         progress: Progress = silent,
         note: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self.teacher, self.train, self.config = teacher, train, config
-        self.progress, self.note = progress, note
+        self.keep, self.progress, self.note = keep, progress, note
         self._measured: dict[tuple[int, str | None, int], Hints] = {}
         self._students: dict[tuple[str, InputSpec], list[Layer]] = {}
         self._candidates: dict[str | None, list[Layer]] = {}
+        self._likenesses: dict[str, Float[np.ndarray, "l m"]] = {}
 
     def make(self, plan: ArmPlan) -> Arm:
         """Return the arm of a plan.
@@ -174,16 +220,71 @@ class ArmMaker:
             spec = replace(spec, size_px=(plan.student_size, plan.student_size))
         name = plan.name or plan.student
         pairs: tuple[HintPair, ...] = ()
+        if plan.hint_weights not in WEIGHTINGS:
+            raise unknown_name("way to weigh hints", plan.hint_weights, WEIGHTINGS)
         if (plan.student, spec) not in self._students:
             student = build(plan.student, classes=len(self.train.classes) or self.teacher.classes, input=spec)
             self._students[plan.student, spec] = layers(student)
         if any(term.needs_hints for term in terms):
-            wanted, candidates = self._hints(plan)
-            pairs = match_hints(wanted, candidates, self._students[plan.student, spec], how=plan.match)
-            self.note(f"{name}: {', '.join(f'{pair.teacher} -> {pair.student}' for pair in pairs)}")
+            chosen = self._hints(plan)
+            pairs = self._weighed(plan, chosen, self._matched(plan, chosen, spec))
+            told = (f"{pair.teacher} -> {pair.student}" + _times(pair.weight) for pair in pairs)
+            self.note(f"{name}: {', '.join(told)}")
         return Arm(name, plan.student, spec, terms, pairs, plan.balance)
 
-    def _hints(self, plan: ArmPlan) -> tuple[Sequence[str], Sequence[Layer]]:
+    def _matched(self, plan: ArmPlan, chosen: _Chosen, spec: InputSpec) -> tuple[HintPair, ...]:
+        found = self._likeness(plan, chosen, spec) if plan.match == "similarity" else None
+        students = self._students[plan.student, spec]
+        return match_hints(chosen.hints, chosen.candidates, students, how=plan.match, similarities=found)
+
+    def _likeness(self, plan: ArmPlan, chosen: _Chosen, spec: InputSpec) -> Float[np.ndarray, "l m"]:
+        """Return the similarity of the teacher's candidates with the layers of a student after its warm-up."""
+        names = [[layer.name for layer in side] for side in (chosen.candidates, self._students[plan.student, spec])]
+        config = replace(self.config, seed=plan.seed)
+        settings = {key: value for key, value in asdict(config).items() if key not in ("device", "compile")}
+        about = [Path(plan.student).name, asdict(spec), names, plan.match_steps, plan.samples, settings]
+        told = json.dumps([*about, fingerprint(self.teacher), len(self.train)], sort_keys=True)
+        key = f"likeness-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+
+        def measure() -> str:
+            student = warm_up(
+                plan.student,
+                spec,
+                self.train,
+                config=config,
+                steps=plan.match_steps,
+                teacher=self.teacher,
+                progress=self.progress,
+            )
+            random = np.random.default_rng([plan.seed, 5])
+            count = min(plan.samples, _LIKENESS_IMAGES)
+            positions = torch.from_numpy(random.permutation(len(self.train))[:count].copy())
+            found = likeness(
+                (self.teacher, student),
+                (names[0], names[1]),
+                self.train.subset(positions),
+                config=ObserveConfig(precision=self.config.precision, rbf=False),
+                device=choose_device(self.config.device),
+                progress=self.progress,
+            )
+            return json.dumps(found.round(6).tolist())
+
+        if key not in self._likenesses:
+            self._likenesses[key] = np.array(json.loads(self.keep(key, measure)))
+        return self._likenesses[key]
+
+    def _weighed(self, plan: ArmPlan, chosen: _Chosen, pairs: tuple[HintPair, ...]) -> tuple[HintPair, ...]:
+        if plan.hint_weights == "equal":
+            return pairs
+        position = {layer.name: i for i, layer in enumerate(chosen.candidates)}
+        clusters = [[position[name] for name in members] for members in chosen.clusters]
+        needed = len(chosen.hints) > 1 and not (plan.hint_weights == "mass" and clusters)
+        matrix = self._similarities(plan, chosen, Rule(count=1)) if needed else None
+        wanted = [position[name] for name in chosen.hints]
+        weights = hint_weights(plan.hint_weights, wanted, matrix, clusters=clusters)
+        return tuple(replace(pair, weight=weight) for pair, weight in zip(pairs, weights, strict=True))
+
+    def _hints(self, plan: ArmPlan) -> _Chosen:
         """Return the hints of a plan, and the layers of the teacher that they were chosen from."""
         given = plan.hints
         if given is None:
@@ -194,23 +295,44 @@ class ArmMaker:
             return self._from_file(Path(given))
         if plan.layers not in self._candidates:
             self._candidates[plan.layers] = layers(self.teacher, plan.layers)
-        candidates = self._candidates[plan.layers]
+        open_to = _Chosen((), self._candidates[plan.layers], plan.layers)
         if not isinstance(given, str):
-            return given, candidates
-        if given in CONTROLS and given != "reverse":
-            return [candidates[i].name for i in select(candidates, None, plan.rule(given)).hints], candidates
+            return replace(open_to, hints=given)
         if given == "auto" or given in SELECTORS:
-            return self._choose(plan, "kmeans" if given == "auto" else given, candidates), candidates
-        return [part.strip() for part in given.split(",")], candidates
+            return self._choose(plan, "kmeans" if given == "auto" else given, open_to)
+        return replace(open_to, hints=[part.strip() for part in given.split(",")])
 
-    def _choose(self, plan: ArmPlan, clustering: str, candidates: Sequence[Layer]) -> list[str]:
-        rule, metrics = plan.rule(clustering), tuple(name.strip() for name in plan.metric.split(","))
-        config = ChoiceConfig(plan.samples, metrics, plan.layers, draws=0, bare=False, seed=plan.seed)
+    def _choose(self, plan: ArmPlan, clustering: str, open_to: _Chosen) -> _Chosen:
+        rule, candidates = plan.rule(clustering), open_to.candidates
         check_rule(candidates, rule)
-        key, informed = (plan.samples, plan.layers, plan.seed), plan.hint == "informative"
+        if clustering in CONTROLS and clustering != "reverse":
+            return _named(open_to, select(candidates, None, rule))
+        matrix = self._similarities(plan, open_to, rule)
+        measured = self._measured[_sample(plan, open_to)]
+        known = [measured.information[layer.name] for layer in candidates] if rule.hint == "informative" else None
+        quality = [measured.quality[layer.name]["quality"] for layer in candidates] if clustering == QUALITY else None
+        selection = select(
+            candidates,
+            matrix,
+            rule,
+            information=None if known is None else np.array(known),
+            quality=None if quality is None else np.array(quality),
+        )
+        return _named(open_to, selection)
+
+    def _similarities(self, plan: ArmPlan, open_to: _Chosen, rule: Rule) -> Float[np.ndarray, "l l"]:
+        """Return the similarities of candidates under a plan's metrics, measured if need be, with what a rule needs."""
+        metrics = tuple(name.strip() for name in plan.metric.split(","))
+        config = ChoiceConfig(plan.samples, metrics, open_to.pattern, draws=0, bare=False, seed=plan.seed)
+        key = _sample(plan, open_to)
         old = self._measured.get(key)
-        if old is None or not set(metrics) <= old.similarities.keys() or (informed and not old.information):
-            self._measured[key] = choose_hints(
+        if (
+            old is None
+            or not set(metrics) <= old.similarities.keys()
+            or (rule.hint == "informative" and not old.information)
+            or (rule.clustering == QUALITY and not old.quality)
+        ):
+            new = choose_hints(
                 self.teacher,
                 self.train,
                 rule,
@@ -219,16 +341,17 @@ class ArmMaker:
                 device=choose_device(self.config.device),
                 progress=self.progress,
             )
+            self._measured[key] = new if old is None else _both(old, new)
         matrices = [self._measured[key].similarities[name] for name in metrics]
-        matrix = matrices[0] if len(matrices) == 1 else consensus(matrices)
-        known = np.array([self._measured[key].information[layer.name] for layer in candidates]) if informed else None
-        return [candidates[i].name for i in select(candidates, matrix, rule, information=known).hints]
+        return matrices[0] if len(matrices) == 1 else consensus(matrices)
 
-    def _from_file(self, path: Path) -> tuple[Sequence[str], Sequence[Layer]]:
+    def _from_file(self, path: Path) -> _Chosen:
         value = read_json(path)
         try:
             hints, names = value["hints"], [layer["name"] for layer in value.get("layers", ())]
-            if not isinstance(hints, list) or not all(isinstance(name, str) for name in (*hints, *names)):
+            clusters = value.get("clusters", [])
+            in_clusters = [name for members in clusters for name in members]
+            if not isinstance(hints, list) or not all(isinstance(name, str) for name in (*hints, *names, *in_clusters)):
                 raise TypeError
         except (AttributeError, LookupError, TypeError) as error:
             raise DataError(f"{path} is no hints.json of 'keyhole hints': it has no list of hints.") from error
@@ -236,4 +359,36 @@ class ArmMaker:
         if isinstance(value, Mapping) and value.get("teacher") != self.teacher.name:
             self.note(f"Warning: {path} was made for {value.get('teacher')}, the teacher is {self.teacher.name}.")
             pattern = None
-        return hints, layers(self.teacher, pattern)
+        candidates = layers(self.teacher, pattern)
+        if not {*in_clusters} <= {layer.name for layer in candidates}:
+            clusters = []
+        return _Chosen(hints, candidates, pattern, clusters)
+
+
+def _times(weight: float) -> str:
+    return "" if weight == 1 else f" times {weight:g}"
+
+
+def _sample(plan: ArmPlan, open_to: _Chosen) -> tuple[int, str | None, int]:
+    return plan.samples, open_to.pattern, plan.seed
+
+
+def _named(open_to: _Chosen, selection: Selection) -> _Chosen:
+    names = [layer.name for layer in open_to.candidates]
+    grouped = selection.clusters
+    groups = [grouped.members(k) for k in range(len(grouped.centers))] if grouped else []
+    return replace(
+        open_to,
+        hints=[names[i] for i in selection.hints],
+        clusters=[[names[i] for i in members] for members in groups],
+    )
+
+
+def _both(old: Hints, new: Hints) -> Hints:
+    """Return what two looks at the same images and layers found."""
+    return replace(
+        new,
+        similarities=old.similarities | new.similarities,
+        information=new.information or old.information,
+        quality=new.quality or old.quality,
+    )

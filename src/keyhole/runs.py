@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from keyhole.errors import KeyholeError, RunError
-from keyhole.files import append_line, read_json, write_json
+from keyhole.files import append_line, read_json, write_json, write_text
 from keyhole.runtime import describe
 
 try:
@@ -43,6 +43,18 @@ class RunFolder:
     def log(self) -> Path:
         """One JSON record a line, one line an arm and epoch."""
         return self.path / "log.jsonl"
+
+    def settle(self, name: str, choose: Callable[[], str]) -> str:
+        """Return what was chosen under a name when the run began; a resumed run chooses nothing anew.
+
+        Args:
+            name: Of the choice; its file is called so.
+            choose: Makes it where it was not made yet.
+        """
+        path = self.path / f"{name}.txt"
+        if not path.is_file():
+            write_text(path, choose())
+        return path.read_text(encoding="utf-8")
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Append a record to the log."""

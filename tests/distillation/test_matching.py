@@ -7,7 +7,7 @@ import pytest
 
 import oracles
 from keyhole.distillation.matching import match_hints
-from keyhole.errors import SettingError, UnknownNameError
+from keyhole.errors import SettingError, ShapeError, UnknownNameError
 from keyhole.models.layers import Layer, layers
 from keyhole.models.zoo import build
 
@@ -86,6 +86,32 @@ def test_the_nearest_size_counts_in_doublings_of_both_sides() -> None:
     assert places([0], row(8), row(12, 5, prefix="s"), how="size") == [0]  # 1.5 times as large is nearer than 1.6 times
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_by_similarity_is_the_best_of_all_assignments_that_never_cross(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    teacher, student = row(*[8] * int(random.integers(2, 10))), row(*[8] * int(random.integers(1, 7)), prefix="s")
+    count = int(random.integers(1, min(6, len(teacher)) + 1))
+    hints = [int(i) for i in random.permutation(len(teacher))[:count]]  # in any order
+    alike = random.random((len(teacher), len(student)))
+    pairs = match_hints([teacher[i].name for i in hints], teacher, student, how="similarity", similarities=alike)
+    assert [pair.teacher for pair in pairs] == [teacher[i].name for i in hints]
+    names = [layer.name for layer in student]
+    placed = dict(zip(hints, (names.index(pair.student) for pair in pairs), strict=True))
+    ordered = [placed[hint] for hint in sorted(hints)]
+    assert ordered == sorted(ordered)
+    if count <= len(student):
+        assert len(set(ordered)) == count
+    cost = sum(1 - alike[hint, place] for hint, place in placed.items())
+    assert cost == pytest.approx(oracles.best_monotone_cost(1 - alike[sorted(hints)]))
+
+
+def test_by_similarity_each_hint_finds_its_own_layer() -> None:
+    teacher, student = row(*[8] * 6), row(*[8] * 6, prefix="s")
+    alike = np.eye(6) + 0.1
+    pairs = match_hints(["t5", "t1"], teacher, student, how="similarity", similarities=alike)
+    assert [(pair.teacher, pair.student) for pair in pairs] == [("t5", "s5"), ("t1", "s1")]
+
+
 def test_what_cannot_be_matched() -> None:
     teacher, student = row(8, 8, 8), row(8, 8, prefix="s")
     with pytest.raises(UnknownNameError, match="Unknown hint layer 't9'; nearest known: t"):
@@ -96,3 +122,7 @@ def test_what_cannot_be_matched() -> None:
         match_hints([], teacher, student)
     with pytest.raises(SettingError, match="1 hints and 0 student layers"):
         match_hints(["t0"], teacher, [])
+    with pytest.raises(SettingError, match="Matching by similarity needs that of the layers"):
+        match_hints(["t0"], teacher, student, how="similarity")
+    with pytest.raises(ShapeError, match=r"shape \(2, 3\); expected \(3, 2\)"):
+        match_hints(["t0"], teacher, student, how="similarity", similarities=np.zeros((2, 3)))

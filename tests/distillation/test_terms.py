@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from keyhole.distillation.adapters import HintAdapter
-from keyhole.distillation.terms import TERMS, Term, check_terms, parse_terms
+from keyhole.distillation.terms import TERMS, HintPair, Setting, Term, View, build_term, check_terms, parse_terms
 from keyhole.errors import SettingError, UnknownNameError
 
 
@@ -22,6 +22,7 @@ from keyhole.errors import SettingError, UnknownNameError
         (" ce = 0.5 , hint= 5e1,", {"ce": 0.5, "hint": 50.0}),
         ("kd=0", {"kd": 0.0}),
         ("ce,dkd,ls,vid", {"ce": 1.0, "dkd": 1.0, "ls": 9.0, "vid": 1.0}),
+        ("ce,kd,semckd", {"ce": 1.0, "kd": 1.0, "semckd": 400.0}),
         ("wttm,crd,sp,dist", {"wttm": 4.0, "crd": 0.8, "sp": 3000.0, "dist": 2.0}),
     ],
 )
@@ -61,7 +62,7 @@ def test_temperatures_are_above_zero(temperature: float) -> None:
 def test_what_each_term_needs() -> None:
     terms = [Term(name, 1.0) for name in TERMS]
     assert {term.name for term in terms if not term.needs_teacher} == {"ce"}
-    assert {term.name for term in terms if term.needs_hints} == {"hint", "at", "vid", "sp"}
+    assert {term.name for term in terms if term.needs_hints} == {"hint", "at", "vid", "sp", "semckd"}
     assert {term.name for term in terms if term.needs_labels} == {"ce", "dkd", "crd"}
 
 
@@ -100,3 +101,32 @@ def test_an_adapted_feature_is_normalized_over_the_images() -> None:
     adapted = HintAdapter(5, 7)(3 + 2 * torch.randn(64, 5, 4, 4))
     torch.testing.assert_close(adapted.mean(dim=(0, 2, 3)), torch.zeros(7), atol=1e-4, rtol=0)
     torch.testing.assert_close(adapted.var(dim=(0, 2, 3)), torch.ones(7), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["hint", "at", "vid", "sp"])
+def test_hints_are_weighed(name: str) -> None:
+    channels, places = ((3, 4), (5, 2)), (("t0", "s0"), ("t1", "s1"))
+    view = View(
+        torch.zeros(6, 2),
+        {"s0": torch.randn(6, 3, 4, 4), "s1": torch.randn(6, 5, 2, 2)},
+        None,
+        {"t0": torch.randn(6, 4, 4, 4), "t1": torch.randn(6, 2, 4, 4)},
+        torch.zeros(6, dtype=torch.int64),
+        torch.arange(6),
+    )
+
+    def value(*weights: float) -> float:
+        torch.manual_seed(1)
+        pairs = tuple(HintPair(*place, weight) for place, weight in zip(places, weights, strict=True))
+        return build_term(Term(name, 1.0), Setting(pairs, channels))(view).item()
+
+    first, second = value(1, 0), value(0, 1)
+    assert value(1, 1) == pytest.approx(first + second, rel=1e-5)
+    assert value(0.5, 1.5) == pytest.approx(0.5 * first + 1.5 * second, rel=1e-5)
+    assert value(2, 2) == pytest.approx(2 * value(1, 1), rel=1e-5)
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
+def test_weights_of_hints_are_numbers_from_zero(weight: float) -> None:
+    with pytest.raises(SettingError, match="Hint t0 has the weight"):
+        HintPair("t0", "s0", weight)

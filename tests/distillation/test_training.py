@@ -34,6 +34,7 @@ T = TypeVar("T")
 CONFIG = TrainConfig(epochs=2, batch_size=8, lr=0.05, precision="fp32", device="cpu", compile="off")
 HINTS = (HintPair("layer1.1", "layer1.0"), HintPair("layer3.1", "layer3.0"))
 TERMS = ("ce", "ce,kd", "ce,hint", "ce,kd,at", "ce,dkd,dist", "ls", "ce,wttm", "ce,vid,sp", "ce,crd", "ce,crd,hint")
+TERMS += ("ce,semckd", "ce,hint,semckd")
 
 
 def arm(terms: str, spec: InputSpec, name: str = "", student: str = "resnet8") -> Arm:
@@ -211,7 +212,7 @@ def test_each_lesson_holds_the_teachers_answer_to_its_own_batch(toy_split: Memor
 def test_arms_of_a_cohort_learn_what_each_learns_alone(
     toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec
 ) -> None:
-    arms = [arm(terms, toy_input) for terms in ("ce,hint", "ce,kd")]
+    arms = [arm(terms, toy_input) for terms in ("ce,hint", "ce,kd", "ce,semckd=1")]
     together = fit(cohort_of(*arms, teacher=toy_teacher), toy_split, toy_split.subset(range(9))).outcomes
     for one, outcome in zip(arms, together, strict=True):
         alone = fit(cohort_of(one, teacher=toy_teacher), toy_split, toy_split.subset(range(9))).outcomes[0]
@@ -291,7 +292,7 @@ def test_a_run_is_the_same_each_time_and_depends_on_its_seed(toy_split: MemorySp
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     tmp_path: Path, toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec, steps: int
 ) -> None:
-    arms = [arm("ce,kd", toy_input), arm("ce,hint", toy_input), arm("ce,crd,vid", toy_input)]
+    arms = [arm(terms, toy_input) for terms in ("ce,kd", "ce,hint", "ce,crd,vid", "ce,semckd=1")]
     held_out = toy_split.subset(range(0, 48, 5))
     whole = fit(cohort_of(*arms, teacher=toy_teacher, train=toy_split), toy_split, held_out).outcomes
     kept = Checkpointing(tmp_path / "checkpoint.safetensors", every_s=0, resume=True)
@@ -379,6 +380,19 @@ def test_the_checkpoint_of_another_run_is_refused(
         fit(cohort_of(new, config=config), toy_split, checkpointing=kept)
     assert words in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_checkpoint_of_other_weights_of_hints_is_refused(
+    tmp_path: Path, toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec
+) -> None:
+    kept = Checkpointing(tmp_path / "checkpoint.safetensors", resume=True)
+    plain = arm("ce,at", toy_input)
+    weighed = replace(plain, hints=tuple(replace(pair, weight=w) for pair, w in zip(HINTS, (0.5, 1.5), strict=True)))
+    one = fit(cohort_of(plain, teacher=toy_teacher), toy_split, checkpointing=kept).outcomes[0]
+    with pytest.raises(WeightsError, match=r"layer1.1 -> layer1.0; .* not by .*layer1.1 -> layer1.0 times 0.5; "):
+        fit(cohort_of(weighed, teacher=toy_teacher), toy_split, checkpointing=kept)
+    other = fit(cohort_of(weighed, teacher=toy_teacher), toy_split).outcomes[0]
+    assert not same(one, replace(other, arm=one.arm))
 
 
 def test_a_truncated_checkpoint_is_one_line(tmp_path: Path, toy_split: MemorySplit, toy_input: InputSpec) -> None:
@@ -537,7 +551,7 @@ def gradient_norm(network: Network, value: torch.Tensor) -> float:
     return math.sqrt(sum(float(gradient.square().sum()) for gradient in found if gradient is not None))
 
 
-@pytest.mark.parametrize("terms", ["ce,kd,hint", "kd,at,vid", "ce,crd,sp"])
+@pytest.mark.parametrize("terms", ["ce,kd,hint", "kd,at,vid", "ce,crd,sp", "ce,semckd"])
 def test_balanced_terms_pull_equally_hard(
     toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec, terms: str
 ) -> None:

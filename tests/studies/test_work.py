@@ -151,6 +151,32 @@ def test_a_mistake_in_one_arm_shows_before_anything_runs(
     assert list(board.cells.iterdir()) == []
 
 
+def test_pairs_by_similarity_are_settled_for_all_processes_of_a_study(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path
+) -> None:
+    board = Board(tmp_path)
+    plan = replace(study.arms[-1], student="resnet14", hints="uniform", match="similarity", match_steps=2)
+    weighed = replace(plan, name="weighed", hint_weights="redundancy")
+    whole = replace(study, arms=(replace(plan, name="plain"), weighed), seeds=(0,))
+    look_ahead(whole, teacher, digits, board, steps=1)
+    (path,) = tmp_path.glob("likeness-*.txt")
+    alike = [[0.0] * 6, [0.0] * 6, [0.0] * 6]  # what another process might have found
+    alike[1][0] = alike[2][4] = 1.0
+    path.write_text(json.dumps(alike))
+    run_study(whole, teacher, digits, board)
+    plain, found = (board.result(cell.id) for cell in whole.cells)
+    assert plain is not None
+    assert found is not None
+    assert [(pair["teacher"], pair["student"]) for pair in plain["hints"]] == [
+        ("layer1.0", "layer1.0"),
+        ("layer3.0", "layer3.0"),
+    ]
+    assert {pair["weight"] for pair in plain["hints"]} == {1.0}
+    assert sum(pair["weight"] for pair in found["hints"]) == pytest.approx(2, abs=1e-5)
+    assert "hint_weights" not in plain["recipe"]["arm"]
+    assert (found["recipe"]["arm"]["hint_weights"], found["recipe"]["arm"]["match_steps"]) == ("redundancy", 2)
+
+
 def test_looking_ahead_runs_nothing(study: Study, teacher: Network, digits: Data, tmp_path: Path) -> None:
     board = Board(tmp_path)
     seen = look_ahead(study, teacher, digits, board)

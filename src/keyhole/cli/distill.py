@@ -32,9 +32,7 @@ class ArmOptions:
     ] = None
     terms: Annotated[
         str,
-        typer.Option(
-            help="ce, kd, dkd, dist, ls, wttm, hint, at, vid, sp, crd; a weight may follow, as in ce,kd,hint=50."
-        ),
+        typer.Option(help="ce, kd, dkd, dist, ls, wttm, hint, at, vid, sp, semckd, crd; weights as in ce,kd,hint=50."),
     ] = "ce,kd,hint"
     temperature: Annotated[
         float | None, typer.Option(help="Of terms of softened logits; each one's published one by default.")
@@ -46,7 +44,16 @@ class ArmOptions:
     balance: Annotated[
         str, typer.Option(help="weights, or gradients: each term is scaled to pull as hard as the first one.")
     ] = "weights"
-    match: Annotated[str, typer.Option(help="Hints to student layers: order or size.")] = "order"
+    match: Annotated[
+        str, typer.Option(help="Hints to student layers: order, size, or similarity after a warm-up of the student.")
+    ] = "order"
+    match_steps: Annotated[int, typer.Option(min=0, help="Steps of that warm-up.")] = 200
+    hint_weights: Annotated[
+        str,
+        typer.Option(
+            help="What each hint counts: equal, or by mass (of its cluster), or redundancy (less counts more)."
+        ),
+    ] = "equal"
     metric: Annotated[str, typer.Option(help="For --hints auto: as in keyhole hints.")] = "r2_cca"
     count: Annotated[str, typer.Option(help="For --hints auto and selectors: a number, or auto.")] = "3"
     center: Annotated[str, typer.Option(help="For kmeans: medoid or index.")] = "medoid"
@@ -107,16 +114,17 @@ def distill(
     Writes student.safetensors (last epoch), student-best.safetensors, result.json, log.jsonl and report.html to --out.
     """
     arguments = o.recipe(locals())
-    from keyhole.arms import ArmMaker, ArmPlan, read_cohort
+    from keyhole.arms import ArmMaker, ArmPlan, read_cohort, settled_before
     from keyhole.data.splits import hold_out
     from keyhole.distillation.terms import parse_terms
     from keyhole.runs import open_run
 
+    arguments = settled_before(arguments)
     own = ArmPlan(seed=training.seed, **vars(arm))
     plans = [own]
     if cohort is not None:
         plans = list(read_cohort(cohort, own))
-        arguments["cohort"] = [asdict(plan) for plan in plans]
+        arguments["cohort"] = [settled_before(asdict(plan)) for plan in plans]
         arguments["files"] |= o.fingerprints(str(plan.hints) for plan in plans)
     elif arm.hints is not None and not any(term.needs_hints for term in parse_terms(arm.terms)):
         raise SettingError(f"Hints serve none of the terms {arm.terms}; add one that does, or leave --hints out.")
@@ -125,7 +133,7 @@ def distill(
         opened, data = o.open_both(teacher, network, images, seed=training.seed)
         o.check_teacher(opened, data, device=training.device)
         kept = hold_out(data.train, holdout)[0]
-        maker = ArmMaker(opened, kept, config, progress=o.progress_bar(), note=o.note)
+        maker = ArmMaker(opened, kept, config, keep=run.settle, progress=o.progress_bar(), note=o.note)
         arms = [maker.make(plan) for plan in plans]
         _run(run, arms, data, config, teacher=opened, holdout=holdout, as_json=json)
 

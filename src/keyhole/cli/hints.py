@@ -27,7 +27,8 @@ class RuleOptions:
     clustering: Annotated[
         str,
         typer.Option(
-            help="kmeans, segments, agglomerative; controls: stage-ends, uniform, random, reverse, all, last-only."
+            help="kmeans, segments, agglomerative; quality (by labels); controls: stage-ends, uniform, random, "
+            "reverse, all, last-only."
         ),
     ] = "kmeans"
     count: Annotated[str, typer.Option(help="Number of hints, or auto (highest silhouette).")] = "3"

@@ -283,7 +283,7 @@ class Cohort:
             indices = self._train.indices.cpu()
             labels = torch.full((int(indices.max()) + 1,), -1)
             labels[indices] = self._train.labels.cpu()
-        return Setting(pairs, [channels[pair] for pair in pairs], labels, self.config.seed)
+        return Setting(pairs, [channels[pair] for pair in pairs], labels, self.config.seed, self.config.batch_size)
 
     def lessons(self, batches: Iterable[Batch]) -> Iterator[Lesson]:
         """Yield each batch with the teacher's answer; with workers, the next answers are made while learners step."""
@@ -466,7 +466,9 @@ def _told_loss(arm: Arm) -> str:
     """Return terms and hints in one line; two arms with the same line learn the same."""
     terms = " + ".join(f"{term.weight:g} {term.name} {term.temperature or ''}".rstrip() for term in arm.terms)
     balanced_by = f"; balance by {arm.balance}" if arm.balance != "weights" else ""
-    return terms + "".join(f"; {pair.teacher} -> {pair.student}" for pair in arm.hints) + balanced_by
+    weights = ["" if pair.weight == 1 else f" times {pair.weight:g}" for pair in arm.hints]
+    pairs = (f"; {pair.teacher} -> {pair.student}{told}" for pair, told in zip(arm.hints, weights, strict=True))
+    return terms + "".join(pairs) + balanced_by
 
 
 def channels_of(network: Network, names: Sequence[str]) -> dict[str, int]:

@@ -6,16 +6,22 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from keyhole.distillation.terms import HintPair
-from keyhole.errors import SettingError, unknown_name
+from keyhole.errors import SettingError, ShapeError, unknown_name
 from keyhole.models.layers import Layer, stage_ends
 
-MATCHES = ("order", "size")
+MATCHES = ("order", "size", "similarity")
 
 
 def match_hints(
-    hints: Sequence[str], teacher: Sequence[Layer], student: Sequence[Layer], *, how: str = "order"
+    hints: Sequence[str],
+    teacher: Sequence[Layer],
+    student: Sequence[Layer],
+    *,
+    how: str = "order",
+    similarities: Float[np.ndarray, "l m"] | None = None,
 ) -> tuple[HintPair, ...]:
     """Return the student layer for each hint.
 
@@ -26,10 +32,14 @@ def match_hints(
         how: ``order``: hint i goes to the end of the student's stage i when there are as many hints as stages,
             whatever their sizes; else hints go to student layers of about the same relative depth, never crossing,
             each to another layer while there are enough. ``size``: each hint goes to the layer whose height and width
-            are nearest to its own, and among those to the one nearest in relative depth.
+            are nearest to its own, and among those to the one nearest in relative depth. ``similarity``: hints go to
+            the student layers that are most alike to them in total, deeper hints never to earlier layers, each to
+            another layer while there are enough; the order given plays no part.
+        similarities: Of each layer of the teacher with each layer of the student, for ``similarity``.
 
     Raises:
-        SettingError: There is no hint, or the student has no layer.
+        SettingError: There is no hint, the student has no layer, or there are no similarities.
+        ShapeError: The similarities do not fit the layers.
         UnknownNameError: A hint is no layer of the teacher.
 
     Example:
@@ -54,6 +64,16 @@ def match_hints(
         targets = [
             _nearest_size(teacher[position[name]], depth, student) for name, depth in zip(hints, depths, strict=True)
         ]
+    elif how == "similarity":
+        if similarities is None:
+            raise SettingError("Matching by similarity needs that of the layers of both; measure it first.")
+        if similarities.shape != (len(teacher), len(student)):
+            raise ShapeError(
+                f"Similarities have the shape {similarities.shape}; expected {(len(teacher), len(student))}, one for "
+                "each layer of the teacher and of the student."
+            )
+        rows = [position[name] for name in hints]
+        targets = [student[i] for i in _in_order_of_depth(rows, 1 - similarities[rows])]
     else:
         ends = stage_ends(student)
         in_order = len(hints) == len(ends)
@@ -71,11 +91,27 @@ def _nearest_size(hint: Layer, depth: float, student: Sequence[Layer]) -> Layer:
 
 
 def _by_depth(depths: Sequence[float], layers: int) -> list[int]:
-    """Return layer positions in the order of the depths with the smallest total difference: dynamic programming."""
-    order = np.argsort(depths, kind="stable")
-    step = 1 if len(depths) <= layers else 0  # each hint gets another layer while there are enough
+    """Return layer positions in the order of the depths with the smallest total difference."""
     own = (np.arange(layers) + 1) / layers
-    best = abs(own - depths[order[0]])
+    found = _in_order_of_depth(depths, np.abs(own - np.array(depths)[:, None]))
+    if list(depths) != sorted(depths):  # hints given deepest first stay in the order given
+        found = sorted(found)
+    return found
+
+
+def _in_order_of_depth(depths: Sequence[float], costs: Float[np.ndarray, "h m"]) -> list[int]:
+    """Return a student layer for each hint so that none cross, with the smallest total cost: dynamic programming.
+
+    Each hint gets another layer while there are enough.
+
+    Args:
+        depths: Of the hints.
+        costs: Of each hint at each student layer.
+    """
+    order = np.argsort(depths, kind="stable")
+    layers = costs.shape[1]
+    step = 1 if len(depths) <= layers else 0
+    best = costs[order[0]]
     cuts: list[np.ndarray] = []
     for hint in order[1:]:
         running = np.minimum.accumulate(best)
@@ -83,7 +119,7 @@ def _by_depth(depths: Sequence[float], layers: int) -> list[int]:
         before = np.full(layers, np.inf)
         before[step:] = running[: layers - step]
         cuts.append(np.concatenate([np.zeros(step, int), first[: layers - step]]))
-        best = before + abs(own - depths[hint])
+        best = before + costs[hint]
     place = int(np.argmin(best))
     places = [place]
     for cut in reversed(cuts):
@@ -92,6 +128,4 @@ def _by_depth(depths: Sequence[float], layers: int) -> list[int]:
     found = [0] * len(depths)
     for hint, at in zip(order, reversed(places), strict=True):
         found[int(hint)] = at
-    if list(order) != sorted(order):  # hints given deepest first stay in the order given
-        found = [sorted(found)[i] for i in range(len(found))]
     return found

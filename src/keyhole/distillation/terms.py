@@ -12,16 +12,29 @@ from torch.nn import functional
 
 from keyhole.distillation import losses
 from keyhole.distillation.adapters import HintAdapter, VariationalHead
+from keyhole.distillation.association import Association
 from keyhole.distillation.contrast import Contrast
 from keyhole.errors import SettingError, unknown_name
 
 
 @dataclass(frozen=True)
 class HintPair:
-    """A layer of the student that learns from a layer of the teacher, both by dotted path."""
+    """A layer of the student that learns from a layer of the teacher, both by dotted path.
+
+    Attributes:
+        teacher: The layer of the teacher.
+        student: The layer of the student.
+        weight: What the pair's share of ``hint``, ``at``, ``vid`` and ``sp`` is multiplied with.
+    """
 
     teacher: str
     student: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not 0 <= self.weight < float("inf"):
+            raise SettingError(f"Hint {self.teacher} has the weight {self.weight}; expected a number >= 0.")
 
 
 @dataclass(frozen=True)
@@ -93,12 +106,14 @@ class Setting:
         channels: Channels of the student's and the teacher's layer of each pair.
         labels: Class of each image of the data set by official position, -1 for those not trained on.
         seed: Of what the term draws.
+        batch_size: Images in a step.
     """
 
     pairs: Sequence[HintPair] = ()
     channels: Sequence[tuple[int, int]] = ()
     labels: Int64[Tensor, " n"] | None = None
     seed: int = 0
+    batch_size: int = 64
 
 
 class _OfLogits(nn.Module):
@@ -138,6 +153,8 @@ class _OfPairs(nn.ModuleList):
             part(view.features[pair.student], view.teacher_features[pair.teacher])
             for pair, part in zip(self.pairs, self, strict=True)
         ]
+        if any(pair.weight != 1 for pair in self.pairs):
+            found = [pair.weight * value for pair, value in zip(self.pairs, found, strict=True)]
         return torch.stack(found).sum()
 
 
@@ -157,6 +174,24 @@ class _Plain(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         return self.loss(student, teacher)
+
+
+class _OfAll(nn.Module):
+    """A loss between all student layers and all teacher layers of the hints, whichever belong together."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        pairs = list(zip(setting.pairs, setting.channels, strict=True))
+        student = {pair.student: own for pair, (own, _) in pairs}
+        teacher = {pair.teacher: wanted for pair, (_, wanted) in pairs}
+        self.student, self.teacher = tuple(student), tuple(teacher)
+        self.associate = Association([*student.values()], [*teacher.values()], batch_size=setting.batch_size)
+
+    def forward(self, view: View) -> Tensor:
+        found: Tensor = self.associate(
+            [view.features[name] for name in self.student], [view.teacher_features[name] for name in self.teacher]
+        )
+        return found
 
 
 class _OfMemory(nn.Module):
@@ -214,12 +249,16 @@ TERMS: dict[str, Kind] = {
     "dkd": Kind(
         1.0,
         lambda temperature, _: _OfBoth(losses.decoupled_loss, temperature=temperature or 1.0),
-        "https://arxiv.org/abs/2203.08679, without its warm-up",
+        "https://github.com/megvii-research/mdistiller, without its warm-up; beta 8, by pair it has 2 to 8",
         temperature=4.0,
         labels=True,
     ),
     "dist": Kind(
-        2.0, _softened(losses.correlation_loss), "https://arxiv.org/abs/2205.10536, section 4", temperature=4.0
+        2.0,
+        _softened(losses.correlation_loss),
+        "https://arxiv.org/abs/2205.10536, section 4; at this temperature "
+        "https://github.com/WangYZ1608/Knowledge-Distillation-via-ND has 2 for ResNet-56 -> 20, 1.5 to 7 by pair",
+        temperature=4.0,
     ),
     "ls": Kind(
         9.0,
@@ -236,6 +275,9 @@ TERMS: dict[str, Kind] = {
     "at": Kind(1000.0, _paired(lambda *_: _Plain(losses.attention_loss)), _REPDISTILLER, hints=True),
     "vid": Kind(1.0, _paired(VariationalHead), _REPDISTILLER, hints=True),
     "sp": Kind(3000.0, _paired(lambda *_: _Plain(losses.similarity_preserving_loss)), _REPDISTILLER, hints=True),
+    "semckd": Kind(
+        400.0, lambda _, setting: _OfAll(setting), "https://github.com/DefangChen/SemCKD, for CIFAR-100", hints=True
+    ),
     "crd": Kind(0.8, lambda _, setting: _OfMemory(setting), _REPDISTILLER, labels=True, last=True),
 }
 

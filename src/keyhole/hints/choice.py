@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from torch import Tensor
 from keyhole.data.splits import Split
 from keyhole.errors import DataError, SettingError, unknown_name
 from keyhole.hints.moments import Moments, ObserveConfig, at_a_time, observe
-from keyhole.hints.selection import Rule, Selection, check_rule, select, stability, task_information
+from keyhole.hints.quality import layer_quality
+from keyhole.hints.selection import QUALITY, Rule, Selection, check_rule, select, stability, task_information
 from keyhole.hints.similarity import ALWAYS, LEAST_IMAGES, METRICS, consensus, similarities
 from keyhole.models.frozen import freeze
 from keyhole.models.layers import Layer, layers
@@ -58,6 +59,7 @@ class Hints:
         similarities: One matrix over all candidates for each metric that was asked for and for the cheap ones.
         seconds: Where the time went.
         information: What each layer knows about the classes, 0 to 1, where labels were asked for.
+        quality: How good each layer is to learn from by the labels, with its parts, where that was asked for.
     """
 
     teacher: str
@@ -70,6 +72,7 @@ class Hints:
     similarities: dict[str, Float[np.ndarray, "l l"]]
     seconds: dict[str, float | None]
     information: dict[str, float] = field(default_factory=dict)
+    quality: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def hints(self) -> tuple[str, ...]:
@@ -106,6 +109,7 @@ class Hints:
             },
             "seconds": self.seconds,
             "information": self.information,
+            "quality": self.quality,
             "sample_indices": list(self.sample_indices),
         }
 
@@ -158,7 +162,8 @@ def choose_hints(
 
     Args:
         teacher: The teacher, with its trained weights.
-        images: Training images; labels are used only where the rule takes the most ``informative`` layers.
+        images: Training images; labels are used only where the rule takes the most ``informative`` layers or chooses
+            by ``quality``.
         rule: How layers are chosen.
         config: What to look at; the defaults when missing, as for the next.
         look: How to look.
@@ -199,13 +204,25 @@ def choose_hints(
     ]
     look = replace(look, rbf="rbf_cka" in metrics)
     informed = rule.hint == "informative"
-    moments = observe(teacher, sample, names, config=look, labels=informed, device=device, progress=progress)
+    scored = rule.clustering == QUALITY
+    moments = observe(
+        teacher,
+        sample,
+        names,
+        config=look,
+        labels=informed or scored,
+        features=scored,
+        device=device,
+        progress=progress,
+    )
 
     started = time.perf_counter()
     total = len(candidates)
     found = similarities(moments, metrics, progress=progress)
     matrices = {name: values[0, :total, :total] for name, values in found.items()}
     known = task_information(moments)[0] if informed else None
+    scores = layer_quality(moments, progress=progress) if scored else []
+    quality = np.array([score.total for score in scores]) if scored else None
     metrics_s = moments.seconds["sums"] + time.perf_counter() - started
 
     started = time.perf_counter()
@@ -213,7 +230,7 @@ def choose_hints(
     if len(deciding) > 1:
         deciding[CONSENSUS] = consensus(list(deciding.values()))
     choices = {
-        name: _choice(candidates, select(candidates, matrix, rule, information=known))
+        name: _choice(candidates, select(candidates, matrix, rule, information=known, quality=quality))
         for name, matrix in deciding.items()
     }
     selection_s = time.perf_counter() - started
@@ -241,6 +258,7 @@ def choose_hints(
         layers=tuple(candidates),
         choices=choices,
         information={} if known is None else dict(zip(names, map(float, known), strict=True)),
+        quality={name: {"quality": score.total, **asdict(score)} for name, score in zip(names, scores, strict=False)},
         similarities=matrices | ({CONSENSUS: deciding[CONSENSUS]} if len(config.metrics) > 1 else {}),
         seconds=seconds,
     )

@@ -61,6 +61,7 @@ class Moments:
         weighted: Sum over images of each channel times |x_j|^2, by block.
         rbf: Sum over minibatches of their size times the unbiased HSIC of Gaussian kernels, by block; None when not
             asked for.
+        shift: What was taken off each channel.
         seconds: Time in the tapped forward pass, and in the sums.
     """
 
@@ -73,7 +74,19 @@ class Moments:
     norms: Float[Tensor, "b l l"]
     weighted: Float[Tensor, "b c l"]
     rbf: Float[Tensor, "b l l"] | None
+    shift: Float[Tensor, " c"]
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def features(self, layer: int) -> Float[Tensor, "n c"]:
+        """Return the pooled features of a layer as the network gave them, one row an image.
+
+        Raises:
+            SettingError: The pass did not keep them.
+        """
+        if not isinstance(self.products, _KeptFeatures):
+            raise SettingError("The pass kept sums and no features; observe with features=True.")
+        channels = self.channels(layer)
+        return self.products.features[:, channels] + self.shift[channels]
 
     def channels(self, layer: int) -> slice:
         """Return where the channels of a layer stand in the row of all channels."""
@@ -163,6 +176,7 @@ def observe(
     *,
     config: ObserveConfig | None = None,
     labels: bool = False,
+    features: bool = False,
     device: torch.device | None = None,
     progress: Progress = silent,
 ) -> Moments:
@@ -175,6 +189,7 @@ def observe(
         config: How to look; the defaults when missing.
         labels: Also keep the classes of the images, as one more layer at the end, called :data:`LABELS`, with a channel
             for each class; similarities to it tell what a layer knows about the task. Without it labels are not used.
+        features: Keep the pooled features themselves, also where sums of products would take less room.
         device: Where to run the network.
         progress: Wraps the batches.
 
@@ -221,7 +236,7 @@ def observe(
         if labels:
             rows.append(functional.one_hot(known, classes).float().cpu())
         passed = time.perf_counter()
-        collector = collector or _Collector.begin(called, rows, bounds, config)
+        collector = collector or _Collector.begin(called, rows, bounds, config, features=features)
         collector.add(block, first, rows)
         seconds["tapped_forward"] += passed - started
         seconds["sums"] += time.perf_counter() - passed
@@ -291,7 +306,13 @@ class _Collector:
 
     @classmethod
     def begin(
-        cls, names: Sequence[str], rows: Sequence[Tensor], bounds: tuple[int, ...], config: ObserveConfig
+        cls,
+        names: Sequence[str],
+        rows: Sequence[Tensor],
+        bounds: tuple[int, ...],
+        config: ObserveConfig,
+        *,
+        features: bool,
     ) -> _Collector:
         starts = tuple(int(x) for x in np.cumsum([0, *(row.shape[1] for row in rows)]))
         blocks, channels, layers = len(bounds) - 1, starts[-1], len(rows)
@@ -303,7 +324,7 @@ class _Collector:
             config=config,
             shift=torch.cat([row.double().mean(0) for row in rows]).float(),
             widths=widths,
-            products=_room(bounds, channels, config.memory_mib << 20),
+            products=_room(bounds, channels, config.memory_mib << 20, features=features),
             sums=torch.zeros(blocks, channels, dtype=torch.float64),
             squares=torch.zeros(blocks, layers, dtype=torch.float64),
             norms=torch.zeros(blocks, layers, layers, dtype=torch.float64),
@@ -344,6 +365,7 @@ class _Collector:
             norms=self.norms,
             weighted=self.weighted,
             rbf=self.rbf,
+            shift=self.shift,
             seconds=seconds,
         )
 
@@ -360,9 +382,9 @@ def _pairwise_hsic(rows: Sequence[Tensor], widths: Sequence[float]) -> Float[Ten
     return (flat @ flat.T + mean - 2 / (n - 2) * (totals @ totals.T)) / (n * (n - 3))
 
 
-def _room(bounds: tuple[int, ...], channels: int, memory: int) -> _KeptFeatures | _KeptSums:
+def _room(bounds: tuple[int, ...], channels: int, memory: int, *, features: bool) -> _KeptFeatures | _KeptSums:
     images, blocks = bounds[-1], len(bounds) - 1
-    if images * channels * 4 <= blocks * channels**2 * 8:
+    if features or images * channels * 4 <= blocks * channels**2 * 8:
         return _KeptFeatures(_zeros((images, channels), torch.float32, memory), bounds)
     return _KeptSums(_zeros((blocks, channels, channels), torch.float64, memory))
 

@@ -18,7 +18,8 @@ from keyhole.models.layers import Layer, stage_ends
 from keyhole.progress import Progress, silent
 
 CONTROLS = ("stage-ends", "uniform", "random", "reverse", "all", "last-only")
-SELECTORS = (*CLUSTERINGS, *CONTROLS)
+QUALITY = "quality"
+SELECTORS = (*CLUSTERINGS, *CONTROLS, QUALITY)
 CENTERS = ("medoid", "index")
 HINT_RULES = ("center", "last", "informative")
 _MOST_CLUSTERS = 10
@@ -32,7 +33,8 @@ class Rule:
         clustering: ``kmeans``, ``segments``, ``agglomerative``; or a control, which looks at no similarity:
             ``stage-ends`` (the last ``count`` stage ends), ``uniform`` (the middles of ``count`` equal parts),
             ``random``, ``all``, ``last-only`` (the deepest layer, whatever the count); ``reverse`` takes the kmeans
-            centers deepest first, so that the student's first stage learns from the deepest.
+            centers deepest first, so that the student's first stage learns from the deepest; or ``quality``, the
+            ``count`` consecutive layers that are best to learn from by the labels.
         count: How many hints; None takes the count of clusters with the highest silhouette.
         center: Of ``kmeans``: ``medoid`` or ``index``.
         hint: Which layer of a cluster teaches: its ``center``, its ``last``, or the most ``informative`` about the
@@ -80,6 +82,7 @@ def select(
     rule: Rule,
     *,
     information: Float[np.ndarray, " l"] | None = None,
+    quality: Float[np.ndarray, " l"] | None = None,
 ) -> Selection:
     """Choose layers by a rule.
 
@@ -88,9 +91,11 @@ def select(
         similarities: Between them, from any metric; controls but ``reverse`` need none.
         rule: How to choose.
         information: What each layer knows about the task, for the rule ``informative`` (see :func:`task_information`).
+        quality: How good each layer is to learn from, for ``quality``
+            (see :func:`keyhole.hints.quality.layer_quality`).
 
     Raises:
-        SettingError: More hints than layers or stages, a clustering without similarities, or no information.
+        SettingError: More hints than layers or stages, a clustering without similarities, or no information or quality.
         ShapeError: The matrix does not fit the candidates.
 
     Example:
@@ -104,6 +109,10 @@ def select(
     check_rule(candidates, rule)
     if rule.clustering in CONTROLS and rule.clustering != "reverse":
         return Selection(_control(candidates, rule), None, {})
+    if rule.clustering == QUALITY:
+        if quality is None or len(quality) != total:
+            raise SettingError("Choosing by quality needs that of each layer, from labels; measure it first.")
+        return Selection(_best_run(quality, rule.count or len(stage_ends(candidates))), None, {})
     if similarities is None:
         raise SettingError(f"Clustering {rule.clustering} needs similarities; measure them first.")
     if similarities.shape != (total, total):
@@ -203,6 +212,13 @@ def _silhouettes(distance: np.ndarray, rule: Rule) -> dict[int, float]:
     return found
 
 
+def _best_run(quality: np.ndarray, count: int) -> tuple[int, ...]:
+    """Return the consecutive layers with the largest total, of equals the deepest."""
+    totals = np.convolve(quality, np.ones(count), mode="valid")
+    first = len(totals) - 1 - int(np.argmax(totals[::-1]))
+    return tuple(range(first, first + count))
+
+
 def _control(candidates: Sequence[Layer], rule: Rule) -> tuple[int, ...]:
     total = len(candidates)
     if rule.clustering == "all":
@@ -246,7 +262,7 @@ def stability(
 
     Raises:
         SettingError: There are too few images for halves, no draws, the count is not set, or the rule is a control
-            that looks at no similarity.
+            or ``quality``, which look at no similarity.
 
     Reference:
         Meinshausen and Buehlmann (2010), Stability selection, https://arxiv.org/abs/0809.2932 (halves without
@@ -257,7 +273,7 @@ def stability(
         raise SettingError(f"Stability needs a set count and at least 8 images; there are {int(moments.counts.sum())}.")
     if draws < 1:
         raise SettingError(f"draws is {draws}; expected at least 1.")
-    if rule.clustering in CONTROLS and rule.clustering != "reverse":
+    if rule.clustering in (*CONTROLS, QUALITY) and rule.clustering != "reverse":
         raise SettingError(f"{rule.clustering} looks at no similarity; stability needs a clustering.")
     random = np.random.default_rng([seed, 3])
     parts = torch.zeros(draws, blocks, dtype=torch.bool)

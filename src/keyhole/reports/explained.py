@@ -72,6 +72,7 @@ _CONTROLS = {
     "all": "every layer",
     "last-only": "the deepest layer alone",
     "reverse": "the k-means centers, deepest first",
+    "quality": "the consecutive layers with the highest quality by labels",
 }
 
 HINT_NAMES = {
@@ -91,6 +92,7 @@ TERM_NAMES = {
     "at": "attention maps of the hint layers (at)",
     "vid": "surprise at the hint layers (vid)",
     "sp": "which images the hint layers find alike (sp)",
+    "semckd": "features of all hint layers, by learned shares (semckd)",
     "crd": "contrast of the last layers (crd)",
 }
 

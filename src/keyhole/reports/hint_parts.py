@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from keyhole.hints.choice import Choice, Hints
-from keyhole.hints.selection import CONTROLS
+from keyhole.hints.selection import CONTROLS, QUALITY
 from keyhole.reports import explained, figures, maps
 from keyhole.reports.markup import (
     NOTHING,
@@ -56,13 +56,15 @@ def title(hints: Hints) -> str:
 def lead(hints: Hints) -> Html:
     """Return how the layers were chosen, from what, and how sure that is."""
     chosen, rule = hints.choices[hints.metric], hints.rule
-    without = "" if rule.hint == "informative" else ", without labels"
+    by_quality = rule.clustering == QUALITY
+    without = "" if rule.hint == "informative" or by_quality else ", without labels"
     seen = f"{plural(len(hints.sample_indices), 'image')} of {hints.data}{without}"
     compared = f"The {plural(len(hints.layers), 'layer')} were compared by {_deciding(hints)} over {seen}"
     if len(hints.layers) == 1:
         compared = f"There was only one layer to choose from; {seen}, went through it"
     if not chosen.clusters:
-        told = f"{compared}, but that decided nothing: this control takes {explained.control(rule)}."
+        taker = "the choice by quality" if by_quality else "this control"
+        told = f"{compared}, but that decided nothing: {taker} takes {explained.control(rule)}."
         return paragraph(told, "lead")
     teaches = explained.HINT_NAMES[rule.hint]
     told = f"{compared}, and grouped into {plural(len(chosen.clusters), 'cluster')} {explained.grouping(rule)}"

@@ -245,7 +245,7 @@ def _rate_section(names: Sequence[str], log: Sequence[Mapping[str, Any]], many: 
 
 def _hints_section(arms: Sequence[Mapping[str, Any]], taught: bool) -> Html:
     rows = [
-        [_named(number, arm), code(pair["student"]), code(pair["teacher"])]
+        [_named(number, arm), code(pair["student"]), _with_weight(pair)]
         for number, arm in enumerate(arms)
         for pair in arm["hints"]
     ]
@@ -254,6 +254,11 @@ def _hints_section(arms: Sequence[Mapping[str, Any]], taught: bool) -> Html:
         return section("Which layer learns from which", paragraph(told, "soft")) if told else Html("")
     columns = [Column(head, number=False) for head in ("", "layer of the student", "learns from the teacher's")]
     return section("Which layer learns from which", table(columns, rows))
+
+
+def _with_weight(pair: Mapping[str, Any]) -> Html:
+    weight = pair.get("weight", 1)
+    return code(pair["teacher"]) if weight == 1 else join([code(pair["teacher"]), Html(f" times {weight:g}")])
 
 
 def demo_page(summary: Mapping[str, Any], *, hints: Hints | None = None) -> str:

@@ -11,7 +11,7 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
-from keyhole.arms import ArmPlan, parse_count, read_arm
+from keyhole.arms import ArmPlan, parse_count, read_arm, settled_before
 from keyhole.distillation.cohort import TrainConfig
 from keyhole.errors import DataError, SettingError, unknown_name
 from keyhole.files import read_toml, sha256
@@ -106,7 +106,7 @@ class Study:
         """
         config = asdict(replace(self.config, seed=cell.seed))
         settings = {key: value for key, value in config.items() if key not in ("device", "compile")}
-        plan = asdict(cell.plan)
+        plan = settled_before(asdict(cell.plan))
         for key in ("student", "hints"):
             plan[key] = _content(plan[key])
         told = {

@@ -79,7 +79,8 @@ def run_study(
     board.check_recipes(recipes)
     by_id = {cell.id: cell for cell in study.cells}
     needed = {cell.plan.name: cell.plan for cell in study.cells if not board.is_done(cell.id)}
-    maker = ArmMaker(teacher, hold_out(data.train, study.holdout)[0], study.config, progress=progress, note=note)
+    train = hold_out(data.train, study.holdout)[0]
+    maker = ArmMaker(teacher, train, study.config, keep=board.settle, progress=progress, note=note)
     arms = {name: maker.make(plan) for name, plan in needed.items()}  # all of them, so that a mistake shows at once
     finished = misses = 0
     while wanted := _next(study, board, recipes):
@@ -230,7 +231,7 @@ def look_ahead(study: Study, teacher: Network, data: Data, board: Board, *, step
     if not cohorts:
         return Outlook(len(study.cells), len(study.cells), 0, None)
     train = hold_out(data.train, study.holdout)[0]
-    maker = ArmMaker(teacher, train, study.config)
+    maker = ArmMaker(teacher, train, study.config, keep=board.settle)
     arms = {cell.plan.name: maker.make(cell.plan) for cell in open_cells}
     works = [_work([arms[cell.plan.name] for cell in group], teacher, data.classes) for group in cohorts]
     first = [arms[cell.plan.name] for cell in cohorts[0]]

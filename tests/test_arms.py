@@ -1,0 +1,222 @@
+"""From plans to arms: quality, weights of hints, and matching by similarity."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import oracles
+from keyhole import arms as module
+from keyhole.arms import ArmMaker, ArmPlan, read_arm, settled_before
+from keyhole.data.splits import MemorySplit
+from keyhole.distillation.cohort import TrainConfig
+from keyhole.distillation.terms import HintPair
+from keyhole.distillation.warmup import warm_up
+from keyhole.errors import DataError, SettingError, UnknownNameError
+from keyhole.hints.choice import ChoiceConfig, choose_hints
+from keyhole.hints.moments import ObserveConfig
+from keyhole.hints.selection import Rule
+from keyhole.models.layers import layers, tap
+from keyhole.models.network import InputSpec, Network
+
+CONFIG = TrainConfig(epochs=1, batch_size=8, precision="fp32", device="cpu", compile="off", seed=0)
+LOOK = ObserveConfig(precision="fp32")
+PLAN = ArmPlan(student="resnet14", terms="ce,at", hints="kmeans", count=3, metric="linear_cka", match_steps=3)
+
+
+@pytest.fixture
+def maker(toy_teacher: Network, toy_split: MemorySplit) -> ArmMaker:
+    return ArmMaker(toy_teacher, toy_split, CONFIG)
+
+
+def hints(maker: ArmMaker, plan: ArmPlan) -> list[str]:
+    return [pair.teacher for pair in maker.make(plan).hints]
+
+
+def test_hints_by_quality_are_those_of_the_command(maker: ArmMaker) -> None:
+    plan = replace(PLAN, hints="quality", count=2)
+    expected = choose_hints(
+        maker.teacher, maker.train, Rule("quality", count=2), config=ChoiceConfig(draws=0), look=LOOK
+    )
+    assert hints(maker, plan) == list(expected.hints)
+
+
+def test_images_are_looked_at_again_only_for_what_is_missing(maker: ArmMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+
+    def noted(*args: object, **kwargs: object) -> object:
+        looks.append(args)
+        return choose_hints(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "choose_hints", noted)
+    plans = [
+        PLAN,
+        replace(PLAN, hints="quality"),
+        replace(PLAN, hint="informative"),
+        replace(PLAN, hints="quality"),
+        replace(PLAN, hints="uniform", hint_weights="mass"),
+        replace(PLAN, hint="informative", metric="procrustes"),
+    ]
+    for plan, expected in zip(plans, (1, 2, 3, 3, 3, 3), strict=True):
+        maker.make(plan)
+        assert len(looks) == expected
+
+
+def test_quality_needs_labels(maker: ArmMaker) -> None:
+    maker.train = replace(maker.train, classes=())
+    with pytest.raises(DataError, match="needs labeled images"):
+        maker.make(replace(PLAN, terms="kd,at", hints="quality"))
+
+
+def test_equal_weights_leave_the_pairs_as_they_were(maker: ArmMaker) -> None:
+    pairs = maker.make(PLAN).hints
+    assert pairs == tuple(HintPair(pair.teacher, pair.student) for pair in pairs)
+    assert maker.make(replace(PLAN, hint_weights="equal")) == maker.make(PLAN)
+
+
+@pytest.mark.parametrize("given", ["kmeans", "stage-ends", "layer1.0,layer3.0,layer3.1", ("layer3.1", "layer1.0")])
+def test_hints_are_weighed_by_their_clusters_and_by_what_others_tell(
+    maker: ArmMaker, given: str | tuple[str, ...]
+) -> None:
+    plan = replace(PLAN, hints=given)
+    names = [layer.name for layer in layers(maker.teacher)]
+    config = ChoiceConfig(metrics=("linear_cka",), draws=0, bare=False)
+    measured = choose_hints(maker.teacher, maker.train, Rule(count=3), config=config, look=LOOK)
+    alike = measured.similarities["linear_cka"]
+    places = [names.index(name) for name in hints(maker, plan)]
+    expected = oracles.mass(places, alike)
+    if given == "kmeans":
+        sizes = [len(members) for members in measured.choices["linear_cka"].clusters]
+        expected = [3 * size / 6 for size in sizes]
+    found = maker.make(replace(plan, hint_weights="mass")).hints
+    assert [pair.weight for pair in found] == pytest.approx(expected, abs=1e-6)
+    found = maker.make(replace(plan, hint_weights="redundancy")).hints
+    assert [pair.weight for pair in found] == pytest.approx(oracles.rarity(places, alike), abs=1e-6)
+    assert [pair.teacher for pair in found] == [names[i] for i in places]
+
+
+def test_hints_of_a_file_are_weighed_by_its_clusters(maker: ArmMaker, tmp_path: Path) -> None:
+    path = tmp_path / "hints.json"
+    value = {
+        "teacher": "resnet14",
+        "hints": ["layer1.0", "layer3.0"],
+        "layers": [{"name": layer.name} for layer in layers(maker.teacher)],
+        "clusters": [["layer1.0", "layer1.1"], ["layer2.0", "layer2.1", "layer3.0", "layer3.1"]],
+    }
+    path.write_text(json.dumps(value))
+    plan = replace(PLAN, hints=str(path), hint_weights="mass")
+    assert [pair.weight for pair in maker.make(plan).hints] == [0.666667, 1.333333]
+    for clusters in ([["layer1.0", 3]], [3], "ab", 3):
+        path.write_text(json.dumps(value | {"clusters": clusters}))
+        if clusters == "ab":
+            maker.make(plan)  # names of no layer are no clusters
+            continue
+        with pytest.raises(DataError, match=r"is no hints\.json"):
+            maker.make(plan)
+
+
+def test_a_way_to_weigh_that_does_not_exist(maker: ArmMaker) -> None:
+    with pytest.raises(UnknownNameError, match="Unknown way to weigh hints 'masses'; nearest known: mass"):
+        maker.make(replace(PLAN, terms="ce,kd", hint_weights="masses"))
+
+
+def test_matching_by_similarity_is_the_best_for_the_warmed_up_student(maker: ArmMaker) -> None:
+    plan = replace(PLAN, hints=("layer1.1", "layer2.0", "layer3.1"), match="similarity", seed=2)
+    pairs = maker.make(plan).hints
+    student = warm_up(
+        "resnet14", maker.teacher.input, maker.train, config=replace(CONFIG, seed=2), steps=3, teacher=maker.teacher
+    )
+    names = [layer.name for layer in layers(maker.teacher)]
+    pooled = []
+    images = maker.train.subset(range(48)).pixels.permute(0, 3, 1, 2) / 255  # type: ignore[attr-defined]
+    for network in (maker.teacher, student):
+        network.module.eval()
+        with torch.no_grad(), tap(network.module, names) as features:
+            network(images)
+        pooled.append([features[name].mean((2, 3)).double().numpy() for name in names])
+    costs = np.array([[1 - oracles.linear_cka(x, y) for y in pooled[1]] for x in pooled[0]])
+    found = sum(costs[names.index(pair.teacher), names.index(pair.student)] for pair in pairs)
+    rows = [names.index(name) for name in plan.hints or ()]
+    assert found == pytest.approx(oracles.best_monotone_cost(costs[rows]), abs=1e-3)
+
+
+def test_pairs_are_the_same_whatever_was_made_before_and_whoever_asks(
+    toy_teacher: Network, toy_split: MemorySplit
+) -> None:
+    plan = replace(PLAN, match="similarity")
+    first = ArmMaker(toy_teacher, toy_split, CONFIG).make(plan)
+    torch.rand(7)
+    busy = ArmMaker(toy_teacher, toy_split, CONFIG)
+    busy.make(replace(plan, name="other", student="resnet8", seed=1))
+    assert busy.make(plan) == first
+
+
+def test_what_was_measured_is_kept_and_not_measured_again(
+    toy_teacher: Network, toy_split: MemorySplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: dict[str, str] = {}
+
+    def keep(name: str, make: Callable[[], str]) -> str:
+        return kept.setdefault(name, kept.get(name) or make())
+
+    plan = replace(PLAN, match="similarity")
+    first = ArmMaker(toy_teacher, toy_split, CONFIG, keep=keep)
+    pairs = [first.make(each).hints for each in (plan, replace(plan, hints="uniform"), replace(plan, terms="ce,hint"))]
+    (name,) = kept  # one student, one warm-up
+    assert name.startswith("likeness-")
+    assert np.array(json.loads(kept[name])).shape == (6, 6)
+    for other in (replace(plan, match_steps=2), replace(plan, seed=1), replace(plan, student="resnet8")):
+        first.make(other)
+    assert len(kept) == 4
+
+    def never(*_args: object, **_kwargs: object) -> Network:
+        raise AssertionError
+
+    monkeypatch.setattr(module, "warm_up", never)
+    again = ArmMaker(toy_teacher, toy_split, CONFIG, keep=keep)
+    assert [again.make(each).hints for each in (plan, replace(plan, hints="uniform"))] == pairs[:2]
+    with pytest.raises(AssertionError):
+        ArmMaker(toy_teacher, toy_split, replace(CONFIG, lr=0.1), keep=keep).make(plan)
+
+
+def test_a_student_of_another_size_is_matched_by_similarity(maker: ArmMaker) -> None:
+    pairs = maker.make(replace(PLAN, match="similarity", student_size=4, match_steps=0)).hints
+    assert len({pair.student for pair in pairs}) == 3
+
+
+def test_a_warm_up_of_less_than_no_steps(maker: ArmMaker) -> None:
+    with pytest.raises(SettingError, match="has -1 steps"):
+        maker.make(replace(PLAN, match="similarity", match_steps=-1))
+
+
+def test_a_student_without_labels_is_matched_by_similarity(
+    toy_teacher: Network, toy_split: MemorySplit, toy_input: InputSpec
+) -> None:
+    unlabeled = replace(toy_split, classes=(), labels=torch.full((48,), -1))
+    made = ArmMaker(toy_teacher, unlabeled, CONFIG).make(replace(PLAN, terms="kd,at", match="similarity"))
+    assert len(made.hints) == 3
+
+
+def test_keys_that_came_later_are_told_only_where_they_matter() -> None:
+    told = settled_before(asdict(ArmPlan()))
+    assert {"match", "balance", "hints"} <= told.keys()
+    assert not {"hint_weights", "match_steps"} & told.keys()
+    changed = settled_before(asdict(ArmPlan(hint_weights="mass", match_steps=9)))
+    assert (changed["hint_weights"], changed["match_steps"]) == ("mass", 9)
+    assert settled_before({"lr": 1, "hint_weights": "equal"}) == {"lr": 1}
+
+
+def test_the_keys_of_an_arm() -> None:
+    table = {"name": "x", "match": "similarity", "match_steps": 50, "hint_weights": "redundancy", "hints": "quality"}
+    plan = read_arm(table)
+    assert {key: getattr(plan, key) for key in table} == table
+    with pytest.raises(SettingError, match="match_steps of arm 'x' is 'many'; expected a whole number"):
+        read_arm({"name": "x", "match_steps": "many"})
+    with pytest.raises(SettingError, match="hint_weights of arm 'x' is 3; expected a text"):
+        read_arm({"name": "x", "hint_weights": 3})
