@@ -15,6 +15,7 @@ import typer
 from keyhole.cli.distill import distill, train
 from keyhole.cli.hints import hints
 from keyhole.cli.look import demo, evaluate, layers
+from keyhole.cli.search import search
 from keyhole.cli.study import study
 from keyhole.errors import KeyholeError
 
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (hints, train, distill, study, evaluate, layers, demo):
+for command in (hints, search, train, distill, study, evaluate, layers, demo):
     app.command()(command)
 
 

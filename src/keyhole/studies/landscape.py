@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from keyhole.arms import ArmPlan
 from keyhole.studies.plan import Study
+from keyhole.studies.replay import Replayed, replay_searches
 from keyhole.studies.standings import (
     Combination,
     Effect,
@@ -53,6 +54,7 @@ class Landscape:
 
     Attributes:
         name: Of the arm.
+        arms: Names of the arms that it became, one a combination.
         seeds: The seeds that all told combinations have come to the end with.
         combinations: Those, in the order of the study.
         left_out: How many are not among them: not finished on these seeds, or diverged.
@@ -64,10 +66,13 @@ class Landscape:
         standings: Where each choice stands, the best first.
         winner: What trying all of them finds; None where no images were held out.
         over_baseline: The mean of all combinations minus the baseline, seed by seed; None where there is none.
+        replays: What searches would have found among these runs; empty where no images were held out.
+        seconds_a_cell: What one student took, by the time of whole cohorts; None where that is not known.
         sentence: In plain words.
     """
 
     name: str
+    arms: tuple[str, ...]
     seeds: tuple[int, ...]
     combinations: tuple[Combination, ...]
     left_out: int
@@ -79,6 +84,8 @@ class Landscape:
     standings: tuple[Standing, ...]
     winner: Winner | None
     over_baseline: Gap | None
+    replays: tuple[Replayed, ...]
+    seconds_a_cell: float | None
     sentence: str
 
     def to_json(self) -> dict[str, Any]:
@@ -112,6 +119,7 @@ def survey(
     *,
     rules: Mapping[str, tuple[str, ...]] | None = None,
     baseline: str | None = None,
+    students_per_pass: int = 28,
 ) -> Landscape | None:
     """Return the landscape of a group of combinations; None while fewer than two are finished.
 
@@ -121,6 +129,7 @@ def survey(
         rules: What each rule takes (see :func:`keyhole.studies.rules.choices_of_rules`); those that take a combination
             of the group get a standing.
         baseline: The arm that the mean of all combinations is compared with.
+        students_per_pass: Of the searches that are replayed.
 
     Example:
         >>> arms = {("a",): "x a", ("b",): "x b", ("c",): "x c"}
@@ -140,7 +149,8 @@ def survey(
     layers, seeds = _whole_table({combo: set(by_arm.get(arm, ())) for combo, arm in group.arms.items()})
     if len(layers) < 2:
         return None
-    told = tuple(_combination(combo, [by_arm[group.arms[combo]][seed] for seed in seeds]) for combo in layers)
+    rows = [[by_arm[group.arms[combo]][seed] for seed in seeds] for combo in layers]
+    told = tuple(_combination(combo, row) for combo, row in zip(layers, rows, strict=True))
     top1 = np.array([each.top1 for each in told])
     spread = spread_of(top1)
     average = dict(zip(seeds, top1.mean(axis=0).tolist(), strict=True))
@@ -150,6 +160,7 @@ def survey(
     effects = effects_of(layers, top1, spread)
     return Landscape(
         name=group.name,
+        arms=tuple(group.arms.values()),
         seeds=seeds,
         combinations=told,
         left_out=len(group.arms) - len(told),
@@ -161,6 +172,10 @@ def survey(
         standings=standings,
         winner=winner,
         over_baseline=_over_baseline(average, baseline, by_arm.get(baseline or "", {})),
+        replays=()
+        if (curves := _curves(rows)) is None
+        else replay_searches(curves, top1, students_per_pass=students_per_pass),
+        seconds_a_cell=_seconds_a_cell([cell for row in rows for cell in row]),
         sentence=_sentence(len(told), spread, standings, winner),
     )
 
@@ -215,6 +230,23 @@ def _marks(
     return [Mark(tuple(names), layers) for layers, names in takers.items() if layers in group.arms] + marks
 
 
+def _curves(rows: Sequence[Sequence[Mapping[str, Any]]]) -> Float[np.ndarray, "rows seeds epochs"] | None:
+    """Return held-out accuracies after each epoch; None where they are not there for all."""
+    values = [[[each.get("held_out_top1") for each in cell.get("history", ())] for cell in row] for row in rows]
+    lengths = {len(curve) for row in values for curve in row}
+    if len(lengths) != 1 or lengths == {0} or any(value is None for row in values for curve in row for value in curve):
+        return None
+    return np.array(values, dtype=float)
+
+
+def _seconds_a_cell(cells: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return seconds of all cohorts over students; cells that were together tell the same seconds."""
+    if not all("cohort_seconds" in cell for cell in cells):
+        return None
+    together = {(cell["seed"], float(cell["cohort_seconds"])) for cell in cells}
+    return sum(seconds for _, seconds in together) / len(cells)
+
+
 def _seeds_agree(top1: Float[np.ndarray, "rows seeds"]) -> float | None:
     pairs = [rank_correlation(top1[:, a], top1[:, b]) for a, b in combinations(range(top1.shape[1]), 2)]
     known = [value for value in pairs if value is not None]
@@ -231,6 +263,26 @@ def _over_baseline(
     base = tuple(float(cells[seed]["top1"]["last"]) for seed in seeds)
     both = [Row(name, seeds, each, each, (), None, None) for name, each in (("mean", mean), (baseline, base))]
     return paired(*both)
+
+
+def finalists(landscape: Landscape, *, searched: int = 3) -> dict[str, tuple[str, ...]]:
+    """Return what is worth fresh seeds: each combination that a rule takes, and the best that the search found.
+
+    Args:
+        landscape: The landscape.
+        searched: How many of the combinations with the highest held-out means.
+
+    Returns:
+        Layers by name; a combination that both take stands once, under the name of the search.
+    """
+    ranked = [each for each in landscape.combinations if each.held_out]
+    ranked.sort(key=lambda each: -statistics.fmean(each.held_out))
+    found = {each.layers: f"searched {place}" for place, each in enumerate(ranked[:searched], start=1)}
+    for standing in landscape.standings:
+        if standing.layers:
+            own, more = standing.names[0], len(standing.names) - 1
+            found.setdefault(standing.layers, f"{own} and {more} more" if more else own)
+    return {name: layers for layers, name in found.items()}
 
 
 def is_center(name: str) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import numpy as np
 
 from keyhole.arms import ArmPlan, parse_count
@@ -15,6 +18,7 @@ from keyhole.models.layers import layers
 from keyhole.models.network import Network
 from keyhole.progress import Progress, silent
 from keyhole.runtime import choose_device
+from keyhole.studies.board import Board
 
 _RANDOM = 3  # draws of the random rule
 
@@ -79,3 +83,24 @@ def choices_of_rules(
             continue
         found[name] = tuple(candidates[i].name for i in sorted(chosen.hints))
     return found
+
+
+def settled_rules(
+    board: Board, teacher: Network, train: Split, plan: ArmPlan, *, device: str = "auto", progress: Progress = silent
+) -> dict[str, tuple[str, ...]]:
+    """Return :func:`choices_of_rules` as the folder of a study has them; looked at once for a folder.
+
+    Args:
+        board: The folder.
+        teacher: The teacher of the study.
+        train: Its training images.
+        plan: The arm whose ``count``, ``layers``, ``samples`` and ``seed`` hold.
+        device: Where to run the teacher.
+        progress: Wraps the long loops.
+    """
+    asked = json.dumps([str(plan.count), plan.layers, plan.samples, plan.seed])
+    name = f"rules-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+    text = board.settle(
+        name, lambda: json.dumps(choices_of_rules(teacher, train, plan, device=device, progress=progress), indent=1)
+    )
+    return {rule: tuple(layers) for rule, layers in json.loads(text).items()}
