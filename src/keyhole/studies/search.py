@@ -222,8 +222,17 @@ def draw_combinations(names: Sequence[str], count: int, number: int, *, seed: in
         [('a', 'b'), ('a', 'c'), ('b', 'c')]
     """
     total = math.comb(len(names), count)
-    places = range(total) if number >= total else sorted(random.Random(seed).sample(range(total), number))
+    places = range(total) if number >= total else _drawn(total, number, random.Random(seed))
     return [tuple(names[i] for i in _unranked(place, len(names), count)) for place in places]
+
+
+def _drawn(total: int, number: int, draw: random.Random) -> list[int]:
+    if total < 2**31:
+        return sorted(draw.sample(range(total), number))
+    found: set[int] = set()
+    while len(found) < number:  # of so many, hardly one is drawn twice
+        found.add(draw.randrange(total))
+    return sorted(found)
 
 
 def _unranked(place: int, total: int, count: int) -> Iterator[int]:
