@@ -896,7 +896,7 @@ def test_a_search_writes_all_that_it_says(teacher: Path, tmp_path: Path) -> None
     assert "4 student epochs (2 students to the end), 2 teacher passes" in told
     taken = keyhole(
         "distill", "--teacher", teacher, *QUICK, "--student", "resnet8", "--terms", "ce,at", "--hints",
-        out / "search.json", "--epochs", 1, "--out", tmp_path / "student", "--json",
+        out / "search.json", "--epochs", 1, "--holdout", 200, "--out", tmp_path / "student", "--json",
     ).json  # fmt: skip
     assert [pair["teacher"] for pair in taken["hints"]] == value["hints"]
     fresh = keyhole("study", out / "fresh.toml", "--out", tmp_path / "fresh", "--dry-run", "--json").json
