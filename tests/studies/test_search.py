@@ -13,7 +13,6 @@ import torch
 from keyhole.arms import ArmMaker, ArmPlan
 from keyhole.data.sources import Data, default_input, open_data
 from keyhole.distillation.cohort import TrainConfig
-from keyhole.distillation.regrouping import regroup
 from keyhole.errors import DivergenceError, RunError, SettingError
 from keyhole.models.layers import layers
 from keyhole.models.network import Network
@@ -210,18 +209,3 @@ def test_a_draw_from_more_than_can_be_listed() -> None:
     some = draw_combinations(names, 20, 5, seed=0)
     assert len(set(some)) == 5
     assert all(len(set(one)) == 20 and list(one) == sorted(one, key=names.index) for one in some)
-
-
-def test_only_cohorts_of_one_moment_can_be_regrouped(teacher: Network, digits: Data, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        searched(teacher, digits, tmp_path / "a", progress=stopped_after(21))
-    paths = sorted((tmp_path / "a" / "cohorts").glob("rung-1-*.safetensors"))
-    assert len(paths) == 4
-    with pytest.raises(RunError, match=r"There is no state of nobody in .*Start anew"):
-        regroup(paths, ["layer1.0+layer1.1", "nobody"], tmp_path / "target.safetensors")
-    assert not (tmp_path / "target.safetensors").exists()
-    with pytest.raises(KeyboardInterrupt):
-        searched(teacher, digits, tmp_path / "b", train=replace(TRAIN, lr=0.1), progress=stopped_after(21))
-    other = next(iter((tmp_path / "b" / "cohorts").glob("rung-1-1.safetensors")))
-    with pytest.raises(RunError, match="is not at the end of the same epoch as the others"):
-        regroup([paths[1], other], ["layer1.0+layer1.1"], tmp_path / "target.safetensors")
