@@ -10,7 +10,7 @@ import pytest
 
 from keyhole.arms import ArmPlan
 from keyhole.distillation.cohort import TrainConfig
-from keyhole.studies.landscape import Group, Landscape, groups_of, is_center, survey
+from keyhole.studies.landscape import Group, Landscape, finalists, groups_of, is_center, survey
 from keyhole.studies.plan import Study, expand, with_combinations
 
 LAYERS = ("l1.0", "l1.1", "l2.0", "l2.1", "l3.0", "l3.1")
@@ -79,6 +79,8 @@ def test_where_layers_matter_it_says_so_and_finds_which() -> None:
     assert effects["l2.0"].low < -0.1
     assert found.sentence.startswith("Which layers are taken matters, more than the seed does. Over 20 combinations")
     assert "Trying them all pays" in found.sentence
+    ends = next(each for each in found.standings if "stage-ends" in each.names)
+    assert f"Of the combinations, stage ends beat {100 * ends.better_than:.0f} %, uniform layers beat" in found.sentence
     standings = {name: each for each in found.standings for name in each.names}
     assert standings["kmeans r2_cca"] is standings["segments r2_cca"]
     assert standings["kmeans r2_cca"].better_than > 0.6
@@ -251,3 +253,16 @@ def test_groups_are_arms_of_one_loss_and_their_rivals() -> None:
 def test_rules_that_take_centers_are_known_by_their_name() -> None:
     assert [name for name in RULES if is_center(name)] == ["kmeans r2_cca", "segments r2_cca"]
     assert not is_center("kmeans r2_cca, informative")
+
+
+def test_what_is_worth_fresh_seeds() -> None:
+    found = finalists(surveyed(world(DEEP, 0.2)))
+    assert list(found)[:3] == ["searched 1", "searched 2", "searched 3"]
+    assert found["stage-ends"] == ("l1.1", "l2.1", "l3.1")
+    assert len(set(found.values())) == len(found)
+    assert COMBOS[-1] in found.values()  # of the searched, or of both clusterings that take it
+    tops = {("a",): (60.0,), ("b",): (61.0,), ("c",): (62.0,)}
+    cells: list[Any] = [cell(combo[0], 0, tops[combo][0]) for combo in tops]
+    rules = {"kmeans r2_cca": ("a",), "uniform": ("a",), "stage-ends": ("c",)}
+    seen = surveyed_of(tops, cells, rules=rules)
+    assert finalists(seen, searched=1) == {"searched 1": ("c",), "kmeans r2_cca and 1 more": ("a",)}

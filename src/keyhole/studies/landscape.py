@@ -304,7 +304,12 @@ def _sentence(count: int, spread: Spread | None, standings: Sequence[Standing], 
             f"{count} combinations of layers on one seed: whether choosing matters cannot be told from chance. "
             "It takes a second seed."
         )
-    parts = [_does_it_matter(count, spread), _do_centers_pay(standings), _does_searching_pay(winner)]
+    parts = [
+        _does_it_matter(count, spread),
+        _do_centers_pay(standings),
+        _where_controls_stand(standings),
+        _does_searching_pay(winner),
+    ]
     return " ".join(part for part in parts if part)
 
 
@@ -339,6 +344,23 @@ def _do_centers_pay(standings: Sequence[Standing]) -> str:
         return f"{told}; that cannot be told from the average combination, so choosing them is not shown to pay."
     ends = [f"{better} better" if better else "", f"{worse} worse" if worse else ""]
     return f"{told}: {' and '.join(end for end in ends if end)} than the average combination beyond chance."
+
+
+def _where_controls_stand(standings: Sequence[Standing]) -> str:
+    """Return the places of the rules that look at no similarity."""
+    named = {
+        "stage-ends": "stage ends",
+        "uniform": "uniform layers",
+        "all": "all layers",
+        "last-only": "the last alone",
+    }
+    found = [
+        f"{told} {'beats' if rule == 'last-only' else 'beat'} {100 * each.better_than:.0f} %"
+        for rule, told in named.items()
+        for each in standings
+        if any(name == rule or name.endswith(f" {rule}") for name in each.names)
+    ]
+    return f"Of the combinations, {', '.join(found)}." if found else ""
 
 
 def _does_searching_pay(winner: Winner | None) -> str:

@@ -184,8 +184,20 @@ def search_hints(
     ground = _Ground(board, teacher, data.classes, kept, held_out, train, search.students_per_pass, progress, note)
     with _alone(board):
         tried, cost, seconds = _climb(ground, rungs, arms)
-    told = (teacher.name, data.name, plan.student, plan.terms, search, train.epochs, total, rungs, tried)
-    return Found(*told, tuple(candidates), cost, seconds)
+    return Found(
+        teacher=teacher.name,
+        data=data.name,
+        student=plan.student,
+        terms=plan.terms,
+        config=search,
+        epochs=train.epochs,
+        combinations=total,
+        rungs=rungs,
+        tried=tried,
+        layers=tuple(candidates),
+        cost=cost,
+        seconds=seconds,
+    )
 
 
 def count_combinations(layers: int, count: int | str) -> int:
