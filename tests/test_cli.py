@@ -27,7 +27,7 @@ from keyhole.hints.similarity import ALWAYS
 from keyhole.models.layers import layers
 from keyhole.models.zoo import build, load
 
-COMMANDS = ("hints", "train", "distill", "study", "evaluate", "layers", "demo")
+COMMANDS = ("hints", "search", "train", "distill", "study", "evaluate", "layers", "demo")
 DIGITS = ("--data", "digits")
 QUICK = (*DIGITS, "--precision", "fp32", "--device", "cpu")
 
@@ -838,6 +838,104 @@ def test_what_is_wrong_with_a_study_is_one_line(study: Path, tmp_path: Path, old
         assert keyhole(*command).code == 0
     study.write_text(STUDY.replace(old, new, 1))
     found = keyhole(*command)
+    assert found.code == 1
+    assert told in found.err.splitlines()[-1]
+    assert "Traceback" not in found.err
+
+
+LANDSCAPE = """
+teacher = "teacher.safetensors"
+data = "digits"
+seeds = [0, 1]
+holdout = 200
+baseline = "kd"
+[train]
+epochs = 1
+batch_size = 256
+precision = "fp32"
+[[arm]]
+name = "kd"
+student = "resnet8"
+terms = "ce,kd"
+[[arm]]
+name = "hints"
+student = "resnet8"
+terms = "ce,kd,at"
+hints = "combinations"
+count = 2
+layers = "layer?.1"
+samples = 100
+[[arm]]
+name = "all"
+student = "resnet8"
+terms = "ce,kd,at"
+hints = "all"
+layers = "layer?.1"
+"""
+
+
+def test_a_study_of_all_combinations_tells_the_landscape(teacher: Path, tmp_path: Path) -> None:
+    shutil.copy(teacher, tmp_path / "teacher.safetensors")
+    (tmp_path / "study.toml").write_text(LANDSCAPE)
+    command = ("study", tmp_path / "study.toml", "--out", tmp_path / "out", "--device", "cpu", "--json")
+    value = keyhole(*command).json
+    (landscape,) = value["landscapes"]
+    assert (landscape["name"], len(landscape["combinations"]), landscape["seeds"]) == ("hints", 3, [0, 1])
+    assert value["sentence"].startswith("Which layers are taken ")
+    named = {name for standing in landscape["standings"] for name in standing["names"]}
+    assert {"kmeans r2_cca", "uniform", "stage-ends", "all"} <= named
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "All combinations of layers: hints" in page
+    assert "Where choices stand" in page
+    fresh = keyhole("study", tmp_path / "out" / "fresh.toml", "--out", tmp_path / "out2", "--dry-run", "--json").json
+    assert fresh["cells"] % 6 == 0
+    assert fresh["done"] == 0
+    assert keyhole(*command).json["landscapes"] == value["landscapes"]
+
+
+def searching(teacher: Path, out: Path, *more: object) -> tuple[object, ...]:
+    quick = ("--epochs", 2, "--batch-size", 256, "--holdout", 200, "--layers", "layer?.1", "--count", 2)
+    loss = ("--student", "resnet8", "--terms", "ce,at")
+    return ("search", "--teacher", teacher, *QUICK, *quick, *loss, "--out", out, *more)
+
+
+def test_a_search_writes_all_that_it_says(teacher: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    value = keyhole(*searching(teacher, out, "--keep", 2, "--json")).json
+    assert value == json.loads((out / "search.json").read_text())
+    assert (value["combinations"], len(value["tried"]), value["count"]) == (3, 3, 2)
+    assert value["cost"]["student_epochs"] == 3 + 1
+    assert value["cost"]["passes"] == 2
+    page = (out / "report.html").read_text()
+    assert "resnet14 teaches resnet8: a search" in page
+    assert f"{value['tried'][0]['held_out_top1'][-1]:.2f}" in page
+    told = keyhole(*searching(teacher, out, "--keep", 2)).out  # finished: the same again
+    assert f"resnet14: learn from {', '.join(value['hints'])}" in told
+    assert "4 student epochs (2 students to the end), 2 teacher passes" in told
+    taken = keyhole(
+        "distill", "--teacher", teacher, *QUICK, "--student", "resnet8", "--terms", "ce,at", "--hints",
+        out / "search.json", "--epochs", 1, "--holdout", 200, "--out", tmp_path / "student", "--json",
+    ).json  # fmt: skip
+    assert [pair["teacher"] for pair in taken["hints"]] == value["hints"]
+    fresh = keyhole("study", out / "fresh.toml", "--out", tmp_path / "fresh", "--dry-run", "--json").json
+    assert fresh["cells"] == 6 * 6  # no hints, searched, and four rules
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--method", "best"), "Unknown method of search 'best'"),
+        (("--method", "random"), "A random search has no budget; give --cells or --passes"),
+        (("--method", "all", "--cells", 1), "The budget is too small: 6 student epochs and 2 teacher passes"),
+        (("--count", 4), "A search combines a number of layers from 1 to 3; got 4"),
+        (("--terms", "ce,kd"), "Terms ce,kd have no use for hints"),
+        (("--layers", "layer9*"), "layer9*"),
+    ],
+)
+def test_what_is_wrong_with_a_search_is_one_line(
+    teacher: Path, tmp_path: Path, more: tuple[object, ...], told: str
+) -> None:
+    found = keyhole(*searching(teacher, tmp_path / "out", *more))
     assert found.code == 1
     assert told in found.err.splitlines()[-1]
     assert "Traceback" not in found.err

@@ -49,9 +49,15 @@ if TYPE_CHECKING:
     from keyhole.models.network import InputSpec, Network, count_macs
     from keyhole.models.zoo import build, load, save
     from keyhole.reports.pages import hints_page, training_page
+    from keyhole.reports.search_page import search_page
     from keyhole.reports.study_page import study_page
     from keyhole.studies.board import Board
+    from keyhole.studies.budget import SearchConfig
+    from keyhole.studies.landscape import Landscape, groups_of, survey
     from keyhole.studies.plan import Study, read_study, with_combinations
+    from keyhole.studies.replay import replay_searches
+    from keyhole.studies.rules import choices_of_rules
+    from keyhole.studies.search import Found, search_hints
     from keyhole.studies.verdict import Verdict, judge
     from keyhole.studies.work import look_ahead, run_study
 
@@ -166,12 +172,25 @@ _HOMES = {
         "hints_page",
         "training_page",
     ),
+    "reports.search_page": ("search_page",),
     "reports.study_page": ("study_page",),
     "studies.board": ("Board",),
+    "studies.budget": ("SearchConfig",),
+    "studies.landscape": (
+        "Landscape",
+        "groups_of",
+        "survey",
+    ),
     "studies.plan": (
         "Study",
         "read_study",
         "with_combinations",
+    ),
+    "studies.replay": ("replay_searches",),
+    "studies.rules": ("choices_of_rules",),
+    "studies.search": (
+        "Found",
+        "search_hints",
     ),
     "studies.verdict": (
         "Verdict",
@@ -196,17 +215,20 @@ __all__ = [
     "Cohort",
     "Contrast",
     "Data",
+    "Found",
     "HintAdapter",
     "HintPair",
     "Hints",
     "InputSpec",
     "KeyholeError",
+    "Landscape",
     "Layer",
     "Network",
     "ObserveConfig",
     "Quality",
     "Result",
     "Rule",
+    "SearchConfig",
     "Selection",
     "Study",
     "Tapped",
@@ -216,6 +238,7 @@ __all__ = [
     "Verdict",
     "attention_loss",
     "build",
+    "choices_of_rules",
     "choose_hints",
     "consensus",
     "correlation_loss",
@@ -227,6 +250,7 @@ __all__ = [
     "feature_quality",
     "fit",
     "freeze",
+    "groups_of",
     "hint_loss",
     "hint_weights",
     "hints_page",
@@ -248,9 +272,12 @@ __all__ = [
     "rbf_cka",
     "read_cohort",
     "read_study",
+    "replay_searches",
     "run_cohort",
     "run_study",
     "save",
+    "search_hints",
+    "search_page",
     "select",
     "similarity",
     "similarity_preserving_loss",
@@ -259,6 +286,7 @@ __all__ = [
     "standardize",
     "standardized_loss",
     "study_page",
+    "survey",
     "svcca",
     "tap",
     "training_page",

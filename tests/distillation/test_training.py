@@ -311,6 +311,21 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
         assert same(a, b)
 
 
+def test_a_run_that_ends_an_epoch_early_goes_on_bit_for_bit(
+    tmp_path: Path, toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec
+) -> None:
+    arms = [arm("ce,kd", toy_input), arm("ce,hint", toy_input)]
+    config = replace(CONFIG, epochs=3)
+    whole = fit(cohort_of(*arms, teacher=toy_teacher, config=config), toy_split).outcomes
+    kept = Checkpointing(tmp_path / "checkpoint.safetensors", resume=True)
+    for until in (1, 1, 2, 9):
+        cohort = cohort_of(*arms, teacher=toy_teacher, config=config)
+        trained = fit(cohort, toy_split, until=until, checkpointing=kept)
+        assert [len(outcome.history) for outcome in trained.outcomes] == [min(until, 3)] * 2
+    for a, b in zip(whole, trained.outcomes, strict=True):
+        assert same(a, b)
+
+
 @pytest.mark.usefixtures("threads")
 def test_a_resumed_run_with_dropout(tmp_path: Path, toy_split: MemorySplit, dropping_arms: list[Arm]) -> None:
     whole = fit(cohort_of(*dropping_arms), toy_split).outcomes

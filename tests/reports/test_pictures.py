@@ -123,3 +123,18 @@ def test_cells_are_escaped_unless_they_are_html() -> None:
     assert "<td>" not in table([Column("<a>")], [["<i>"]]).replace('<td class="n">', "")
     assert "&lt;i&gt;" in table([Column("<a>")], [["<i>"]])
     assert escape(Html("<i>")) == "<i>"
+
+
+def test_values_in_order_name_those_that_are_marked() -> None:
+    svg = figures.ordered([(60.0, 61.0), (61.0, 62.5), (63.0,)], [("stage <ends>", 2), ("uniform", 0)], "an order")
+    texts = [element.text for element in parsed(svg).iter() if element.tag.endswith("text")]
+    assert {"stage <ends>", "uniform"} <= set(texts)
+    assert [svg.lower().count(color(number).lower()) > 0 for number in (0, 1, 2)] == [True, True, False]
+
+
+def test_costs_have_a_line_a_search_and_a_level_a_choice() -> None:
+    points = [(1.0, 0.0, -0.5, 0.5), (20.3, 0.4, 0.1, 0.8)]
+    svg = figures.costs([("random", points), ("halving", points[::-1])], [("cluster $centers$", 0.2)], "costs")
+    texts = [element.text for element in parsed(svg).iter() if element.tag.endswith("text")]
+    assert {"random", "halving", "cluster $centers$", "1", "10"} <= set(texts)
+    assert all(svg.lower().count(color(number).lower()) > 1 for number in (0, 1))

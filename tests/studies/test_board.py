@@ -66,6 +66,13 @@ def test_what_is_settled_once_stays(board: Board) -> None:
     assert board.settle("precision", lambda: "another") == found.pop()
 
 
+def test_a_folder_belongs_to_what_was_begun_in_it(board: Board) -> None:
+    board.agree("search", {"train": {"lr": 0.1}, "sizes": (1, 2)})
+    board.agree("search", {"sizes": [1, 2], "train": {"lr": 0.1}})
+    with pytest.raises(RunError, match=r"holds another search: train\.lr is 0\.1 there and 0\.2 now"):
+        board.agree("search", {"train": {"lr": 0.2}, "sizes": [1, 2]})
+
+
 def test_an_owner_that_stalled_learns_that_it_lost_a_cell(tmp_path: Path) -> None:
     board = Board(tmp_path, beat_s=0.02)
     with board.hold(["a", "b"], 2) as mine:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from keyhole.arms import ArmPlan
 from keyhole.errors import SettingError, UnknownNameError
+from keyhole.studies.landscape import Group, survey
 from keyhole.studies.verdict import Row, holm, judge, paired
 
 
@@ -128,6 +130,20 @@ def test_the_tables_for_programs() -> None:
     value = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert value["rows"][1]["diverged"] == [1]
     assert value["gaps"][0]["mean"] == 2.0
+
+
+def test_what_is_said_of_combinations_is_said_by_their_landscape() -> None:
+    arms = {(name,): f"x {name}" for name in "abc"}
+    cells = grid(kd=[60.0, 61.0], **{arm: [60.0 + i, 61.2 + i] for i, arm in enumerate(arms.values())})
+    seen = survey(Group("x", ArmPlan(), arms, ()), cells)
+    assert seen is not None
+    found = judge([*cells, None], ["kd", *arms.values()], landscapes=[seen])
+    assert found.sentence == f"{seen.sentence} 1 cells are still open."
+    assert "highest" not in found.sentence  # of several combinations one is always the highest
+    assert len(found.gaps) == 3
+    more = judge([*cells, *grid(all=[63.0, 64.0])], ["kd", "all", *arms.values()], landscapes=[seen])
+    assert more.sentence.startswith(f"{seen.sentence} all is highest with 63.50 % over 2 seeds.")
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["landscapes"][0]["name"] == "x"
 
 
 def test_what_cannot_be_judged() -> None:

@@ -16,6 +16,7 @@ from keyhole.cli import faces
 from keyhole.cli.distill import distill, train
 from keyhole.cli.hints import hints
 from keyhole.cli.look import demo, evaluate, layers
+from keyhole.cli.search import search
 from keyhole.cli.study import study
 from keyhole.errors import KeyholeError
 
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (hints, train, distill, study, evaluate, layers, demo):
+for command in (hints, search, train, distill, study, evaluate, layers, demo):
     app.command()(command)
 app.add_typer(faces.app, name="faces")
 
@@ -48,7 +49,7 @@ def main() -> None:
         _fail("Out of memory. Lower --batch-size, --samples or --grid.")
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:
-            typer.echo("Stopped. A run with --out goes on with --resume.", err=True)
+            typer.echo("Stopped. study and search go on when run again, train and distill with --resume.", err=True)
         raise
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from keyhole.cli import options as o
+
+if TYPE_CHECKING:
+    from keyhole.data.sources import Data
+    from keyhole.models.network import Network
+    from keyhole.studies.board import Board
+    from keyhole.studies.landscape import Landscape
+    from keyhole.studies.plan import Study
 
 
 @o.command
@@ -28,7 +36,8 @@ def study(
     Example: keyhole study study.toml --root DIR --out OUT --dry-run
 
     Every finished cell is safe in OUT/cells; the same command goes on after a stop, and several processes may share
-    one OUT. Writes report.html, result.json and result.csv over what is finished.
+    one OUT. Writes report.html, result.json and result.csv over what is finished; where all combinations of layers
+    are tried, also fresh.toml, a study of what they point at on seeds that had no part in it.
     """
     from keyhole.files import write_json, write_text
     from keyhole.models.layers import layers
@@ -56,10 +65,33 @@ def study(
     o.check_teacher(teacher, data, device=device)
     finished = run_study(whole, teacher, data, board, progress=o.progress_bar(), note=o.note)
     results = [board.result(cell.id) for cell in whole.cells]
-    verdict = judge(results, [plan.name for plan in whole.arms], baseline=whole.baseline)
+    landscapes = _landscapes(whole, results, teacher, data, board)
+    verdict = judge(results, [plan.name for plan in whole.arms], baseline=whole.baseline, landscapes=landscapes)
     setting = whole.told(teacher.name, results)
     value = {**verdict.to_json(), "cells": len(results), "finished_now": finished, "setting": setting}
     write_json(out / "result.json", value)
     write_text(out / "result.csv", verdict.to_csv())
     write_text(out / "report.html", study_page(verdict, setting))
     o.emit(value, f"{verdict.sentence}\nReport: {out / 'report.html'}", as_json=json)
+
+
+def _landscapes(
+    study: Study, results: Sequence[Mapping[str, Any] | None], teacher: Network, data: Data, board: Board
+) -> list[Landscape]:
+    """Return the landscapes of a study, and write the study that judges what they point at on fresh seeds."""
+    from keyhole.data.splits import hold_out
+    from keyhole.files import write_text
+    from keyhole.studies.followup import fresh_study, study_toml
+    from keyhole.studies.landscape import finalists, groups_of, survey
+    from keyhole.studies.rules import settled_rules
+
+    found = []
+    for number, group in enumerate(groups_of(study), start=1):
+        train = hold_out(data.train, study.holdout)[0]
+        rules = settled_rules(board, teacher, train, group.plan, device=study.config.device, progress=o.progress_bar())
+        seen = survey(group, results, rules=rules, baseline=study.baseline, students_per_pass=study.students_per_pass)
+        if seen is not None:
+            found.append(seen)
+            fresh = fresh_study(study, group.plan, finalists(seen))
+            write_text(board.path / f"fresh{'' if number == 1 else f'-{number}'}.toml", study_toml(fresh))
+    return found

@@ -73,17 +73,19 @@ def fit(
     train: Split,
     held_out: Split | None = None,
     *,
+    until: int | None = None,
     checkpointing: Checkpointing | None = None,
     diverging: str = "raise",
     progress: Progress = silent,
     log: Callable[[dict[str, Any]], None] | None = None,
 ) -> Trained:
-    """Train a cohort to the end.
+    """Train a cohort to the end, or to the end of an epoch on the way.
 
     Args:
         cohort: The learners.
         train: The training images.
         held_out: Images to choose the best epoch on; never test images.
+        until: Stop after so many epochs of the schedule; what is on disk goes on from there.
         checkpointing: Keep the state on disk, and perhaps go on from it.
         diverging: ``raise`` where the loss of an arm becomes NaN or infinite, or ``drop`` that arm and go on.
         progress: Wraps the steps of each epoch.
@@ -104,7 +106,7 @@ def fit(
     steps = len(train) // config.batch_size
     begin, step, earlier = _restore(cohort, checkpointing, len(train))
     seconds = earlier
-    for epoch in range(begin, config.epochs):
+    for epoch in range(begin, config.epochs if until is None else min(until, config.epochs)):
         if not cohort.learners:  # all of them diverged
             break
         started = saved = time.perf_counter()

@@ -312,3 +312,70 @@ def frontier(points: Sequence[tuple[str, float, float]], label: str, told: str) 
         axes.grid(True)
         axes.tick_params(length=0, which="both")
         return to_svg(figure, told, least=0.7)
+
+
+def ordered(values: Sequence[Sequence[float]], marks: Sequence[tuple[str, int]], told: str) -> str:
+    """Return values in their order, each a line from its lowest to its highest with its mean, some of them named.
+
+    Args:
+        values: Percent, several for each position.
+        marks: Name and position of those that are named.
+        told: What it shows, for those who cannot see it.
+    """
+    with drawing(9.0, 3.0) as figure:
+        axes = figure.add_axes((0, 0, 1, 1))
+        means = [sum(each) / len(each) for each in values]
+        axes.vlines(range(len(values)), [min(e) for e in values], [max(e) for e in values], color=BAR, linewidth=2)
+        axes.plot(range(len(values)), means, "o", color=SOFT, markersize=3.5)
+        for number, (name, place) in enumerate(sorted(marks, key=lambda mark: mark[1])):
+            axes.plot(place, means[place], "o", color=color(number), markersize=7.5)
+            lift = (16, -22, 30, -36)[number % 4]
+            axes.annotate(
+                shorten(name, 34), (place, means[place]), xytext=(0, lift), textcoords="offset points", fontsize=8,
+                ha="right" if 2 * place > len(values) else "left", color=INK, parse_math=False,
+                arrowprops={"arrowstyle": "-", "color": SOFT, "linewidth": 0.7},
+            )  # fmt: skip
+        axes.set_xticks([])
+        axes.set(xlabel="combinations, from the lowest to the highest mean", ylabel="top-1 on the test images, %")
+        axes.margins(x=0.02, y=0.15)
+        axes.grid(True, axis="y")
+        axes.tick_params(length=0)
+        return to_svg(figure, told, least=0.6)
+
+
+def costs(
+    lines: Sequence[tuple[str, Sequence[tuple[float, float, float, float]]]],
+    levels: Sequence[tuple[str, float]],
+    told: str,
+) -> str:
+    """Return gains against costs on a logarithmic axis, with bands, and level lines of what costs nothing.
+
+    Args:
+        lines: Name, and cost, gain, and the ends of its band.
+        levels: Name and gain.
+        told: What it shows, for those who cannot see it.
+    """
+    with drawing(8.0, 3.4) as figure:
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        for number, (name, points) in enumerate(lines):
+            cost, gain, low, high = zip(*sorted(points), strict=True)
+            axes.fill_between(cost, low, high, color=color(number), alpha=0.15, linewidth=0)
+            axes.plot(cost, gain, color=color(number), linewidth=2, marker="o", markersize=4)
+            axes.annotate(
+                name, (cost[-1], gain[-1]), xytext=(5, -3), textcoords="offset points", fontsize=9, color=color(number),
+                parse_math=False,
+            )  # fmt: skip
+        axes.axhline(0, color=SOFT, linewidth=1.1)
+        for name, value in levels:
+            axes.axhline(value, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)))
+            axes.annotate(
+                shorten(name, 34), (0, value), xycoords=("axes fraction", "data"), xytext=(3, 2),
+                textcoords="offset points", fontsize=7.5, color=SOFT, parse_math=False,
+            )  # fmt: skip
+        axes.set(xlabel="cost in students trained to the end", ylabel="points above the mean of all combinations")
+        axes.margins(x=0.1, y=0.1)
+        axes.grid(True, axis="y")
+        axes.tick_params(length=0, which="both")
+        return to_svg(figure, told, least=0.7)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from keyhole.reports import figures
+from keyhole.reports.landscape_parts import landscape_parts
 from keyhole.reports.markup import NOTHING, Column, Html, amount, figure, page, paragraph, plural, section, table
 from keyhole.studies.published import PUBLISHED
 from keyhole.studies.verdict import Gap, Row, Verdict
@@ -28,16 +30,27 @@ def study_page(verdict: Verdict, setting: Mapping[str, Any]) -> str:
         '<!DOCTYPE html>'
     """
     students = ", ".join(setting["students"])
+    tried = {arm for landscape in verdict.landscapes for arm in landscape.arms}
+    rest = replace(
+        verdict,
+        rows=tuple(row for row in verdict.rows if row.arm not in tried),
+        gaps=tuple(gap for gap in verdict.gaps if gap.arm not in tried),
+    )
     return page(
         f"{setting['teacher']} teaches {students}",
         "Keyhole: study",
         paragraph(verdict.sentence, "lead"),
         paragraph(_how(setting)),
-        section("What the students reach", _table(verdict), _dots(verdict, setting)),
-        _differences(verdict),
-        _cost(verdict.rows),
+        *(landscape_parts(landscape) for landscape in verdict.landscapes),
+        _reached(rest, setting, "What the other students reach" if tried else "What the students reach"),
+        _differences(rest),
+        _cost(rest.rows),
         _published(setting),
     )
+
+
+def _reached(verdict: Verdict, setting: Mapping[str, Any], title: str) -> Html:
+    return section(title, _table(verdict), _dots(verdict, setting)) if verdict.rows else Html("")
 
 
 def _how(setting: Mapping[str, Any]) -> str:

@@ -117,6 +117,21 @@ class Board:
             fresh.unlink()
         return path.read_text(encoding="utf-8").strip()
 
+    def agree(self, what: str, recipe: Mapping[str, Any]) -> None:
+        """Check that the folder was begun by the same recipe; the first one to ask lays it down.
+
+        Args:
+            what: What is run, such as ``search``.
+            recipe: All that decides its result, as JSON values.
+
+        Raises:
+            RunError: It was begun by another; names the first setting that differs.
+        """
+        now = json.loads(json.dumps(dict(recipe)))
+        before = json.loads(self.settle(what, lambda: json.dumps(now)))
+        if before != now:
+            raise RunError(f"{self.path} holds another {what}: {_difference(before, now)}. Choose another --out.")
+
     @contextmanager
     def hold(self, wanted: Sequence[str], most: int, *, least: int = 1) -> Iterator[list[str]]:
         """Take leases of up to ``most`` cells that are neither finished nor held; keep them alive, then release them.

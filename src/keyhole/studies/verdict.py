@@ -8,9 +8,12 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keyhole.errors import SettingError, unknown_name
+
+if TYPE_CHECKING:
+    from keyhole.studies.landscape import Landscape
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Verdict:
         rows: The arms, in the order of the study.
         gaps: Each other arm against the baseline.
         open_cells: Cells that are not finished; the verdict leaves them out.
+        landscapes: Of arms that try all combinations of layers.
     """
 
     sentence: str
@@ -79,6 +83,7 @@ class Verdict:
     rows: tuple[Row, ...]
     gaps: tuple[Gap, ...]
     open_cells: int
+    landscapes: tuple[Landscape, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -97,13 +102,21 @@ class Verdict:
         return out.getvalue()
 
 
-def judge(cells: Sequence[Mapping[str, Any] | None], arms: Sequence[str], *, baseline: str | None = None) -> Verdict:
+def judge(
+    cells: Sequence[Mapping[str, Any] | None],
+    arms: Sequence[str],
+    *,
+    baseline: str | None = None,
+    landscapes: Sequence[Landscape] = (),
+) -> Verdict:
     """Return the verdict over the cells of a study.
 
     Args:
         cells: What :class:`keyhole.studies.board.Board` holds of each cell; None where it is not finished.
         arms: Names of the arms, in order.
         baseline: The arm that the others are compared with; the first one when missing.
+        landscapes: Of arms that try all combinations. What is said of those is said there: the highest of many
+            combinations is high by chance as well, and no finding.
 
     Raises:
         UnknownNameError: There is no such arm.
@@ -132,7 +145,14 @@ def judge(cells: Sequence[Mapping[str, Any] | None], arms: Sequence[str], *, bas
     corrected = holm([gap.p for gap in gaps])
     gaps = [Gap(**{**asdict(gap), "corrected": p}) for gap, p in zip(gaps, corrected, strict=True)]
     missing = len(cells) - len(done)
-    return Verdict(_sentence(rows, gaps, against, missing), against, rows, tuple(gaps), missing)
+    tried = {arm for landscape in landscapes for arm in landscape.arms}
+    told = [row for row in rows if row.arm not in tried]
+    parts = [landscape.sentence for landscape in landscapes]
+    if not landscapes or sum(bool(row.last) for row in told) > 1:
+        parts.append(_sentence(told, [gap for gap in gaps if gap.arm not in tried], against))
+    if missing and any(row.last for row in rows):
+        parts.append(f"{missing} cells are still open.")
+    return Verdict(" ".join(parts), against, rows, tuple(gaps), missing, tuple(landscapes))
 
 
 def _row(arm: str, cells: Sequence[Mapping[str, Any]]) -> Row:
@@ -195,7 +215,7 @@ def holm(probabilities: Sequence[float | None]) -> list[float | None]:
     return out
 
 
-def _sentence(rows: Sequence[Row], gaps: Sequence[Gap], against: str, missing: int) -> str:
+def _sentence(rows: Sequence[Row], gaps: Sequence[Gap], against: str) -> str:
     """Return the finding in plain words, with how sure it is."""
     told = [row for row in rows if row.last]
     if not told:
@@ -216,8 +236,6 @@ def _sentence(rows: Sequence[Row], gaps: Sequence[Gap], against: str, missing: i
                 f"{leading.arm} minus {against}: {leading.mean:+.2f} points "
                 f"(95 % interval {leading.low:+.2f} to {leading.high:+.2f})."
             )
-    if missing:
-        parts.append(f"{missing} cells are still open.")
     return " ".join(parts)
 
 

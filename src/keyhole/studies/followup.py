@@ -1,0 +1,101 @@
+"""The study that comes next: what a search or a landscape points at, on seeds that had no part in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from keyhole.arms import ArmPlan
+from keyhole.distillation.terms import parse_terms
+from keyhole.studies.plan import Study
+
+FRESH_SEEDS = 6
+
+
+def fresh_study(
+    study: Study, plan: ArmPlan, choices: Mapping[str, str | tuple[str, ...]], *, seeds: int = FRESH_SEEDS
+) -> Study:
+    """Return a study that compares choices of hints on seeds that chose none of them; its baseline has no hints.
+
+    Args:
+        study: The study that pointed at the choices; its teacher, data and schedule are kept.
+        plan: The student and its loss.
+        choices: Layers, or a rule's name, by what the arm shall be called.
+        seeds: How many fresh seeds.
+
+    Example:
+        >>> from keyhole.distillation.cohort import TrainConfig
+        >>> old = Study("resnet20", None, "digits", None, TrainConfig(epochs=1), (0, 1), 100, 4, ())
+        >>> new = fresh_study(old, ArmPlan(terms="ce,kd,hint"), {"searched": ("layer1.0", "layer3.0")})
+        >>> new.seeds, [(arm.name, arm.terms) for arm in new.arms]
+        ((2, 3, 4, 5, 6, 7), [('no hints', 'ce,kd'), ('searched', 'ce,kd,hint')])
+    """
+    first = max(study.seeds) + 1
+    arms = [replace(plan, name=name, hints=layers) for name, layers in choices.items()]
+    bare = _without_hints(plan)
+    if bare is not None:
+        arms.insert(0, bare)
+    return replace(
+        study,
+        arms=tuple(arms),
+        seeds=tuple(range(first, first + seeds)),
+        students_per_pass=max(study.students_per_pass, len(arms)),
+        baseline=arms[0].name,
+    )
+
+
+def _without_hints(plan: ArmPlan) -> ArmPlan | None:
+    """Return the plan without its terms of hints; None where it has no others."""
+    kinds = parse_terms(plan.terms, temperature=plan.temperature, equal=plan.balance == "gradients")
+    texts = [text.strip() for text in plan.terms.split(",")]
+    kept = [text for text, kind in zip(texts, kinds, strict=True) if not kind.needs_hints]
+    blank = ArmPlan()
+    plain = replace(plan, name="no hints", hints=None, layers=None, count=blank.count, match=blank.match)
+    return replace(plain, terms=",".join(kept)) if kept else None
+
+
+def study_toml(study: Study) -> str:
+    """Return a study as the text of a study file; read by :func:`keyhole.studies.plan.read_study`, it is the same.
+
+    Layers of an arm stand as a text, as a list would ask for one arm each. Paths are written whole, so that the file
+    may stand anywhere.
+
+    Args:
+        study: The study.
+    """
+    head: dict[str, Any] = {
+        "teacher": _whole(study.teacher) if study.teacher.endswith(".safetensors") else study.teacher,
+        "weights": study.weights and _whole(study.weights),
+        "data": study.data,
+        "root": study.root and _whole(study.root),
+        "seeds": list(study.seeds),
+        "holdout": study.holdout,
+        "students_per_pass": study.students_per_pass,
+        "baseline": study.baseline,
+    }
+    config = {key: value for key, value in asdict(study.config).items() if key not in ("seed", "device")}
+    lines = [*_lines(head), "", "[train]", *_lines(config)]
+    usual = {each.name: each.default for each in fields(ArmPlan)}
+    for plan in study.arms:
+        told: dict[str, Any] = {key: value for key, value in vars(plan).items() if value != usual[key]}
+        if isinstance(plan.hints, tuple):
+            told["hints"] = ",".join(plan.hints)
+        told |= {"name": _braced(plan.name), "terms": plan.terms, "student": plan.student}
+        lines += ["", "[[arm]]", *_lines(told)]
+    return "\n".join(lines) + "\n"
+
+
+def _braced(name: str) -> str:
+    return name.replace("{", "{{").replace("}", "}}")
+
+
+def _whole(path: str | Path) -> str:
+    return str(Path(path).resolve())
+
+
+def _lines(table: Mapping[str, Any]) -> Sequence[str]:
+    """Return the lines of a TOML table; JSON's texts, numbers, lists, true and false are TOML's."""
+    return [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items() if value is not None]

@@ -1,0 +1,106 @@
+"""What every rule of choosing takes from one teacher: each clustering under each metric, and the controls."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+
+from keyhole.arms import ArmPlan, parse_count
+from keyhole.data.splits import Split
+from keyhole.errors import SettingError
+from keyhole.hints.choice import CONSENSUS, ChoiceConfig, choose_hints
+from keyhole.hints.clustering import CLUSTERINGS
+from keyhole.hints.selection import HINT_RULES, Rule, select
+from keyhole.hints.similarity import ALWAYS, METRICS, consensus
+from keyhole.models.layers import layers
+from keyhole.models.network import Network
+from keyhole.progress import Progress, silent
+from keyhole.runtime import choose_device
+from keyhole.studies.board import Board
+
+_RANDOM = 3  # draws of the random rule
+
+
+def choices_of_rules(
+    teacher: Network, train: Split, plan: ArmPlan, *, device: str = "auto", progress: Progress = silent
+) -> dict[str, tuple[str, ...]]:
+    """Return what each rule takes from a teacher, by the name of the rule; one pass, no training.
+
+    Rules are called ``kmeans r2_cca`` where they take the centers of clusters, ``kmeans r2_cca, last`` and
+    ``kmeans r2_cca, informative`` where another layer of the cluster teaches, and by their own name where they look at
+    no similarity. ``consensus`` is that of the metrics that are always measured. A rule that cannot choose so many
+    layers is left out, and so is ``informative`` where the images have no labels.
+
+    Args:
+        teacher: The teacher, with its trained weights.
+        train: The training images; its ``samples`` are drawn from them.
+        plan: The arm whose ``count``, ``layers``, ``samples`` and ``seed`` hold.
+        device: Where to run the teacher.
+        progress: Wraps the long loops.
+
+    Raises:
+        SettingError: The count is no number.
+
+    Example:
+        >>> from keyhole.data.sources import default_input, open_data
+        >>> from keyhole.models.zoo import build
+        >>> teacher = build("resnet14", classes=10, input=default_input("digits"))
+        >>> plan = ArmPlan(count=2, samples=100)
+        >>> choices_of_rules(teacher, open_data("digits").train, plan, device="cpu")["stage-ends"]
+        ('layer2.1', 'layer3.1')
+    """
+    count, candidates = parse_count(str(plan.count)), layers(teacher, plan.layers)
+    if count is None:
+        raise SettingError(f"Arm {plan.name!r} has the count auto; expected a number of layers to combine.")
+    labels = bool(train.classes)
+    measured = choose_hints(
+        teacher,
+        train,
+        Rule(count=count, hint="informative" if labels else "center", seed=plan.seed),
+        config=ChoiceConfig(plan.samples, METRICS, plan.layers, draws=0, bare=False, seed=plan.seed),
+        device=choose_device(device),
+        progress=progress,
+    )
+    matrices = {name: measured.similarities[name] for name in METRICS}
+    matrices[CONSENSUS] = consensus([matrices[name] for name in ALWAYS])
+    known = np.array([measured.information[layer.name] for layer in candidates]) if labels else None
+    wanted = {
+        f"{clustering} {metric}{'' if hint == 'center' else f', {hint}'}": (matrix, Rule(clustering, count, hint=hint))
+        for hint in HINT_RULES
+        if hint != "informative" or labels
+        for clustering in CLUSTERINGS
+        for metric, matrix in matrices.items()
+    }
+    controls = {name: (None, Rule(name, count)) for name in ("stage-ends", "uniform")}
+    controls |= {f"random, seed {seed}": (None, Rule("random", count, seed=seed)) for seed in range(_RANDOM)}
+    found = {}
+    for name, (matrix, rule) in (wanted | controls).items():
+        try:
+            chosen = select(candidates, matrix, rule, information=known)
+        except SettingError:  # more stage ends than there are stages
+            continue
+        found[name] = tuple(candidates[i].name for i in sorted(chosen.hints))
+    return found
+
+
+def settled_rules(
+    board: Board, teacher: Network, train: Split, plan: ArmPlan, *, device: str = "auto", progress: Progress = silent
+) -> dict[str, tuple[str, ...]]:
+    """Return :func:`choices_of_rules` as the folder of a study has them; looked at once for a folder.
+
+    Args:
+        board: The folder.
+        teacher: The teacher of the study.
+        train: Its training images.
+        plan: The arm whose ``count``, ``layers``, ``samples`` and ``seed`` hold.
+        device: Where to run the teacher.
+        progress: Wraps the long loops.
+    """
+    asked = json.dumps([str(plan.count), plan.layers, plan.samples, plan.seed])
+    name = f"rules-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+    text = board.settle(
+        name, lambda: json.dumps(choices_of_rules(teacher, train, plan, device=device, progress=progress), indent=1)
+    )
+    return {rule: tuple(layers) for rule, layers in json.loads(text).items()}

@@ -1,0 +1,102 @@
+"""What a report says of all combinations: the same figures as the landscape, and nothing that is not known."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+
+from keyhole.arms import ArmPlan
+from keyhole.reports.study_page import study_page
+from keyhole.studies.landscape import Group, Landscape, survey
+from keyhole.studies.verdict import judge
+
+LAYERS = ("layer1.0", "layer1.1", "layer2.0", "layer2.1", "<b>")
+ARMS = {combo: f"hints {'+'.join(combo)}" for combo in combinations(LAYERS, 2)}
+RULES = {"kmeans r2_cca": ("layer1.1", "layer2.1"), "stage-ends": ("layer1.1", "layer2.1"), "uniform": LAYERS[:2]}
+SETTING: dict[str, Any] = {
+    "teacher": "resnet14",
+    "teacher_top1": 71.23,
+    "data": "cifar100",
+    "students": ["resnet8"],
+    "epochs": 2,
+    "batch_size": 64,
+    "holdout": 5000,
+    "seeds": [0, 1],
+}
+
+
+def cells(seeds: int = 2) -> list[dict[str, Any]]:
+    random = np.random.default_rng(0)
+    found = []
+    for seed in range(seeds):
+        for arm in ("kd", *ARMS.values()):
+            top1 = 60 + ("layer2.1" in arm) + 0.2 * float(random.normal())
+            found.append(
+                {
+                    "arm": arm, "seed": seed, "diverged": None, "top1": {"last": top1, "best": top1},
+                    "held_out_top1": {"last": top1 + 0.1}, "cohort_seconds": 33.0, "parameters": 1, "macs": 1,
+                    "history": [{"held_out_top1": top1 / 200}, {"held_out_top1": top1 / 100}], "hints": [],
+                }
+            )  # fmt: skip
+    return found
+
+
+def seen(seeds: int = 2) -> Landscape:
+    found = survey(Group("hints", ArmPlan(), ARMS, ()), cells(seeds), rules=RULES, baseline="kd", students_per_pass=5)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def landscape() -> Landscape:
+    return seen()
+
+
+def page_of(landscape: Landscape, seeds: int = 2) -> str:
+    found = judge(cells(seeds), ["kd", *ARMS.values()], landscapes=[landscape])
+    return study_page(found, {**SETTING, "seeds": list(range(seeds))})
+
+
+def test_the_page_tells_what_the_landscape_holds(landscape: Landscape) -> None:
+    page = page_of(landscape)
+    assert page.index("Which layers are taken matters, more than the seed does") < page.index("<table")
+    spread, winner = landscape.spread, landscape.winner
+    assert spread is not None
+    assert winner is not None
+    first = landscape.standings[0]
+    for told in (
+        "All combinations of layers: hints", f"{landscape.mean:.2f}", f"{spread.noise:.2f}",
+        f"{100 * spread.share:.0f}", f"{landscape.seeds_agree:.2f}", "kmeans r2_cca, stage-ends",
+        f"{first.top1:.2f}", f"{first.gain:+.2f}", f"{winner.fair:.2f}", f"{winner.highest:.2f}",
+        "rank correlation of held-out and test images", "halving", "random", "teacher passes",
+    ):  # fmt: skip
+        assert told in page, told
+    assert "<b>" not in page
+    assert page.count("<svg") >= 3
+
+
+def test_combinations_do_not_crowd_the_other_tables(landscape: Landscape) -> None:
+    page = page_of(landscape)
+    assert "What the other students reach" in page
+    assert "hints layer1.0+layer1.1" not in page
+    assert re.search(r"<td[^>]*>kd</td>", page)
+
+
+def test_what_is_not_known_is_not_told(landscape: Landscape) -> None:
+    one = seen(seeds=1)
+    page = page_of(one, seeds=1)
+    assert "It takes a second seed" in page
+    assert "a second seed would tell by how much" in page
+    assert "share of the combination" not in page
+    bare = replace(landscape, winner=None, standings=(), effects=(), replays=(), over_baseline=None, left_out=3)
+    page = page_of(bare)
+    for title in ("What a search would find", "Where choices stand", "What each layer is worth", "minus kd, points"):
+        assert title not in page
+    assert "not finished on these seeds, or diverged" in page
+    assert "time here" in page_of(landscape)
+    assert "time here" in page_of(replace(landscape, seconds_a_cell=None))

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from keyhole.arms import ArmPlan
+from keyhole.distillation.cohort import TrainConfig
+from keyhole.studies.followup import fresh_study, study_toml
+from keyhole.studies.plan import Study, read_study
+
+PLAN = ArmPlan(terms="ce,kd=2,hint=50", student="resnet8", count=2, layers="layer*", match="size")
+CHOICES: dict[str, str | tuple[str, ...]] = {"searched": ("layer1.0", "layer3.0"), "stage ends": "stage-ends"}
+
+
+def study(tmp_path: Path) -> Study:
+    config = TrainConfig(epochs=3, lr=1e-5, milestones=(0.5, 0.9), nesterov=True, seed=4)
+    return Study("resnet20", tmp_path / "w.pth", "cifar100", tmp_path, config, (0, 7), 100, 4, ())
+
+
+def test_what_comes_next_is_compared_on_seeds_that_chose_nothing(tmp_path: Path) -> None:
+    fresh = fresh_study(study(tmp_path), PLAN, CHOICES)
+    assert fresh.seeds == (8, 9, 10, 11, 12, 13)
+    assert [arm.name for arm in fresh.arms] == ["no hints", "searched", "stage ends"]
+    assert (fresh.arms[0].terms, fresh.arms[0].hints) == ("ce,kd=2", None)
+    assert all(replace(arm, name="", hints=None) == PLAN for arm in fresh.arms[1:])
+    assert fresh.baseline == "no hints"
+    only = fresh_study(study(tmp_path), replace(PLAN, terms="hint"), CHOICES, seeds=2)
+    assert [arm.name for arm in only.arms] == ["searched", "stage ends"]
+    assert (only.baseline, only.seeds) == ("searched", (8, 9))
+
+
+@pytest.mark.parametrize("name", ["searched", 'a "quoted" {name} with \\ and ü', "line\nbreak"])
+def test_a_study_written_is_the_study_read(tmp_path: Path, name: str) -> None:
+    fresh = fresh_study(study(tmp_path), PLAN, {name: ("layer1.0", "layer3.0"), "stage ends": "stage-ends"})
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "fresh.toml").write_text(study_toml(fresh), encoding="utf-8")
+    read = read_study(tmp_path / "deep" / "fresh.toml")
+    wanted = [replace(arm, hints=",".join(arm.hints)) if isinstance(arm.hints, tuple) else arm for arm in fresh.arms]
+    assert list(read.arms) == wanted
+    assert replace(read, arms=(), config=replace(read.config, seed=4)) == replace(fresh, arms=())
+
+
+def test_a_teacher_that_is_a_file_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = replace(study(tmp_path), teacher="t.safetensors", weights=None, root=None)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "fresh.toml").write_text(study_toml(fresh_study(given, PLAN, CHOICES)))
+    assert read_study(tmp_path / "deep" / "fresh.toml").teacher == str(tmp_path / "t.safetensors")

@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+
+from keyhole.arms import ArmPlan
+from keyhole.distillation.cohort import TrainConfig
+from keyhole.studies.landscape import Group, Landscape, finalists, groups_of, is_center, survey
+from keyhole.studies.plan import Study, expand, with_combinations
+
+LAYERS = ("l1.0", "l1.1", "l2.0", "l2.1", "l3.0", "l3.1")
+COMBOS = list(combinations(LAYERS, 3))  # 20
+ARMS = {combo: f"x {'+'.join(combo)}" for combo in COMBOS}
+
+
+def cell(arm: str, seed: int, top1: float, **more: Any) -> dict[str, Any]:
+    return {
+        "arm": arm,
+        "seed": seed,
+        "diverged": None,
+        "top1": {"last": top1, "best": top1},
+        "held_out_top1": {"last": top1, "best": top1},
+        "history": [],
+        "cohort_seconds": 40.0,
+        "hints": [],
+        **more,
+    }
+
+
+def world(worth: dict[str, float], noise: float, *, seeds: int = 2, draw: int = 0) -> list[dict[str, Any] | None]:
+    """Cells in which a combination is worth the sum of its layers, and seeds and runs add what they like."""
+    random = np.random.default_rng(draw)
+    found: list[dict[str, Any] | None] = []
+    for seed in range(seeds):
+        level = 60 + random.normal()
+        for combo, arm in ARMS.items():
+            true = level + sum(worth.get(layer, 0.0) for layer in combo)
+            top1, held_out = (true + noise * float(random.normal()) for _ in "th")
+            found.append(cell(arm, seed, top1, held_out_top1={"last": held_out, "best": held_out}))
+    return found
+
+
+GROUP = Group("x", ArmPlan(), ARMS, ())
+DEEP = {"l3.1": 1.5, "l1.0": -1.0}
+RULES = {
+    "kmeans r2_cca": COMBOS[-1],  # l2.1 l3.0 l3.1: among the best
+    "segments r2_cca": COMBOS[-1],
+    "stage-ends": ("l1.1", "l2.1", "l3.1"),
+    "uniform": COMBOS[0],
+    "elsewhere": ("l9.9",),
+}
+
+
+def surveyed(cells: list[dict[str, Any] | None], **more: Any) -> Landscape:
+    found = survey(GROUP, cells, rules=RULES, **more)
+    assert found is not None
+    return found
+
+
+def test_where_layers_matter_it_says_so_and_finds_which() -> None:
+    found = surveyed(world(DEEP, 0.2))
+    assert (len(found.combinations), found.seeds, found.left_out) == (20, (0, 1), 0)
+    assert found.spread is not None
+    assert found.spread.share > 0.9
+    assert found.seeds_agree is not None
+    assert found.seeds_agree > 0.9
+    effects = {effect.layer: effect for effect in found.effects}
+    assert tuple(effects) == LAYERS  # in the order of depth
+    # of additive worths, with and without a layer differ by its own worth less the mean of the others
+    assert effects["l3.1"].mean == pytest.approx(1.5 - (-1.0) / 5, abs=0.15)
+    assert effects["l3.1"].p is not None
+    assert effects["l3.1"].p < 1e-6
+    assert effects["l2.0"].low is not None
+    assert effects["l2.0"].low < -0.1
+    assert found.sentence.startswith("Which layers are taken matters, more than the seed does. Over 20 combinations")
+    assert "Trying them all pays" in found.sentence
+    ends = next(each for each in found.standings if "stage-ends" in each.names)
+    assert f"Of the combinations, stage ends beat {100 * ends.better_than:.0f} %, uniform layers beat" in found.sentence
+    standings = {name: each for each in found.standings for name in each.names}
+    assert standings["kmeans r2_cca"] is standings["segments r2_cca"]
+    assert standings["kmeans r2_cca"].better_than > 0.6
+    assert standings["uniform"].gain < 0
+    assert "elsewhere" not in standings
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["standings"]
+
+
+def test_where_layers_do_not_matter_it_does_not_claim_it() -> None:
+    claims = pays = 0
+    for draw in range(60):
+        found = surveyed(world({}, 0.5, draw=draw))
+        claims += not found.sentence.startswith("Which layers are taken cannot be told to matter; if it does, then by")
+        pays += "Trying them all pays" in found.sentence or "than the average combination beyond" in found.sentence
+    assert claims <= 8  # 5 % of 60 are 3
+    assert pays <= 9
+
+
+def test_what_a_search_finds_is_judged_on_the_seed_that_it_has_not_seen() -> None:
+    flattered, fair = [], []
+    for draw in range(40):
+        found = surveyed(world({}, 0.5, draw=draw)).winner
+        assert found is not None
+        flattered.append(found.highest - 60)
+        fair.append(found.gain)
+    assert abs(float(np.mean(fair))) < 0.2  # nothing to find, and nothing found
+    assert float(np.mean(flattered)) > 0.4  # the highest of 20 always looks like something
+    tops = {("a",): (60.0, 61.0), ("b",): (62.0, 60.0), ("c",): (61.0, 62.5)}
+    held = {("a",): (10.0, 30.0), ("b",): (20.0, 10.0), ("c",): (15.0, 20.0)}
+    cells: list[Any] = [
+        cell(combo[0], seed, tops[combo][seed], held_out_top1={"last": held[combo][seed]})
+        for combo in tops for seed in (0, 1)
+    ]  # fmt: skip
+    winner = surveyed_of(tops, cells).winner
+    assert winner is not None
+    # without seed 0 the held-out values of seed 1 choose a, without seed 1 those of seed 0 choose b
+    assert winner.chosen == (("a",), ("b",))
+    assert winner.fair == pytest.approx((60.0 + 60.0) / 2)
+    assert (winner.layers, winner.top1) == (("a",), 60.5)  # means 20, 15, 17.5
+    assert winner.highest == 61.75
+
+
+def surveyed_of(tops: dict[tuple[str, ...], Any], cells: list[Any], **more: Any) -> Landscape:
+    found = survey(Group("x", ArmPlan(), {combo: combo[0] for combo in tops}, ()), cells, **more)
+    assert found is not None
+    return found
+
+
+def test_a_standing_worked_by_hand() -> None:
+    tops = {("a",): (60.0, 61.0), ("b",): (62.0, 63.0), ("c",): (64.0, 65.5), ("d",): (62.0, 63.0)}
+    cells: list[Any] = [cell(combo[0], seed, tops[combo][seed]) for combo in tops for seed in (0, 1)]
+    (standing,) = surveyed_of(tops, cells, rules={"uniform": ("b",)}).standings
+    assert standing.top1 == 62.5
+    assert standing.gain == pytest.approx(62.5 - (60.5 + 62.5 + 64.75 + 62.5) / 4)
+    assert standing.rank == 2
+    assert standing.better_than == pytest.approx((1 + 0.5) / 3)  # a is worse, d is equal
+    assert standing.low is not None
+    assert standing.high is not None
+    assert standing.low < standing.gain < standing.high
+    assert standing.better_low is not None
+    assert standing.better_high is not None
+    assert 0 <= standing.better_low <= standing.better_high <= 1
+
+
+def test_an_arm_beside_the_combinations_stands_where_it_would_come_in() -> None:
+    group = replace(GROUP, rivals=("all of them", "centers", "open"))
+    cells: list[Any] = world(DEEP, 0.1)
+    cells += [cell("all of them", seed, 70.0, hints=[{"teacher": name} for name in LAYERS]) for seed in (0, 1)]
+    cells += [cell("centers", 0, 1.0, hints=[{"teacher": name} for name in COMBOS[3]]), None]
+    found = survey(group, cells, rules={"uniform": COMBOS[3]})
+    assert found is not None
+    standings = {each.names: each for each in found.standings}
+    assert standings[("all of them",)].rank == 1
+    assert standings[("all of them",)].better_than == 1
+    assert standings[("all of them",)].gain == pytest.approx(70 - found.mean)
+    assert standings[("all of them",)].better_low == 1
+    assert ("uniform", "centers") in standings  # one combination, and its own cells tell
+
+
+def test_intervals_of_places_hold_the_true_place() -> None:
+    held = total = 0
+    worth = {"l3.1": 0.5, "l1.0": -0.4, "l2.1": 0.3}
+    true = {combo: sum(worth.get(layer, 0.0) for layer in combo) for combo in COMBOS}
+    for draw in range(60):
+        for each in surveyed(world(worth, 0.4, draw=draw)).standings:
+            others = [true[combo] for combo in COMBOS if combo != each.layers]
+            low = np.mean([value < true[each.layers] - 1e-9 for value in others])
+            high = np.mean([value < true[each.layers] + 1e-9 for value in others])
+            assert each.better_low is not None
+            assert each.better_high is not None
+            held += each.better_low <= high and low <= each.better_high
+            total += 1
+    assert held / total > 0.9
+
+
+def test_an_unfinished_study_tells_the_largest_whole_part() -> None:
+    cells = world(DEEP, 0.1, seeds=3)
+    cells[5]["diverged"] = "loss is nan"  # type: ignore[index]
+    cells[45:] = [None] * 15  # most of seed 2
+    found = surveyed(cells)
+    assert found.seeds == (0, 1)
+    assert (len(found.combinations), found.left_out) == (19, 1)
+    one = surveyed(world(DEEP, 0.1)[:20])
+    assert (one.seeds, one.spread) == ((0,), None)
+    assert all(each.low is None and each.better_low is None for each in one.standings)
+    assert one.winner is not None
+    assert one.winner.low is None
+    assert "It takes a second seed" in one.sentence
+    assert survey(GROUP, [None] * 40) is None
+    assert survey(GROUP, world(DEEP, 0.1)[:1]) is None
+
+
+def test_the_mean_of_all_is_compared_with_the_baseline() -> None:
+    cells: list[Any] = world({}, 0.1)
+    found = survey(GROUP, [*cells, cell("kd", 0, 50.0), cell("kd", 1, 50.5)], baseline="kd")
+    assert found is not None
+    assert found.over_baseline is not None
+    assert found.over_baseline.mean == pytest.approx(found.mean - 50.25)
+    assert survey(GROUP, cells, baseline="kd").over_baseline is None  # type: ignore[union-attr]
+
+
+def test_without_held_out_images_nothing_is_searched() -> None:
+    cells: list[Any] = [{**each, "held_out_top1": None, "history": [{}]} for each in world(DEEP, 0.1) if each]
+    found = surveyed(cells)
+    assert (found.winner, found.held_out_tells, found.replays) == (None, None, ())
+    assert "Trying" not in found.sentence
+
+
+def test_searches_are_replayed_over_what_was_logged() -> None:
+    cells: list[Any] = [
+        {**each, "history": [{"held_out_top1": each["top1"]["last"] * part} for part in (0.5, 1.0)]}
+        for each in world(DEEP, 0.1) if each
+    ]  # fmt: skip
+    found = surveyed(cells, students_per_pass=7)
+    whole = next(each for each in found.replays if each.method == "random" and each.combinations == 20)
+    assert whole.cost.passes == 2 * 3
+    assert whole.gain > 1
+    cells[3]["history"] = []  # one of them is not known
+    assert surveyed(cells).replays == ()
+
+
+def test_the_time_of_a_cell_is_that_of_its_cohorts() -> None:
+    assert surveyed(world({}, 0.1)).seconds_a_cell == pytest.approx(2 * 40 / 40)
+
+
+def study(*tables: dict[str, Any]) -> Study:
+    arms = tuple(plan for table in tables for plan in expand(table))
+    read = Study("resnet14", None, "digits", None, TrainConfig(epochs=1), (0, 1), 40, 2, arms)
+    return with_combinations(read, lambda glob: ["a", "b", "c"] if glob is None else ["b", "c"])
+
+
+def test_groups_are_arms_of_one_loss_and_their_rivals() -> None:
+    whole = study(
+        {"name": "kd", "terms": "ce,kd"},
+        {"name": "x", "terms": "ce,hint", "hints": "combinations", "count": 2},
+        {"name": "y", "terms": "ce,at", "hints": "combinations", "count": 1, "layers": "l*"},
+        {"name": "hint {hints}", "terms": "ce,hint", "hints": ["all", "uniform"], "count": 2},
+        {"name": "at all", "terms": "ce,at", "hints": "all"},
+        {"name": "other", "terms": "ce,at", "hints": "all", "student": "resnet8"},
+    )
+    first, second = groups_of(whole)
+    assert (first.name, second.name) == ("x", "y")
+    assert first.arms == {("a", "b"): "x a+b", ("a", "c"): "x a+c", ("b", "c"): "x b+c"}
+    assert first.rivals == ("hint all", "hint uniform")
+    assert second.rivals == ("at all",)
+    assert (second.plan.layers, second.plan.hints, second.plan.name) == ("l*", None, "y")
+    assert groups_of(study({"name": "kd", "terms": "ce,kd"})) == ()
+
+
+def test_rules_that_take_centers_are_known_by_their_name() -> None:
+    assert [name for name in RULES if is_center(name)] == ["kmeans r2_cca", "segments r2_cca"]
+    assert not is_center("kmeans r2_cca, informative")
+
+
+def test_what_is_worth_fresh_seeds() -> None:
+    found = finalists(surveyed(world(DEEP, 0.2)))
+    assert list(found)[:3] == ["searched 1", "searched 2", "searched 3"]
+    assert found["stage-ends"] == ("l1.1", "l2.1", "l3.1")
+    assert len(set(found.values())) == len(found)
+    assert COMBOS[-1] in found.values()  # of the searched, or of both clusterings that take it
+    tops = {("a",): (60.0,), ("b",): (61.0,), ("c",): (62.0,)}
+    cells: list[Any] = [cell(combo[0], 0, tops[combo][0]) for combo in tops]
+    rules = {"kmeans r2_cca": ("a",), "uniform": ("a",), "stage-ends": ("c",)}
+    seen = surveyed_of(tops, cells, rules=rules)
+    assert finalists(seen, searched=1) == {"searched 1": ("c",), "kmeans r2_cca and 1 more": ("a",)}

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from keyhole.errors import ShapeError
+from keyhole.studies.replay import replay_searches
+
+RANDOM = np.random.default_rng(0)
+
+
+def curves(rows: int, seeds: int, epochs: int, noise: float) -> tuple[np.ndarray, np.ndarray]:
+    true = RANDOM.normal(size=(rows, 1))
+    top1 = 60 + true + noise * RANDOM.normal(size=(rows, seeds))
+    early = noise * RANDOM.normal(size=(rows, seeds, epochs)) * np.linspace(3, 1, epochs)
+    return true[:, :, None] + early, top1
+
+
+def test_random_search_finds_what_the_mean_over_all_draws_says() -> None:
+    held_out, top1 = curves(8, 2, 1, 0.5)
+    found = {each.combinations: each for each in replay_searches(held_out, top1, students_per_pass=4, repetitions=4000)
+             if each.method == "random"}  # fmt: skip
+    gaps = top1 - top1.mean(axis=0)
+    for size, each in found.items():
+        exact = np.mean(
+            [
+                gaps[max(subset, key=lambda row: held_out[row, own, 0]), 1 - own]
+                for own in (0, 1)
+                for subset in combinations(range(8), size)
+            ]
+        )
+        assert each.gain == pytest.approx(exact, abs=0.05)
+    assert found[1].gain == pytest.approx(0, abs=0.05)  # one combination, blindly
+
+
+def test_costs_and_sizes() -> None:
+    held_out, top1 = curves(84, 2, 10, 0.5)
+    found = replay_searches(held_out, top1, students_per_pass=28, repetitions=5)
+    assert {each.method for each in found} == {"random", "halving"}
+    whole = {each.method: each for each in found if each.combinations == 84}
+    assert (whole["random"].cells, whole["random"].cost.passes) == (84, 30)
+    assert whole["halving"].cost.student_epochs == 84 + 28 * 2 + 9 * 7
+    assert whole["halving"].cells == pytest.approx(20.3)
+    assert whole["halving"].cost.passes == 3 + 2 + 7
+    assert all(each.low <= each.gain <= each.high or each.low == each.high for each in found)
+
+
+def test_halving_that_sees_the_truth_finds_the_best_and_one_that_is_misled_does_not() -> None:
+    top1 = np.repeat(np.arange(9.0)[:, None], 2, axis=1)
+    truth = np.repeat(top1[:, :, None], 9, axis=2)
+    whole = [
+        each for each in replay_searches(truth, top1, students_per_pass=9, repetitions=3) if each.combinations == 9
+    ]
+    assert [each.gain for each in whole] == [4, 4]
+    misled = truth.copy()
+    misled[:, :, 0] *= -1  # the first look favors the worst
+    found = {each.method: each.gain for each in replay_searches(misled, top1, students_per_pass=9, repetitions=3)
+             if each.combinations == 9}  # fmt: skip
+    assert found == {"random": 4, "halving": 2 - 4}  # 0, 1 and 2 go on
+
+
+def test_one_seed_is_judged_by_itself_and_draws_repeat() -> None:
+    held_out, top1 = curves(6, 1, 2, 0.5)
+    found = replay_searches(held_out, top1, students_per_pass=2, repetitions=20)
+    assert found == replay_searches(held_out, top1, students_per_pass=2, repetitions=20)
+    best = int(held_out[:, 0, -1].argmax())
+    (whole,) = [each for each in found if each.combinations == 6 and each.method == "random"]
+    assert whole.gain == pytest.approx(top1[best, 0] - top1.mean())
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (3, 2, 0), (2, 2, 1)])
+def test_what_does_not_fit_is_told(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match="expected the same rows and seeds, and at least one epoch"):
+        replay_searches(np.zeros(shape), np.zeros((3, 2)), students_per_pass=1)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from keyhole.arms import ArmMaker, ArmPlan
+from keyhole.data.splits import MemorySplit
+from keyhole.distillation.cohort import TrainConfig
+from keyhole.errors import SettingError
+from keyhole.hints.clustering import CLUSTERINGS
+from keyhole.hints.similarity import ALWAYS, METRICS
+from keyhole.models.network import Network
+from keyhole.studies.board import Board
+from keyhole.studies.rules import choices_of_rules, settled_rules
+
+PLAN = ArmPlan(name="x", student="resnet8", terms="ce,hint", count=3)
+
+
+@pytest.fixture
+def found(toy_teacher: Network, toy_split: MemorySplit) -> dict[str, tuple[str, ...]]:
+    return choices_of_rules(toy_teacher, toy_split, PLAN, device="cpu")
+
+
+def test_every_rule_of_every_metric_is_there(found: dict[str, tuple[str, ...]]) -> None:
+    centers = {f"{clustering} {metric}" for clustering in CLUSTERINGS for metric in (*METRICS, "consensus")}
+    assert centers <= set(found)
+    assert {f"{name}, {hint}" for name in centers for hint in ("last", "informative")} <= set(found)
+    assert {"stage-ends", "uniform", "random, seed 0", "random, seed 1", "random, seed 2"} <= set(found)
+    assert all(len(set(layers)) == 3 for layers in found.values())
+    assert all(list(layers) == sorted(layers) for layers in found.values())  # in the order of depth, as here is by name
+
+
+@pytest.mark.parametrize(
+    ("rule", "plan"),
+    [
+        ("kmeans r2_cca", {"hints": "auto"}),
+        ("segments linear_cka", {"hints": "segments", "metric": "linear_cka"}),
+        ("agglomerative procrustes, last", {"hints": "agglomerative", "metric": "procrustes", "hint": "last"}),
+        ("kmeans r2_cca, informative", {"hints": "auto", "hint": "informative"}),
+        ("kmeans consensus", {"hints": "auto", "metric": ",".join(ALWAYS)}),
+        ("random, seed 2", {"hints": "random", "seed": 2}),
+        ("uniform", {"hints": "uniform"}),
+    ],
+)
+def test_a_rule_takes_what_an_arm_that_names_it_takes(
+    toy_teacher: Network, toy_split: MemorySplit, found: dict[str, tuple[str, ...]], rule: str, plan: dict[str, object]
+) -> None:
+    config = TrainConfig(epochs=1, device="cpu")
+    arm = ArmMaker(toy_teacher, toy_split, config).make(replace(PLAN, **plan))  # type: ignore[arg-type]
+    assert found[rule] == tuple(pair.teacher for pair in arm.hints)
+
+
+def test_what_a_rule_cannot_do_is_left_out(toy_teacher: Network, toy_split: MemorySplit) -> None:
+    four = choices_of_rules(toy_teacher, toy_split, replace(PLAN, count=4), device="cpu")
+    assert "stage-ends" not in four  # there are three stages
+    bare = replace(toy_split, classes=())
+    assert not any("informative" in name for name in choices_of_rules(toy_teacher, bare, PLAN, device="cpu"))
+    with pytest.raises(SettingError, match="Arm 'x' has the count auto"):
+        choices_of_rules(toy_teacher, toy_split, replace(PLAN, count="auto"), device="cpu")
+
+
+def test_a_folder_is_looked_at_once(
+    toy_teacher: Network, toy_split: MemorySplit, found: dict[str, tuple[str, ...]], tmp_path: Path
+) -> None:
+    board = Board(tmp_path)
+    assert settled_rules(board, toy_teacher, toy_split, PLAN, device="cpu") == found
+    (kept,) = tmp_path.glob("rules-*.txt")
+    kept.write_text('{"uniform": ["layer1.0"]}')
+    assert settled_rules(board, toy_teacher, toy_split, PLAN, device="cpu") == {"uniform": ("layer1.0",)}
+    assert len(settled_rules(board, toy_teacher, toy_split, replace(PLAN, count=2), device="cpu")["uniform"]) == 2
