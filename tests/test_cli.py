@@ -25,7 +25,7 @@ import typer.main
 from keyhole.cli import app, main
 from keyhole.hints.similarity import ALWAYS
 from keyhole.models.layers import layers
-from keyhole.models.zoo import build, load
+from keyhole.models.zoo import build, load, save
 
 COMMANDS = ("hints", "train", "distill", "study", "evaluate", "layers", "demo")
 DIGITS = ("--data", "digits")
@@ -226,6 +226,22 @@ def test_evaluate_tells_what_the_result_says(trained: Ran, teacher: Path) -> Non
     }
     text = keyhole("evaluate", "--model", "resnet14", "--weights", teacher, *DIGITS).out
     assert text == f"resnet14: top-1 {value['top1']:.2f} %, top-5 {value['top5']:.2f} %\n"
+
+
+def test_a_file_in_half_precision_is_a_teacher_by_name(teacher: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half.safetensors"
+    save(load(teacher), half, half=True, about={"code": "os:system", "epochs": 3})
+    full, found = (keyhole("evaluate", "--model", file, *DIGITS, "--json").json for file in (teacher, half))
+    assert found == full | {"top1": pytest.approx(full["top1"], abs=1), "top5": pytest.approx(full["top5"], abs=1)}
+    options = ("--count", 2, "--samples", 100, "--stability", 0, "--json")
+    hints = keyhole("hints", "--teacher", half, *DIGITS, *options, "--out", tmp_path / "hints").json
+    assert (hints["teacher"], hints["count"]) == ("resnet14", 2)
+    value = distill(half, tmp_path / "run", "--hints", tmp_path / "hints" / "hints.json").json
+    assert value["teacher"]["top1"] == found["top1"]
+    assert_one_line(
+        keyhole("evaluate", "--model", half, "--weights", teacher, *DIGITS),
+        "brings its own weights; leave --weights out",
+    )
 
 
 # --- hints -----------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from keyhole.models.frozen import freeze
     from keyhole.models.layers import Layer, Tapped, layers, tap
     from keyhole.models.network import InputSpec, Network, count_macs
-    from keyhole.models.zoo import build, load, save
+    from keyhole.models.zoo import build, load, read_about, save
     from keyhole.reports.pages import hints_page, training_page
     from keyhole.reports.study_page import study_page
     from keyhole.studies.board import Board
@@ -146,6 +146,7 @@ _HOMES = {
     "models.zoo": (
         "build",
         "load",
+        "read_about",
         "save",
     ),
     "reports.pages": (
@@ -226,6 +227,7 @@ __all__ = [
     "pwcca",
     "r2_cca",
     "rbf_cka",
+    "read_about",
     "read_cohort",
     "read_study",
     "run_cohort",
