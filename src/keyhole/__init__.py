@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from keyhole.distillation.contrast import Contrast
     from keyhole.distillation.evaluation import Accuracy, evaluate
     from keyhole.distillation.experiment import Result, run_cohort
+    from keyhole.distillation.group import Group, join_group
     from keyhole.distillation.losses import (
         attention_loss,
         correlation_loss,
@@ -79,6 +80,10 @@ _HOMES = {
     "distillation.experiment": (
         "Result",
         "run_cohort",
+    ),
+    "distillation.group": (
+        "Group",
+        "join_group",
     ),
     "distillation.losses": (
         "attention_loss",
@@ -182,6 +187,7 @@ __all__ = [
     "Cohort",
     "Contrast",
     "Data",
+    "Group",
     "HintAdapter",
     "HintPair",
     "Hints",
@@ -214,6 +220,7 @@ __all__ = [
     "hint_loss",
     "hints_page",
     "hold_out",
+    "join_group",
     "judge",
     "layers",
     "linear_cka",
