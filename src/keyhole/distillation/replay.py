@@ -81,7 +81,7 @@ class Replay(Generic[R]):
     def _record(self) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # workers may pin memory meanwhile
                 self._output = self._work(*self._inputs)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0][:160]
