@@ -216,6 +216,7 @@ def errors(group: Group, folder: Path) -> dict[str, str]:
         "crd": crd,
         "checkpoint": checkpoint,
         "first": lambda: group.told(_only_first),
+        "wild": lambda: fit(Cohort([arm("ce")], replace(config(BATCH), lr=1e30), classes=3, group=group), split()),
     }
     told = {}
     for name, case in cases.items():

@@ -105,6 +105,7 @@ def test_what_the_first_process_makes_is_told_to_all(together: Path) -> None:
         ("crd", "term crd keeps a memory of all images, which one process must fill."),
         ("checkpoint", "was made with processes 1, not 2. Use the old value or start anew."),
         ("first", "Only the first process knows."),
+        ("wild", "Arm ce: "),
     ],
 )
 def test_uneven_settings_are_one_line_in_every_process(together: Path, case: str, told: str) -> None:
@@ -150,6 +151,7 @@ def test_a_setting_that_does_not_fit_is_told_once(tmp_path: Path) -> None:
     ran = torchrun(*command)
     assert ran.returncode == 1
     told = [line for line in ran.stderr.splitlines() if "above the 1200 training images" in line]
+    assert len(told) == 1
     assert told[0].endswith("Error: Batch size 601 in each of 2 processes is above the 1200 training images; lower it.")
     assert 'Traceback (most recent call last):\n  File "' + str(HERE) not in ran.stderr
     assert not (tmp_path / "run" / "recipe.json").exists()

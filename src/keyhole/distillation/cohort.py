@@ -192,21 +192,12 @@ class Cohort:
         train: Split | None = None,
         group: Group = ALONE,
     ) -> None:
-        names = [arm.name for arm in arms]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise SettingError(f"Two arms are called {twice!r}; give each a name of its own.")
+        _check_arms(arms, teacher=teacher is not None, processes=group.count)
         self.group = group
         self.device = group.device or choose_device(config.device)
         precision = group.told(lambda: choose_precision(config.precision, self.device))
         self.config = config = replace(config, precision=precision)
         self.teacher_input = teacher.input if teacher else None
-        for arm in arms:
-            check_terms(arm.terms, teacher=teacher is not None, hints=bool(arm.hints))
-            if group.count > 1 and (kept := next((term.name for term in arm.terms if TERMS[term.name].last), None)):
-                raise SettingError(
-                    f"Arm {arm.name}: term {kept} keeps a memory of all images, which one process must fill. "
-                    "Leave the term out, or run without torchrun."
-                )
         self._train = train
         lasting = teacher is not None and any(TERMS[term.name].last for arm in arms for term in arm.terms)
         self._last = layers(teacher)[-1].name if teacher is not None and lasting else None
@@ -261,7 +252,6 @@ class Cohort:
         torch.manual_seed(self.config.seed)
         network = build(arm.student, classes=classes, input=arm.input)
         self._draws = self._draws or draws_random_numbers(network)
-        network = replace(network, module=self.group.share_statistics(network.module))
         end: tuple[HintPair, ...] = ()
         if self._last is not None and any(TERMS[term.name].last for term in arm.terms):
             end = (HintPair(self._last, layers(network)[-1].name),)
@@ -272,6 +262,7 @@ class Cohort:
         terms = nn.ModuleDict(
             {term.name: build_term(term, self._setting(arm, term, end, channels)) for term in arm.terms}
         )
+        network = replace(network, module=self.group.share_statistics(network.module))
         terms = self.group.share_statistics(terms)
         for module in (network.module, terms):
             module.to(self.device).to(memory_format=torch.channels_last)
@@ -449,6 +440,20 @@ class Cohort:
         self._replay = None
         for i, learner in enumerate(self.learners):
             learner.restore(under(tensors, f"{i}."), values["learners"][i])
+
+
+def _check_arms(arms: Sequence[Arm], *, teacher: bool, processes: int) -> None:
+    names = [arm.name for arm in arms]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise SettingError(f"Two arms are called {twice!r}; give each a name of its own.")
+    for arm in arms:
+        check_terms(arm.terms, teacher=teacher, hints=bool(arm.hints))
+        kept = next((term.name for term in arm.terms if TERMS[term.name].last), None)
+        if processes > 1 and kept is not None:
+            raise SettingError(
+                f"Arm {arm.name}: term {kept} keeps a memory of all images, which one process must fill. "
+                "Leave the term out, or run without torchrun."
+            )
 
 
 def _told_loss(arm: Arm) -> str:

@@ -108,10 +108,10 @@ def fit(
     if diverging not in ("raise", "drop"):
         raise unknown_name("way of diverging", diverging, ("raise", "drop"))
     config, group = cohort.config, cohort.group
-    _check_labels(cohort, train)
-    share = Share(group.rank, group.count)
-    steps = share.steps(len(train), config.batch_size)
     _check_processes(cohort, train)
+    group.told(lambda: _check_labels(cohort, train))
+    share = Share(group.rank, group.count)
+    steps = group.told(lambda: share.steps(len(train), config.batch_size))
     train = train.to(cohort.device)
     held_out = held_out.to(cohort.device) if held_out is not None and len(held_out) else None
     begin, step, earlier = _begin(cohort, checkpointing, len(train))
@@ -138,12 +138,7 @@ def fit(
             if not cohort.learners:
                 break
         _check_finite(cohort, f"in epoch {epoch + 1}", diverging, checkpointing)
-        cohort.average_sums()
-        rate = config.rate(epoch + (steps - 1) / steps)
-        for learner in cohort.learners:
-            record = _close_epoch(cohort, learner, epoch + 1, steps, rate, held_out if group.leads else None)
-            if log is not None and group.leads:
-                log({**record, "arm": learner.arm.name})
+        _close_epoch(cohort, epoch + 1, steps, held_out, log)
         step = 0
         seconds += time.perf_counter() - started
         _save(cohort, checkpointing, len(train), (epoch + 1, 0), seconds)
@@ -191,14 +186,18 @@ def _check_finite(cohort: Cohort, where: str, diverging: str, checkpointing: Che
     found: dict[str, str] = {}
     for seen in cohort.group.gathered(cohort.diverged(where)):
         found = seen | found
+    if found and diverging == "raise":
+        cohort.group.told(lambda: _tell(*next(iter(found.items())), checkpointing))
     for name, why in found.items():
-        if diverging == "raise":
-            kept = checkpointing is not None and checkpointing.path.is_file()
-            raise DivergenceError(
-                f"Arm {name}: {why}. Lower --lr or the weight of a term, or use --precision fp32, with another --out"
-                + (f"; the last good checkpoint is kept in {checkpointing.path}." if checkpointing and kept else ".")
-            )
         cohort.drop(name, why)
+
+
+def _tell(name: str, why: str, checkpointing: Checkpointing | None) -> None:
+    kept = checkpointing is not None and checkpointing.path.is_file()
+    raise DivergenceError(
+        f"Arm {name}: {why}. Lower --lr or the weight of a term, or use --precision fp32, with another --out"
+        + (f"; the last good checkpoint is kept in {checkpointing.path}." if checkpointing and kept else ".")
+    )
 
 
 def _check_labels(cohort: Cohort, train: Split) -> None:
@@ -212,6 +211,22 @@ def _check_labels(cohort: Cohort, train: Split) -> None:
 
 
 def _close_epoch(
+    cohort: Cohort,
+    epoch: int,
+    steps: int,
+    held_out: Split | None,
+    log: Callable[[dict[str, Any]], None] | None,
+) -> None:
+    cohort.average_sums()
+    rate = cohort.config.rate(epoch - 1 + (steps - 1) / steps)
+    leads = cohort.group.leads
+    for learner in cohort.learners:
+        record = _record(cohort, learner, epoch, steps, rate, held_out if leads else None)
+        if log is not None and leads:
+            log({**record, "arm": learner.arm.name})
+
+
+def _record(
     cohort: Cohort, learner: Learner, epoch: int, steps: int, rate: float, held_out: Split | None
 ) -> dict[str, Any]:
     record: dict[str, Any] = {"epoch": epoch, "rate": rate}
