@@ -21,11 +21,13 @@ import numpy as np
 import pytest
 import torch
 import typer.main
+from PIL import Image, ImageDraw
 
 from keyhole.cli import app, main
 from keyhole.hints.similarity import ALWAYS
 from keyhole.models.layers import layers
-from keyhole.models.zoo import build, load
+from keyhole.models.network import InputSpec
+from keyhole.models.zoo import build, load, save
 
 COMMANDS = ("hints", "search", "train", "distill", "study", "evaluate", "layers", "demo")
 DIGITS = ("--data", "digits")
@@ -226,6 +228,22 @@ def test_evaluate_tells_what_the_result_says(trained: Ran, teacher: Path) -> Non
     }
     text = keyhole("evaluate", "--model", "resnet14", "--weights", teacher, *DIGITS).out
     assert text == f"resnet14: top-1 {value['top1']:.2f} %, top-5 {value['top5']:.2f} %\n"
+
+
+def test_a_file_in_half_precision_is_a_teacher_by_name(teacher: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half.safetensors"
+    save(load(teacher), half, half=True, about={"code": "os:system", "epochs": 3})
+    full, found = (keyhole("evaluate", "--model", file, *DIGITS, "--json").json for file in (teacher, half))
+    assert found == full | {"top1": pytest.approx(full["top1"], abs=1), "top5": pytest.approx(full["top5"], abs=1)}
+    options = ("--count", 2, "--samples", 100, "--stability", 0, "--json")
+    hints = keyhole("hints", "--teacher", half, *DIGITS, *options, "--out", tmp_path / "hints").json
+    assert (hints["teacher"], hints["count"]) == ("resnet14", 2)
+    value = distill(half, tmp_path / "run", "--hints", tmp_path / "hints" / "hints.json").json
+    assert value["teacher"]["top1"] == found["top1"]
+    assert_one_line(
+        keyhole("evaluate", "--model", half, "--weights", teacher, *DIGITS),
+        "brings its own weights; leave --weights out",
+    )
 
 
 # --- hints -----------------------------------------------------------------------------------------------------------
@@ -948,3 +966,54 @@ def test_the_demonstration_writes_all_that_it_says(tmp_path: Path) -> None:
     assert {"recipe.json", "result.json", "report.html", "teacher.safetensors", "plain.safetensors"} <= set(written)
     assert load(tmp_path / "demo" / "kd-and-chosen-hints.safetensors").classes == 10
     assert "Choose another --out" in keyhole("demo", "--out", tmp_path / "demo").err
+
+
+# --- ImageNet's form -------------------------------------------------------------------------------------------------
+
+
+def draw_images(root: Path) -> None:
+    """Write 240 drawn images of four classes, disks and boxes in two colors, of many sizes, in ImageNet's form."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", 48), ("val", 12)):
+        for shape in ("disk", "box"):
+            for color in ("red", "blue"):
+                folder = root / part / f"{color} {shape}"
+                folder.mkdir(parents=True)
+                for number in range(count):
+                    width, height = (int(side) for side in random.integers(70, 120, 2))
+                    image = Image.new("RGB", (width, height), tuple(int(v) for v in random.integers(60, 200, 3)))
+                    left, top, size = (int(v) for v in random.integers((5, 5, 30), (25, 25, 45)))
+                    pen = ImageDraw.Draw(image)
+                    draw = pen.ellipse if shape == "disk" else pen.rectangle
+                    draw((left, top, left + size, top + size), fill=color)
+                    image.save(folder / f"{number}.jpg")
+
+
+@pytest.mark.slow
+def test_a_folder_in_the_form_of_imagenet_from_hints_to_evaluation(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    draw_images(tmp_path / "images")
+    torch.manual_seed(0)
+    small = InputSpec((64, 64), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    weights = tmp_path / "teacher.safetensors"
+    save(build("timm:resnet34", classes=4, input=small), weights, half=True)
+    where = ("--data", "folder", "--root", tmp_path / "images", "--device", "cpu", "--precision", "fp32")
+    teacher = ("--teacher", "timm:resnet34", "--input-size", 64, "--weights", weights)
+    options = ("--samples", 150, "--stability", 4, "--batch-size", 50, "--json")
+    hints = keyhole("hints", *teacher, *where, *options, "--out", tmp_path / "hints").json
+    blocks = [f"layer{stage}.{block}" for stage, count in enumerate((3, 4, 6, 3), start=1) for block in range(count)]
+    assert [layer["name"] for layer in hints["layers"]] == blocks
+    assert (hints["data"], hints["samples"], len(hints["hints"])) == ("folder", 150, 3)
+    assert hints["layers"][-1]["channels"] == 512
+    chosen = ("--hints", tmp_path / "hints" / "hints.json", "--terms", "ce,kd,hint", "--student", "timm:resnet18")
+    training = ("--epochs", 1, "--batch-size", 32, "--holdout", 32, "--lr", 0.01, "--json")
+    value = keyhole("distill", *teacher, *where, *chosen, *training, "--out", tmp_path / "run").json
+    assert value["images"] == {"train": 160, "held_out": 32, "test": 48}
+    assert [pair["teacher"] for pair in value["hints"]] == hints["hints"]
+    assert value["parameters"] == build("timm:resnet18", classes=4).parameters
+    assert value["teacher"]["parameters"] == build("timm:resnet34", classes=4).parameters
+    student = tmp_path / "run" / "student.safetensors"
+    assert load(student).input == small
+    found = keyhole("evaluate", "--model", student, *where, "--json").json
+    assert (found["model"], found["images"]) == ("timm:resnet18", 48)
+    assert (found["top1"], found["top5"]) == (value["top1"]["last"], 100.0)

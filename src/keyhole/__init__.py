@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from keyhole.distillation.contrast import Contrast
     from keyhole.distillation.evaluation import Accuracy, evaluate
     from keyhole.distillation.experiment import Result, run_cohort
+    from keyhole.distillation.group import Group, join_group
     from keyhole.distillation.losses import (
         attention_loss,
         correlation_loss,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from keyhole.models.frozen import freeze
     from keyhole.models.layers import Layer, Tapped, layers, tap
     from keyhole.models.network import InputSpec, Network, count_macs
-    from keyhole.models.zoo import build, load, save
+    from keyhole.models.zoo import build, load, read_about, save
     from keyhole.reports.pages import hints_page, training_page
     from keyhole.reports.search_page import search_page
     from keyhole.reports.study_page import study_page
@@ -91,6 +92,10 @@ _HOMES = {
     "distillation.experiment": (
         "Result",
         "run_cohort",
+    ),
+    "distillation.group": (
+        "Group",
+        "join_group",
     ),
     "distillation.losses": (
         "attention_loss",
@@ -166,6 +171,7 @@ _HOMES = {
     "models.zoo": (
         "build",
         "load",
+        "read_about",
         "save",
     ),
     "reports.pages": (
@@ -216,6 +222,7 @@ __all__ = [
     "Contrast",
     "Data",
     "Found",
+    "Group",
     "HintAdapter",
     "HintPair",
     "Hints",
@@ -255,6 +262,7 @@ __all__ = [
     "hint_weights",
     "hints_page",
     "hold_out",
+    "join_group",
     "judge",
     "layer_quality",
     "layers",
@@ -270,6 +278,7 @@ __all__ = [
     "pwcca",
     "r2_cca",
     "rbf_cka",
+    "read_about",
     "read_cohort",
     "read_study",
     "replay_searches",

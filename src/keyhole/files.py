@@ -167,7 +167,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = json.loads((file.metadata() or {}).get("keyhole", "{}"))
     except OSError as error:
         raise WeightsError(f"Cannot read {path}: {error.strerror or error}. Expected a safetensors file.") from error
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is not a whole safetensors file ({error}). Copy or make it again.") from error
     return tensors, metadata
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from keyhole.distillation.group import ALONE, Group
 from keyhole.errors import KeyholeError, RunError
 from keyhole.files import append_line, read_json, write_json, write_text
 from keyhole.runtime import describe
@@ -80,7 +81,9 @@ def _record(line: str) -> dict[str, Any] | None:
 
 
 @contextmanager
-def open_run(out: Path, command: str, arguments: Mapping[str, Any], *, resume: bool = False) -> Iterator[RunFolder]:
+def open_run(
+    out: Path, command: str, arguments: Mapping[str, Any], *, resume: bool = False, group: Group = ALONE
+) -> Iterator[RunFolder]:
     """Open the folder of a run and write its recipe: command, arguments, versions, source state, hardware.
 
     Where the run fails before it kept anything, the recipe is taken back, so that the folder is free for the next try.
@@ -91,11 +94,20 @@ def open_run(out: Path, command: str, arguments: Mapping[str, Any], *, resume: b
         arguments: All that decides the result, as JSON values; what stands under ``machine`` is kept with it but may
             differ when the run is resumed.
         resume: Go on with a run that is there already.
+        group: The processes that run it together; the first one opens the folder, and alone may write to it.
 
     Raises:
         RunError: The folder cannot be written, holds another run, holds this one and ``resume`` is off, holds
             files that are no run, or another process is at work in it.
     """
+    if group.count > 1:
+        arguments = {**arguments, "processes": group.count}
+    with ExitStack() as stack:
+        yield group.told(lambda: stack.enter_context(_held(out, command, arguments, resume=resume)))
+
+
+@contextmanager
+def _held(out: Path, command: str, arguments: Mapping[str, Any], *, resume: bool) -> Iterator[RunFolder]:
     with _locked(out):
         run = _opened(out, command, arguments, resume=resume)
         try:

@@ -103,6 +103,14 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def allow_compiled_copies() -> None:
+    """Let ``torch.compile`` keep the code of many networks of one kind; it gives up on the ninth by default."""
+    import torch._dynamo.config as dynamo
+
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 256)
+    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 1024)
+
+
 def describe() -> dict[str, Any]:
     """Return versions, hardware and the state of the source tree, as JSON values, for the recipe of a run."""
     packages = ("torch", "numpy", "scikit-learn", "safetensors", "Pillow")

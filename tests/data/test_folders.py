@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from keyhole.data.folders import FolderSplit, load_folder
-from keyhole.data.splits import Batch
+from keyhole.data.splits import Batch, Share
 from keyhole.errors import DataError, SettingError
 
 SIZE = (8, 8)
@@ -269,6 +269,19 @@ def test_a_resumed_epoch_is_the_tail_of_the_whole_one(labeled: Path, start: int)
     assert len(whole) == 3
     assert len(tail) == 3 - start
     assert all(map(equal, whole[start:], tail))
+
+
+@pytest.mark.parametrize("start", [0, 1, 2])
+def test_shares_of_two_processes_make_up_the_batch_of_one(labeled: Path, start: int) -> None:
+    train, _ = load_folder(labeled, size_px=SIZE)
+    whole = list(train.training_batches(4, seed=1, epoch=2, start=start))
+    one, other = (
+        list(train.training_batches(2, seed=1, epoch=2, start=start, share=Share(number, 2))) for number in (0, 1)
+    )
+    assert len(whole) == len(one) == len(other) == 2 - start
+    for batch, *parts in zip(whole, one, other, strict=True):
+        for name in ("images", "labels", "indices"):
+            assert torch.equal(getattr(batch, name), torch.cat([getattr(part, name) for part in parts]))
 
 
 def test_an_epoch_is_shuffled_and_augmented_anew(labeled: Path) -> None:

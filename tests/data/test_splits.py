@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import oracles
-from keyhole.data.splits import Batch, MemorySplit, crop_and_flip, epoch_order, hold_out, pad, to_unit
+from keyhole.data.splits import Batch, MemorySplit, Share, crop_and_flip, epoch_order, hold_out, pad, to_unit
 from keyhole.errors import SettingError, ShapeError
 
 
@@ -122,6 +122,25 @@ def test_a_resumed_epoch_is_the_tail_of_the_whole_one(toy_split: MemorySplit, st
     tail = list(toy_split.training_batches(8, seed=5, epoch=2, start=start, augment=augment))
     assert len(tail) == len(whole) - start
     assert all(map(equal, whole[start:], tail))
+
+
+@pytest.mark.parametrize(("batch_size", "count", "start"), [(4, 2, 0), (3, 3, 2), (5, 2, 1), (24, 2, 0)])
+def test_shares_of_several_processes_make_up_the_batch_of_one(
+    toy_split: MemorySplit, batch_size: int, count: int, start: int
+) -> None:
+    whole = list(toy_split.training_batches(batch_size * count, seed=5, epoch=2, start=start))
+    parts = [
+        list(toy_split.training_batches(batch_size, seed=5, epoch=2, start=start, share=Share(number, count)))
+        for number in range(count)
+    ]
+    assert len(whole) == 48 // (batch_size * count) - start
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert equal(batch, joined(shares))
+
+
+def test_shares_larger_than_the_data_are_refused(toy_split: MemorySplit) -> None:
+    with pytest.raises(SettingError, match="Batch size 25 in each of 2 processes is above the 48 training images"):
+        next(toy_split.training_batches(25, seed=0, epoch=0, share=Share(0, 2)))
 
 
 def test_a_batch_larger_than_the_data_is_refused(toy_split: MemorySplit) -> None:

@@ -17,10 +17,10 @@ from torch import nn
 
 from conftest import shaken
 from keyhole.errors import KeyholeError, SettingError, UnknownNameError, WeightsError
-from keyhole.files import write_tensors
+from keyhole.files import read_tensors, write_tensors
 from keyhole.models import zoo
 from keyhole.models.network import InputSpec, Network
-from keyhole.models.zoo import build, load, load_weights, save
+from keyhole.models.zoo import build, load, load_weights, read_about, save
 
 GRAY = InputSpec((8, 8), (0.5,), (0.5,))
 
@@ -74,6 +74,111 @@ def test_a_network_whose_own_parts_are_called_module_comes_back(tmp_path: Path, 
     torch.save(parallel, tmp_path / "parallel.pth")
     other = build("wrapping_zoo:Wrapped", classes=3, input=GRAY, weights=tmp_path / "parallel.pth")
     assert same(other.module, network.module)
+
+
+# Half precision
+
+
+@pytest.mark.parametrize(("name", "input"), [("resnet20", GRAY), ("timm:resnet18", None)])
+def test_half_a_file_is_a_network_in_full_precision(tmp_path: Path, name: str, input: InputSpec | None) -> None:
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
+    network = shaken(build(name, classes=5, input=input))
+    for half in (False, True):
+        save(network, tmp_path / f"{half}.safetensors", half=half, about={"epochs": 240, "recipe": {"lr": 0.05}})
+    full_bytes, half_bytes = ((tmp_path / f"{half}.safetensors").stat().st_size for half in (False, True))
+    assert half_bytes < 0.55 * full_bytes
+    found = load(tmp_path / "True.safetensors")
+    assert (found.name, found.classes, found.input) == (network.name, network.classes, network.input)
+    assert not found.module.training
+    own = network.module.state_dict()
+    for key, tensor in found.module.state_dict().items():
+        assert tensor.dtype == own[key].dtype
+        if tensor.is_floating_point():
+            assert torch.equal(tensor, own[key].half().float()) or key.endswith("running_mean")
+            torch.testing.assert_close(tensor, own[key], rtol=2.0**-11, atol=2.0**-25)
+    images = torch.rand(2, found.input.channels, *found.input.size_px)
+    with torch.no_grad():
+        expected = network(images)
+        torch.testing.assert_close(found(images), expected, rtol=0, atol=0.01 * float(expected.abs().max()))
+    assert read_about(tmp_path / "True.safetensors") == {"epochs": 240, "recipe": {"lr": 0.05}}
+
+
+def test_a_file_saved_half_and_loaded_is_saved_half_without_change(tmp_path: Path) -> None:
+    save(shaken(build("resnet8", classes=5)), tmp_path / "a.safetensors", half=True)
+    save(load(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", half=True)
+    (one, _), (other, _) = (read_tensors(tmp_path / f"{name}.safetensors") for name in "ab")
+    assert all(one[key].dtype == other[key].dtype and torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kept"),
+    [
+        ("bn1.running_var", 1e5, "fp32"),  # above the largest value of fp16
+        ("bn1.running_var", 1e-7, "fp32"),  # too small for all bits of fp16
+        ("bn1.running_var", 1e-12, "fp32"),  # too small for any
+        ("bn1.running_mean", -1e-8, "fp32"),
+        ("bn1.running_var", 2.0**-24, "fp16"),  # small, and held all the same
+        ("bn1.running_mean", 0.0, "fp16"),
+        ("conv1.weight", -7e4, "fp32"),
+        ("conv1.weight", 1e-9, "fp16"),  # nothing beside the other weights
+    ],
+)
+def test_what_half_precision_cannot_hold_stays_as_it_is(tmp_path: Path, key: str, value: float, kept: str) -> None:
+    network = build("resnet8", classes=3)
+    tensor = network.module.state_dict()[key]
+    tensor.view(-1)[1] = value
+    save(network, tmp_path / "w.safetensors", half=True)
+    written = read_tensors(tmp_path / "w.safetensors")[0]
+    assert written[key].dtype == {"fp32": torch.float32, "fp16": torch.float16}[kept]
+    assert sum(t.dtype == torch.float32 for t in written.values()) == (kept == "fp32")
+    assert written["bn1.num_batches_tracked"].dtype == torch.int64
+    loaded = load(tmp_path / "w.safetensors").module.state_dict()[key]
+    if kept == "fp32":
+        assert torch.equal(loaded, tensor)
+    torch.testing.assert_close(loaded, tensor, rtol=2.0**-11, atol=2.0**-25)
+
+
+def test_weights_that_are_tiny_throughout_stay_as_they_are(tmp_path: Path) -> None:
+    network = build("resnet8", classes=3)
+    with torch.no_grad():
+        network.module.fc.weight.mul_(1e-7)  # type: ignore[union-attr, operator]
+    save(network, tmp_path / "w.safetensors", half=True)
+    assert torch.equal(load(tmp_path / "w.safetensors").module.fc.weight, network.module.fc.weight)  # type: ignore[union-attr, arg-type]
+
+
+def test_broken_weights_are_found_in_a_half_file_too(tmp_path: Path) -> None:
+    network = build("resnet8", classes=3)
+    with torch.no_grad():
+        network.module.fc.bias[0] = float("nan")  # type: ignore[union-attr, index, operator]
+    save(network, tmp_path / "w.safetensors", half=True)
+    with pytest.raises(WeightsError, match=r"fc\.bias holds NaN or infinity"):
+        load(tmp_path / "w.safetensors")
+
+
+def test_what_a_file_tells_about_itself(tmp_path: Path) -> None:
+    network = build("resnet8", classes=3)
+    save(network, tmp_path / "w.safetensors")
+    assert read_about(tmp_path / "w.safetensors") == {}
+    for about in ({"path": tmp_path}, {"loss": float("nan")}):
+        with pytest.raises(SettingError, match="about cannot be kept") as caught:
+            save(network, tmp_path / "other.safetensors", about=about)
+        assert message_of(caught)
+        assert not (tmp_path / "other.safetensors").exists()
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{}", json.dumps({"about": [1]})])
+def test_a_file_that_tells_nothing_about_itself(tmp_path: Path, text: str) -> None:
+    save_file({"a": torch.ones(1)}, tmp_path / "w.safetensors", metadata={"keyhole": text})
+    with pytest.raises(WeightsError, match=r"was not written by keyhole\.save"):
+        read_about(tmp_path / "w.safetensors")
+
+
+def test_a_description_nested_beyond_measure_is_one_line(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(1)}, tmp_path / "w.safetensors", metadata={"keyhole": "[" * 200_000})
+    with pytest.raises(WeightsError) as caught:
+        read_about(tmp_path / "w.safetensors")
+    assert message_of(caught)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from keyhole.cli import faces
 from keyhole.cli.distill import distill, train
 from keyhole.cli.hints import hints
 from keyhole.cli.look import demo, evaluate, layers
+from keyhole.cli.options import process_number
 from keyhole.cli.search import search
 from keyhole.cli.study import study
 from keyhole.errors import KeyholeError
@@ -40,6 +41,8 @@ def main() -> None:
     try:
         app()
     except KeyholeError as error:
+        if getattr(error, "__notes__", None):  # that of the first process, which tells it
+            raise SystemExit(1) from None
         _fail(str(error))
     except OSError as error:
         _fail(f"Cannot use {error.filename or 'a file'}: {error.strerror or error}. Check the path and the disk.")
@@ -55,7 +58,9 @@ def main() -> None:
 
 def _fail(message: str) -> NoReturn:
     with suppress(OSError):
-        typer.echo("Error: " + " ".join(message.splitlines()), err=True)
+        number = process_number()
+        who = f"Process {number}: " if number else ""
+        typer.echo(f"{who}Error: " + " ".join(message.splitlines()), err=True)
     with suppress(OSError):  # what could not be printed is not tried again at exit
         sys.stdout.flush()
     raise SystemExit(1) from None

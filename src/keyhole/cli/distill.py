@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from keyhole.data.sources import Data
     from keyhole.distillation.cohort import Arm, TrainConfig
     from keyhole.distillation.experiment import Result
+    from keyhole.distillation.group import Group
     from keyhole.models.network import InputSpec, Network
     from keyhole.runs import RunFolder
 
@@ -82,15 +83,16 @@ def train(
     arguments = o.recipe(locals())
     from keyhole.data.sources import open_data
     from keyhole.distillation.cohort import Arm
+    from keyhole.distillation.group import join_group
     from keyhole.distillation.terms import parse_terms
     from keyhole.runs import open_run
 
-    config = training.config()
-    with open_run(out, "train", arguments, resume=resume) as run:
+    config = replace(training.config(), precision=arguments["precision"])
+    with join_group(training.device) as group, open_run(out, "train", arguments, resume=resume, group=group) as run:
         spec = _needed(o.input_spec(model, images.data, expects), model)
         opened = open_data(images.data, images.root, input=spec, workers=images.workers, progress=o.progress_bar())
         arm = Arm(model, model, spec, parse_terms("ce"))
-        _run(run, [arm], opened, config, holdout=holdout, as_json=json)
+        _run(run, [arm], opened, config, holdout=holdout, group=group, as_json=json)
 
 
 @o.command
@@ -116,6 +118,7 @@ def distill(
     arguments = o.recipe(locals())
     from keyhole.arms import ArmMaker, ArmPlan, read_cohort, settled_before
     from keyhole.data.splits import hold_out
+    from keyhole.distillation.group import join_group
     from keyhole.distillation.terms import parse_terms
     from keyhole.runs import open_run
 
@@ -128,14 +131,18 @@ def distill(
         arguments["files"] |= o.fingerprints(str(plan.hints) for plan in plans)
     elif arm.hints is not None and not any(term.needs_hints for term in parse_terms(arm.terms)):
         raise SettingError(f"Hints serve none of the terms {arm.terms}; add one that does, or leave --hints out.")
-    config = training.config()
-    with open_run(out, "distill", arguments, resume=resume) as run:
+    config = replace(training.config(), precision=arguments["precision"])
+    with join_group(training.device) as group, open_run(out, "distill", arguments, resume=resume, group=group) as run:
         opened, data = o.open_both(teacher, network, images, seed=training.seed)
-        o.check_teacher(opened, data, device=training.device)
-        kept = hold_out(data.train, holdout)[0]
-        maker = ArmMaker(opened, kept, config, keep=run.settle, progress=o.progress_bar(), note=o.note)
-        arms = [maker.make(plan) for plan in plans]
-        _run(run, arms, data, config, teacher=opened, holdout=holdout, as_json=json)
+
+        def chosen() -> list[Arm]:
+            o.check_teacher(opened, data, device=training.device)
+            kept = hold_out(data.train, holdout)[0]
+            maker = ArmMaker(opened, kept, config, keep=run.settle, progress=o.progress_bar(), note=o.note)
+            return [maker.make(plan) for plan in plans]
+
+        arms = group.told(chosen)
+        _run(run, arms, data, config, teacher=opened, holdout=holdout, group=group, as_json=json)
 
 
 def _needed(spec: InputSpec | None, name: str) -> InputSpec:
@@ -152,6 +159,7 @@ def _run(
     *,
     teacher: Network | None = None,
     holdout: int,
+    group: Group,
     as_json: bool,
 ) -> None:
     from keyhole.distillation.experiment import run_cohort
@@ -172,9 +180,12 @@ def _run(
         held_out=holdout,
         checkpoint=run.checkpoint,
         resume=run.resumed,
+        group=group,
         log=log,
         progress=o.progress_bar(),
     )
+    if not group.leads:
+        return
     _keep_students(result, run)
     value = result.to_json()
     write_text(run.path / "report.html", training_page(value, run.records()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
@@ -83,7 +84,9 @@ class TrainOptions:
     milestones: Annotated[str, typer.Option(help="Fractions of the epochs, for step.")] = "0.625,0.75,0.875"
     warmup_epochs: Annotated[float, typer.Option(help="Epochs over which the rate rises first.")] = 0.0
     augment: Annotated[bool, typer.Option(help="Pad, crop and flip.")] = True
-    compile: Annotated[str, typer.Option(help="torch.compile for a frozen teacher: auto, on or off.")] = "auto"
+    compile: Annotated[
+        str, typer.Option(help="torch.compile for teacher and students: auto (where it pays), on or off.")
+    ] = "auto"
     precision: Annotated[str, typer.Option(help="bf16, fp32, or auto: the faster one here.")] = "auto"
     seed: Seed = 0
     device: Device = "auto"
@@ -283,7 +286,13 @@ def check_teacher(network: Network, data: Data, *, device: str) -> None:
 
 
 def progress_bar() -> Any:
-    """Return the progress bar for people, or none where standard error is no terminal."""
+    """Return the progress bar for people, or none where standard error is no terminal, or another process leads."""
     from keyhole.progress import bar, silent
 
-    return bar if sys.stderr.isatty() else silent
+    return bar if sys.stderr.isatty() and process_number() == 0 else silent
+
+
+def process_number() -> int:
+    """Return which of the processes that ``torchrun`` started this one is; 0 leads."""
+    rank = os.environ.get("RANK", "0")
+    return int(rank) if "WORLD_SIZE" in os.environ and rank.isdecimal() else 0

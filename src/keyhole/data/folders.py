@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from keyhole.data.splits import Batch, epoch_order
-from keyhole.errors import DataError, SettingError
+from keyhole.data.splits import WHOLE, Batch, Share, epoch_order
+from keyhole.errors import DataError
 
 _ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _TEST_NAMES = ("test", "val", "validation")
@@ -65,12 +65,14 @@ class FolderSplit:
         yield from self._stream(np.arange(len(self)), batch_size, views=None, drop_last=False)
 
     def training_batches(
-        self, batch_size: int, *, seed: int, epoch: int, start: int = 0, augment: bool = True
+        self, batch_size: int, *, seed: int, epoch: int, start: int = 0, augment: bool = True, share: Share = WHOLE
     ) -> Iterator[Batch]:
         """Yield one epoch, shuffled and augmented, from step ``start``; the last incomplete batch is left out."""
-        if len(self) < batch_size:
-            raise SettingError(f"Batch size {batch_size} is above the {len(self)} training images; lower it.")
-        order = epoch_order(len(self), seed=seed, epoch=epoch)[start * batch_size :]
+        steps = share.steps(len(self), batch_size)
+        whole = epoch_order(len(self), seed=seed, epoch=epoch)
+        order = whole[:0]
+        if start < steps:
+            order = np.concatenate([whole[share.of_step(step, batch_size)] for step in range(start, steps)])
         yield from self._stream(order, batch_size, views=(seed, epoch) if augment else None, drop_last=True)
 
     def _stream(
@@ -84,13 +86,17 @@ class FolderSplit:
             drop_last=drop_last,
             collate_fn=_collate,
             generator=torch.Generator(),  # else each pass would draw from the global state
+            pin_memory=self.device.type == "cuda",  # so that a step need not wait for the copy
         )
         for read in loader:
             if isinstance(read, DataError):
                 raise read
             images, positions = read
-            moved = images.to(self.device).permute(0, 3, 1, 2).to(torch.float32).div_(255)
-            yield Batch(moved, self.labels[positions].to(self.device), self.indices[positions].to(self.device))
+            moved = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32).div_(255)
+            labels, indices = (
+                values[positions].to(self.device, non_blocking=True) for values in (self.labels, self.indices)
+            )
+            yield Batch(moved, labels, indices)
 
 
 @dataclass(frozen=True)

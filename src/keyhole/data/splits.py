@@ -33,6 +33,44 @@ class Batch:
     indices: Int64[Tensor, " n"]
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which part of every training batch one of several processes takes; a batch is that of all of them together.
+
+    Attributes:
+        number: Of the process.
+        count: How many processes there are.
+    """
+
+    number: int = 0
+    count: int = 1
+
+    def steps(self, images: int, batch_size: int) -> int:
+        """Return the steps of an epoch, in which every process sees ``batch_size`` images that no other one sees.
+
+        Raises:
+            SettingError: There are not enough images for one step.
+
+        Example:
+            >>> Share(1, 2).steps(images=10, batch_size=2)
+            2
+            >>> Share(1, 2).of_step(1, batch_size=2)
+            slice(6, 8, None)
+        """
+        if images < batch_size * self.count:
+            each = f" in each of {self.count} processes" if self.count > 1 else ""
+            raise SettingError(f"Batch size {batch_size}{each} is above the {images} training images; lower it.")
+        return images // (batch_size * self.count)
+
+    def of_step(self, step: int, batch_size: int) -> slice:
+        """Return where the images of this process stand in the order of the epoch."""
+        first = (step * self.count + self.number) * batch_size
+        return slice(first, first + batch_size)
+
+
+WHOLE = Share()
+
+
 class Split(Protocol):
     """Images in an order of their own, some with labels."""
 
@@ -68,7 +106,7 @@ class Split(Protocol):
         ...
 
     def training_batches(
-        self, batch_size: int, *, seed: int, epoch: int, start: int = 0, augment: bool = True
+        self, batch_size: int, *, seed: int, epoch: int, start: int = 0, augment: bool = True, share: Share = WHOLE
     ) -> Iterator[Batch]:
         """Yield one epoch, shuffled and augmented, from step ``start``; the last incomplete batch is left out."""
         ...
@@ -118,14 +156,12 @@ class MemorySplit:
             yield Batch(to_unit(self.pixels[where]), self.labels[where], self.indices[where])
 
     def training_batches(
-        self, batch_size: int, *, seed: int, epoch: int, start: int = 0, augment: bool = True
+        self, batch_size: int, *, seed: int, epoch: int, start: int = 0, augment: bool = True, share: Share = WHOLE
     ) -> Iterator[Batch]:
         """Yield one epoch, shuffled, padded, cropped and flipped in batches on the device of the images."""
         device = self.pixels.device
         order = epoch_order(len(self), seed=seed, epoch=epoch)
-        steps = len(self) // batch_size
-        if steps == 0:
-            raise SettingError(f"Batch size {batch_size} is above the {len(self)} training images; lower it.")
+        steps = share.steps(len(self), batch_size)
         generator = np.random.default_rng([seed, epoch, 1])
         views = generator.integers(0, (2 * self.pad_px + 1, 2 * self.pad_px + 1, 2), size=(len(self), 3))
         if not self.flip:
@@ -133,7 +169,7 @@ class MemorySplit:
         padded = pad(self.pixels, self.pad_px) if augment else self.pixels
         order_there, views_there = torch.from_numpy(order).to(device), torch.from_numpy(views).to(device)
         for step in range(start, steps):
-            where = slice(step * batch_size, (step + 1) * batch_size)
+            where = share.of_step(step, batch_size)
             chosen = order_there[where]
             if augment:
                 pixels = crop_and_flip(padded, chosen, views_there[where], self.pixels.shape[1:3])

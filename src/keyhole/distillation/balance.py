@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,12 @@ BALANCE_EVERY = 50  # steps; it costs one more gradient for each term
 
 
 def gradient_scales(
-    student: nn.Module, terms: nn.ModuleDict, values: Mapping[str, Tensor], old: Mapping[str, float]
+    student: nn.Module,
+    terms: nn.ModuleDict,
+    values: Mapping[str, Tensor],
+    old: Mapping[str, float],
+    *,
+    average: Callable[[Sequence[Tensor]], None] = lambda _gradients: None,
 ) -> dict[str, float]:
     """Return what each term is to be multiplied with so that its gradient is as large as the first term's.
 
@@ -28,6 +33,7 @@ def gradient_scales(
         terms: What computes the terms.
         values: The terms in this step, with their graphs, which are kept; the first one sets the size.
         old: The scales so far; empty at first.
+        average: Makes gradients, in place, those of all processes that train together.
 
     Reference:
         The idea of equal gradient norms is that of Chen et al. (2018), GradNorm, https://arxiv.org/abs/1711.02257;
@@ -40,7 +46,9 @@ def gradient_scales(
     norms = {}
     for name, value in values.items():
         found = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
-        squares = [gradient.float().square().sum() for gradient in found if gradient is not None]
+        there = [gradient for gradient in found if gradient is not None]
+        average(there)
+        squares = [gradient.float().square().sum() for gradient in there]
         norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
     for part in contrasts:
         part.remembers = True

@@ -6,27 +6,28 @@ adapters and optimizer.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from keyhole.data.splits import Batch, Split
-from keyhole.distillation.balance import BALANCE_EVERY, BALANCES, gradient_scales
+from keyhole.distillation.balance import BALANCES
+from keyhole.distillation.group import ALONE, Group
+from keyhole.distillation.learner import Learner, draws_random_numbers, under
+from keyhole.distillation.replay import Replay
 from keyhole.distillation.teaching import TEACHER_PARTS, Answer, Teaching
-from keyhole.distillation.terms import TERMS, HintPair, Setting, Term, View, build_term, check_terms
+from keyhole.distillation.terms import TERMS, HintPair, Setting, Term, build_term, check_terms
 from keyhole.errors import SettingError, WeightsError, unknown_name
 from keyhole.models.layers import Tapped, layers
 from keyhole.models.network import InputSpec, Network
-from keyhole.models.zoo import build, fill
-from keyhole.runtime import autocast, check_precision, choose_device, choose_precision
+from keyhole.models.zoo import build
+from keyhole.runtime import allow_compiled_copies, check_precision, choose_device, choose_precision
 
 SCHEDULES = ("step", "cosine")
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "several numbers"}
@@ -49,7 +50,8 @@ class TrainConfig:
         augment: Pad, crop and flip.
         seed: Fixes initialization, order and augmentation.
         precision: ``bf16`` autocast, ``fp32``, or ``auto``: the faster one here.
-        compile: ``auto`` compiles the frozen teacher where it pays: long runs with a compiler; or ``on``, ``off``.
+        compile: ``auto`` compiles in long runs what pays: the frozen teacher, and on a GPU the students as well; ``on``
+            compiles all of them always, and on a GPU also records their step as a CUDA graph; or ``off``.
         device: ``auto``, ``cpu``, ``cuda``.
     """
 
@@ -136,27 +138,6 @@ class Arm:
             raise unknown_name("balance", self.balance, BALANCES)
 
 
-@dataclass
-class Learner:
-    """A student in training: its network, what computes its terms, its optimizer, and the epoch's sums so far."""
-
-    arm: Arm
-    network: Network
-    tapped: Tapped
-    terms: nn.ModuleDict
-    optimizer: torch.optim.SGD
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
-    best_epoch: int = 0
-    steps: int = 0
-    scales: dict[str, float] = field(default_factory=dict)
-
-    def modules(self) -> dict[str, nn.Module]:
-        """Return what is trained, by part."""
-        return {"student": self.network.module, "term": self.terms}
-
-
 @dataclass(frozen=True)
 class Lesson:
     """A batch as each network sees it, and the teacher's answer.
@@ -171,6 +152,19 @@ class Lesson:
     views: Mapping[InputSpec, Tensor]
     taught: Answer | None
 
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors that a learner may look at, in an order of their own."""
+        answer = [] if self.taught is None else [self.taught[0], *self.taught[1].values()]
+        return [self.batch.images, self.batch.labels, self.batch.indices, *self.views.values(), *answer]
+
+    def of(self, tensors: Sequence[Tensor]) -> Lesson:
+        """Return a lesson of the same form that holds these tensors."""
+        left = iter(tensors)
+        batch = Batch(next(left), next(left), next(left))
+        views = {spec: next(left) for spec in self.views}
+        taught = None if self.taught is None else (next(left), {name: next(left) for name in self.taught[1]})
+        return Lesson(batch, views, taught)
+
 
 class Cohort:
     """Learners that see the same batches, under one teacher or none.
@@ -181,6 +175,7 @@ class Cohort:
         classes: Number of classes.
         teacher: The teacher; it is copied and frozen.
         train: The training images, for terms that keep something of each of them, and for ``compile="auto"``.
+        group: The processes that train this cohort together; each has all the learners and its share of every batch.
 
     Raises:
         SettingError: A term lacks its teacher or its hints, or two arms have one name.
@@ -195,36 +190,43 @@ class Cohort:
         classes: int,
         teacher: Network | None = None,
         train: Split | None = None,
+        group: Group = ALONE,
     ) -> None:
-        names = [arm.name for arm in arms]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise SettingError(f"Two arms are called {twice!r}; give each a name of its own.")
-        self.device = choose_device(config.device)
-        self.config = config = replace(config, precision=choose_precision(config.precision, self.device))
+        _check_arms(arms, teacher=teacher is not None, processes=group.count)
+        self.group = group
+        self.device = group.device or choose_device(config.device)
+        precision = group.told(lambda: choose_precision(config.precision, self.device))
+        self.config = config = replace(config, precision=precision)
         self.teacher_input = teacher.input if teacher else None
-        for arm in arms:
-            check_terms(arm.terms, teacher=teacher is not None, hints=bool(arm.hints))
         self._train = train
         lasting = teacher is not None and any(TERMS[term.name].last for arm in arms for term in arm.terms)
         self._last = layers(teacher)[-1].name if teacher is not None and lasting else None
         taps = sorted({pair.teacher for arm in arms for pair in arm.hints} | ({self._last} if self._last else set()))
         channels = channels_of(teacher, taps) if teacher is not None else {}
+        self._draws = False
+        images = config.epochs * len(train) if train is not None else 0
+        pays = config.compile == "on" or (config.compile == "auto" and images >= 200_000)
+        self._compiles = pays and (config.compile == "on" or self.device.type == "cuda")
         self.learners = [self._enlist(arm, classes, channels) for arm in arms]
         asked = teacher is not None and any(term.needs_teacher for arm in arms for term in arm.terms)
-        self._draws = any(_draws_random_numbers(learner.network) for learner in self.learners)
         # with a teacher, one arm by itself computes as it would beside others, so that a cell is a cell
         threads = torch.get_num_threads()
         self._places = min(threads, len(arms) + (TEACHER_PARTS if asked else 0) + (teacher is not None and not asked))
         self._workers = self._hire(self._places, max(1, threads // max(self._places, 1)))
         self._teaching: Teaching | None = None
-        images = config.epochs * len(train) if train is not None else 0
+        self.replays = (
+            self.device.type == "cuda" and config.compile == "on" and group.count == 1 and not self._draws
+            and all(learner.repeats for learner in self.learners)
+        )  # fmt: skip
+        self._replay: Replay[None] | None = None
         if teacher is not None and asked:
             self._teaching = Teaching(
                 teacher,
                 taps,
                 device=self.device,
                 precision=config.precision,
-                compile=config.compile == "on" or (config.compile == "auto" and images >= 200_000),
+                compile=pays,
+                replays=self.replays,
                 workers=self._workers,
                 places=self._places,
             )
@@ -238,15 +240,18 @@ class Cohort:
 
         Networks this small leave a second core of one operation half idle, and a second network keeps it busy. What
         draws random numbers as it runs (dropout) shares one generator, so it has to take turns. Threads that the
-        process starts afterwards compute on as many threads as a worker, which is how PyTorch counts them.
+        process starts afterwards compute on as many threads as a worker, which is how PyTorch counts them. Where
+        several processes look at gradients to balance them, they do so in one order.
         """
-        if self.device.type != "cpu" or self._draws or places < 2:
+        balanced = any(learner.arm.balance != "weights" for learner in self.learners)
+        if self.device.type != "cpu" or self._draws or places < 2 or (self.group.count > 1 and balanced):
             return None
         return ThreadPoolExecutor(places, "keyhole", initializer=torch.set_num_threads, initargs=(threads,))
 
     def _enlist(self, arm: Arm, classes: int, teacher_channels: Mapping[str, int]) -> Learner:
         torch.manual_seed(self.config.seed)
         network = build(arm.student, classes=classes, input=arm.input)
+        self._draws = self._draws or draws_random_numbers(network)
         end: tuple[HintPair, ...] = ()
         if self._last is not None and any(TERMS[term.name].last for term in arm.terms):
             end = (HintPair(self._last, layers(network)[-1].name),)
@@ -257,6 +262,8 @@ class Cohort:
         terms = nn.ModuleDict(
             {term.name: build_term(term, self._setting(arm, term, end, channels)) for term in arm.terms}
         )
+        network = replace(network, module=self.group.share_statistics(network.module))
+        terms = self.group.share_statistics(terms)
         for module in (network.module, terms):
             module.to(self.device).to(memory_format=torch.channels_last)
         parameters = [*network.module.parameters(), *terms.parameters()]
@@ -268,8 +275,13 @@ class Cohort:
             momentum=self.config.momentum,
             nesterov=self.config.nesterov,
             weight_decay=self.config.weight_decay,
+            fused=True if self.device.type == "cuda" else None,
         )
-        return Learner(arm, network, Tapped(network.module, names), terms, optimizer)
+        tapped = Tapped(network.module, names)
+        if self._compiles:
+            allow_compiled_copies()
+            tapped.compile(dynamic=False)
+        return Learner(arm, network, tapped, terms, optimizer)
 
     def _setting(
         self, arm: Arm, term: Term, end: tuple[HintPair, ...], channels: Mapping[HintPair, tuple[int, int]]
@@ -315,42 +327,48 @@ class Cohort:
     def step(self, lesson: Lesson, rate: float) -> None:
         """Let every learner take one step on a batch, side by side where there are cores for it."""
         if self._workers is not None:
-            steps = [self._workers.submit(self._learn, learner, lesson, rate) for learner in self.learners]
-            self._look_ahead()  # behind the learners in the queue: it fills the cores that they leave idle
-            for done in steps:
-                done.result()
-            return
-        if not self._draws:
+            self._side_by_side(self._workers, lesson, rate)
+        elif self.replays:
+            self._again(lesson, rate)
+        elif self._draws:
+            dropout_seed = int(torch.randint(2**62, ()))  # of each learner, whoever else is in the cohort
+            state = torch.get_rng_state()
+            for learner in self.learners:
+                torch.manual_seed(dropout_seed + self.group.rank)
+                self._learn(learner, lesson, rate)
+            torch.set_rng_state(state)
+        else:
             for learner in self.learners:
                 self._learn(learner, lesson, rate)
-            return
-        dropout_seed = int(torch.randint(2**62, ()))  # of each learner, whoever else is in the cohort
-        state = torch.get_rng_state()
         for learner in self.learners:
-            torch.manual_seed(dropout_seed)
-            self._learn(learner, lesson, rate)
-        torch.set_rng_state(state)
+            learner.steps += 1
 
-    def _learn(self, learner: Learner, lesson: Lesson, rate: float) -> None:
-        with autocast(self.device, self.config.precision), _told_batch_norm(learner.arm):
-            logits, features = learner.tapped(lesson.views[learner.arm.input])
-            answer, hints = lesson.taught or (None, {})
-            view = View(logits, features, answer, hints, lesson.batch.labels, lesson.batch.indices)
-            values = {name: compute(view) for name, compute in learner.terms.items()}
-        if learner.arm.balance == "gradients" and learner.steps % BALANCE_EVERY == 0:
-            learner.scales = gradient_scales(learner.network.module, learner.terms, values, learner.scales)
-        learner.steps += 1
-        total = sum(
-            (term.weight * learner.scales.get(term.name, 1.0) * values[term.name] for term in learner.arm.terms),
-            start=logits.new_zeros(()),
-        )
-        total.backward()
-        for group in learner.optimizer.param_groups:
-            group["lr"] = rate
-        learner.optimizer.step()
-        learner.optimizer.zero_grad(set_to_none=True)
-        for name, value in (*values.items(), ("loss", total)):
-            learner.sums[name] = learner.sums.get(name, 0) + value.detach()
+    def _side_by_side(self, workers: ThreadPoolExecutor, lesson: Lesson, rate: float) -> None:
+        work = self._learn if self.group.count == 1 else self._look
+        steps = [workers.submit(work, learner, lesson, rate) for learner in self.learners]
+        self._look_ahead()  # behind the learners in the queue: it fills the cores that they leave idle
+        for learner, done in zip(self.learners, steps, strict=True):
+            done.result()
+            if self.group.count > 1:  # processes meet in the order of the learners
+                learner.update(rate, self.group)
+
+    def _again(self, lesson: Lesson, rate: float) -> None:
+        """Take the step as a replay of an earlier one, on the tensors of this one."""
+        if self._replay is None:
+
+            def work(rate: Tensor, *tensors: Tensor) -> None:
+                for learner in self.learners:
+                    self._learn(learner, lesson.of(tensors), rate)
+
+            self._replay = Replay(work, self.device)
+        self._replay(torch.full((), rate, device=self.device), *lesson.tensors())
+
+    def _learn(self, learner: Learner, lesson: Lesson, rate: float | Tensor) -> None:
+        self._look(learner, lesson, rate)
+        learner.update(rate, self.group)
+
+    def _look(self, learner: Learner, lesson: Lesson, _rate: float | Tensor) -> None:
+        learner.look(lesson, self.config.precision, self.group)
 
     def train_mode(self) -> None:
         """Put all learners into training mode."""
@@ -368,15 +386,22 @@ class Cohort:
         for learner in self.learners:
             tensors = [module.state_dict() for module in learner.modules().values()]
             weights = ((name, t.abs().sum()) for part in tensors for name, t in part.items() if t.is_floating_point())
-            for name, value in (*learner.sums.items(), *weights):
-                if not math.isfinite(float(value)):
-                    found[learner.arm.name] = f"{name} is {float(value)} {where}"
-                    break
+            looked = [*learner.sums.items(), *weights]
+            values = torch.stack([value.to(self.device, torch.float32) for _, value in looked]).tolist()  # read at once
+            wrong = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
+            if wrong is not None:
+                found[learner.arm.name] = f"{looked[wrong][0]} is {values[wrong]} {where}"
         return found
+
+    def average_sums(self) -> None:
+        """Make the sums of each learner those of all processes."""
+        for learner in self.learners:
+            self.group.average(list(learner.sums.values()))
 
     def drop(self, name: str, why: str) -> None:
         """Go on without an arm; the others learn as if it had never been there."""
         self.learners = [learner for learner in self.learners if learner.arm.name != name]
+        self._replay = None
         self.dropped[name] = why
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -384,16 +409,11 @@ class Cohort:
         tensors = {"rng": torch.get_rng_state()}
         if self.device.type == "cuda":
             tensors["rng_cuda"] = torch.cuda.get_rng_state()
+        values = []
         for i, learner in enumerate(self.learners):
-            for part, module in learner.modules().items():
-                tensors |= {f"{i}.{part}.{name}": tensor for name, tensor in module.state_dict().items()}
-            for k, parameter in enumerate(learner.optimizer.param_groups[0]["params"]):
-                if (buffer := learner.optimizer.state[parameter].get("momentum_buffer")) is not None:
-                    tensors[f"{i}.momentum.{k}"] = buffer
-            tensors |= {f"{i}.best.{name}": tensor for name, tensor in learner.best.items()}
-            tensors |= {f"{i}.sum.{name}": tensor for name, tensor in learner.sums.items()}
-        kept = ("history", "best_epoch", "steps", "scales")
-        values = [{name: getattr(learner, name) for name in kept} for learner in self.learners]
+            own, kept = learner.state()
+            tensors |= {f"{i}.{name}": tensor for name, tensor in own.items()}
+            values.append(kept)
         names = [learner.arm.name for learner in self.learners]
         losses = [_told_loss(learner.arm) for learner in self.learners]
         return tensors, {"arms": names, "losses": losses, "learners": values, "dropped": self.dropped}
@@ -417,49 +437,23 @@ class Cohort:
         torch.set_rng_state(tensors["rng"])
         if "rng_cuda" in tensors and self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["rng_cuda"])
+        self._replay = None
         for i, learner in enumerate(self.learners):
-            for part, module in learner.modules().items():
-                fill(module, _under(tensors, f"{i}.{part}."), source=f"The checkpoint of arm {names[i]}")
-            momenta = _under(tensors, f"{i}.momentum.")
-            for k, parameter in enumerate(learner.optimizer.param_groups[0]["params"]):
-                if str(k) in momenta:
-                    buffer = torch.empty_like(parameter).copy_(momenta[str(k)])
-                    learner.optimizer.state[parameter]["momentum_buffer"] = buffer
-            learner.best = _under(tensors, f"{i}.best.")
-            learner.sums = {name: value.to(self.device) for name, value in _under(tensors, f"{i}.sum.").items()}
-            learner.history = list(values["learners"][i]["history"])
-            learner.best_epoch = int(values["learners"][i]["best_epoch"])
-            learner.steps = int(values["learners"][i].get("steps", 0))
-            learner.scales = dict(values["learners"][i].get("scales", {}))
+            learner.restore(under(tensors, f"{i}."), values["learners"][i])
 
 
-def _draws_random_numbers(network: Network) -> bool:
-    """Return whether a forward pass in training mode draws random numbers, as dropout does."""
-    module = copy.deepcopy(network.module).train()
-    device = next(module.parameters()).device
-    before = torch.get_rng_state()
-    with torch.no_grad():
-        module(torch.zeros(2, network.input.channels, *network.input.size_px, device=device))
-    drew = device.type != "cpu" or not torch.equal(before, torch.get_rng_state())
-    torch.set_rng_state(before)
-    return drew
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-@contextmanager
-def _told_batch_norm(arm: Arm) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise SettingError(
-            f"Arm {arm.name}: batch norm needs more than one value a channel, and a batch of one image has one "
-            "in a feature of one pixel. Raise --batch-size."
-        ) from error
+def _check_arms(arms: Sequence[Arm], *, teacher: bool, processes: int) -> None:
+    names = [arm.name for arm in arms]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise SettingError(f"Two arms are called {twice!r}; give each a name of its own.")
+    for arm in arms:
+        check_terms(arm.terms, teacher=teacher, hints=bool(arm.hints))
+        kept = next((term.name for term in arm.terms if TERMS[term.name].last), None)
+        if processes > 1 and kept is not None:
+            raise SettingError(
+                f"Arm {arm.name}: term {kept} keeps a memory of all images, which one process must fill. "
+                "Leave the term out, or run without torchrun."
+            )
 
 
 def _told_loss(arm: Arm) -> str:

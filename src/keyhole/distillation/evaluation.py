@@ -62,16 +62,18 @@ def evaluate(
     module = network.module.to(device).to(memory_format=torch.channels_last)
     first = torch.zeros((), dtype=torch.int64, device=device)
     among = torch.zeros((), dtype=torch.int64, device=device)
+    finite = torch.ones((), dtype=torch.bool, device=device)
     total = -(-len(split) // batch_size)
     with evaluating(module):
         for batch in progress(split.to(device).batches(batch_size), label=f"evaluate {network.name}", total=total):
             with autocast(device, precision):
                 logits = network(batch.images).float()
-            if not bool(torch.isfinite(logits).all()):
-                raise DivergenceError(f"{network.name} gave NaN or infinite logits; its weights are broken.")
+            finite &= torch.isfinite(logits).all()
             ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
             hits = ranked == batch.labels[:, None]
             first += hits[:, 0].sum()
             among += hits.sum()
     module.to(home)
+    if not bool(finite):  # read once, as a GPU would wait for it
+        raise DivergenceError(f"{network.name} gave NaN or infinite logits; its weights are broken.")
     return Accuracy(float(first) / len(split), float(among) / len(split), len(split))

@@ -12,6 +12,7 @@ from keyhole.data.sources import Data
 from keyhole.data.splits import hold_out
 from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
 from keyhole.distillation.evaluation import Accuracy, evaluate
+from keyhole.distillation.group import ALONE, Group
 from keyhole.distillation.training import Checkpointing, Outcome, fit
 from keyhole.models.network import Network, count_macs
 from keyhole.progress import Progress, silent
@@ -49,6 +50,7 @@ class Result:
         config: How it was trained.
         seconds: From the first batch to the last test image, over all processes of a resumed run.
         diverged: What happened to arms that did not come to the end, where they were dropped.
+        processes: How many trained together; each took a batch of the configured size in every step.
     """
 
     scores: tuple[Score, ...]
@@ -59,6 +61,7 @@ class Result:
     config: TrainConfig
     seconds: float
     diverged: Mapping[str, str] = field(default_factory=dict)
+    processes: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as JSON values; accuracies in percent. With a single arm its figures also stand on top."""
@@ -81,6 +84,7 @@ class Result:
             "images": dict(self.images),
             "seconds": self.seconds,
             "diverged": dict(self.diverged),
+            **({"processes": self.processes} if self.processes > 1 else {}),
         }
         return {**common, **(arms[0] if len(arms) == 1 else {}), "arms": arms}
 
@@ -123,6 +127,7 @@ def run_cohort(
     checkpoint: Path | None = None,
     resume: bool = False,
     diverging: str = "raise",
+    group: Group = ALONE,
     log: Callable[[dict[str, Any]], None] | None = None,
     progress: Progress = silent,
 ) -> Result:
@@ -137,6 +142,8 @@ def run_cohort(
         checkpoint: Keep the state in this file.
         resume: Go on from that file where it is there.
         diverging: ``raise`` where the loss of an arm becomes NaN or infinite, or ``drop`` that arm and go on.
+        group: The processes that run this together (see :func:`keyhole.distillation.group.join_group`), each with the
+            same arguments; the first one alone measures, logs and writes, and all return the same result.
         log: Called with one record per arm and epoch.
         progress: Wraps the long loops.
 
@@ -155,13 +162,13 @@ def run_cohort(
     """
     test = data.labeled_test()
     train, chosen_on = hold_out(data.train, held_out)
-    cohort = Cohort(arms, config, classes=data.classes, teacher=teacher, train=train)
+    cohort = Cohort(arms, config, classes=data.classes, teacher=teacher, train=train, group=group)
     started = time.perf_counter()
     keep = Checkpointing(checkpoint, resume=resume) if checkpoint else None
     trained = fit(cohort, train, chosen_on, checkpointing=keep, diverging=diverging, progress=progress, log=log)
 
     def measured(network: Network) -> Accuracy:
-        return evaluate(network, test, device=cohort.device, progress=progress)
+        return group.told(lambda: evaluate(network, test, device=cohort.device, progress=progress))
 
     scores = []
     for outcome in trained.outcomes:
@@ -178,4 +185,5 @@ def run_cohort(
         config=cohort.config,
         seconds=trained.earlier_s + time.perf_counter() - started,
         diverged=trained.diverged,
+        processes=group.count,
     )

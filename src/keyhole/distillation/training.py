@@ -9,14 +9,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from keyhole.data.splits import Split
-from keyhole.distillation.cohort import Arm, Cohort, Learner
+import torch
+from torch import Tensor
+
+from keyhole.data.splits import Share, Split
+from keyhole.distillation.cohort import Arm, Cohort
 from keyhole.distillation.evaluation import evaluate
+from keyhole.distillation.learner import Learner
 from keyhole.errors import DataError, DivergenceError, RunError, unknown_name
 from keyhole.files import read_tensors, write_tensors
 from keyhole.models.network import Network
 from keyhole.models.zoo import build
 from keyhole.progress import Progress, silent
+
+_OF_MACHINE = {"compile", "device"}  # may differ between processes, and when a run goes on
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,9 @@ def fit(
 ) -> Trained:
     """Train a cohort to the end, or to the end of an epoch on the way.
 
+    Where several processes train it, each takes its share of every batch; the first one alone measures, logs and
+    writes, and all return the same.
+
     Args:
         cohort: The learners.
         train: The training images.
@@ -95,16 +104,19 @@ def fit(
         DataError: The images lack labels that a term needs, or have more classes than the learners.
         DivergenceError: A loss became NaN or infinite; the last good checkpoint is kept.
         UnknownNameError: ``diverging`` is neither of the two.
-        RunError: The checkpoint was made with other settings.
+        RunError: The checkpoint was made with other settings, or another process was lost.
+        SettingError: Processes were started with different settings.
     """
     if diverging not in ("raise", "drop"):
         raise unknown_name("way of diverging", diverging, ("raise", "drop"))
-    config = cohort.config
-    _check_labels(cohort, train)
+    config, group = cohort.config, cohort.group
+    _check_processes(cohort, train)
+    group.told(lambda: _check_labels(cohort, train))
+    share = Share(group.rank, group.count)
+    steps = group.told(lambda: share.steps(len(train), config.batch_size))
     train = train.to(cohort.device)
     held_out = held_out.to(cohort.device) if held_out is not None and len(held_out) else None
-    steps = len(train) // config.batch_size
-    begin, step, earlier = _restore(cohort, checkpointing, len(train))
+    begin, step, earlier = _begin(cohort, checkpointing, len(train))
     seconds = earlier
     for epoch in range(begin, config.epochs if until is None else min(until, config.epochs)):
         if not cohort.learners:  # all of them diverged
@@ -112,14 +124,15 @@ def fit(
         started = saved = time.perf_counter()
         cohort.train_mode()
         batches = train.training_batches(
-            config.batch_size, seed=config.seed, epoch=epoch, start=step, augment=config.augment
+            config.batch_size, seed=config.seed, epoch=epoch, start=step, augment=config.augment, share=share
         )
         label = f"epoch {epoch + 1}/{config.epochs}"
         for lesson in progress(cohort.lessons(batches), label=label, total=steps, done=step):
             cohort.step(lesson, config.rate(epoch + step / steps))
             step += 1
-            due = checkpointing is not None and time.perf_counter() - saved > checkpointing.every_s
-            if due or step == 1 or step % 100 == 0:  # in the first step, a broken teacher shows in its own term alone
+            checked = step == 1 or step % 100 == 0  # in the first step, a broken teacher shows in its own term alone
+            due = _due(cohort, checkpointing, time.perf_counter() - saved, checked=checked)
+            if due or checked:
                 _check_finite(cohort, f"in epoch {epoch + 1}, step {step}", diverging, checkpointing)
             if due:
                 saved = time.perf_counter()
@@ -127,26 +140,66 @@ def fit(
             if not cohort.learners:
                 break
         _check_finite(cohort, f"in epoch {epoch + 1}", diverging, checkpointing)
-        rate = config.rate(epoch + (steps - 1) / steps)
-        for learner in cohort.learners:
-            record = _close_epoch(cohort, learner, epoch + 1, steps, rate, held_out)
-            if log is not None:
-                log({**record, "arm": learner.arm.name})
+        _close_epoch(cohort, epoch + 1, steps, held_out, log)
         step = 0
         seconds += time.perf_counter() - started
         _save(cohort, checkpointing, len(train), (epoch + 1, 0), seconds)
+    _share(cohort)
     return Trained(tuple(_outcome(learner) for learner in cohort.learners), earlier, dict(cohort.dropped))
 
 
+def _due(cohort: Cohort, checkpointing: Checkpointing | None, since_s: float, *, checked: bool) -> bool:
+    """Return whether to write a checkpoint; of several processes the first one's clock counts, where all meet."""
+    due = checkpointing is not None and since_s > checkpointing.every_s
+    return due if cohort.group.count == 1 else checked and cohort.group.told(lambda: due)
+
+
+def _check_processes(cohort: Cohort, train: Split) -> None:
+    settings = {name: value for name, value in asdict(cohort.config).items() if name not in _OF_MACHINE}
+    settings |= {"arms": [repr(learner.arm) for learner in cohort.learners], "training images": len(train)}
+    settings["sum of their labels"] = int(train.labels.sum())
+    cohort.group.check_same(settings)
+
+
+def _begin(cohort: Cohort, checkpointing: Checkpointing | None, images: int) -> tuple[int, int, float]:
+    """Begin where an earlier run stopped, in all processes with the state of the first one."""
+    epoch, step, seconds, sums = cohort.group.told(lambda: _restore(cohort, checkpointing, images))
+    _share(cohort)
+    for learner, own in zip(cohort.learners, sums[cohort.group.rank] if sums else (), strict=False):
+        learner.sums = {name: torch.tensor(value, device=cohort.device) for name, value in own.items()}
+    return epoch, step, seconds
+
+
+def _share(cohort: Cohort) -> None:
+    """Take over the state of the first process, which alone has read it, and measured."""
+    if cohort.group.count == 1:
+        return
+
+    def state() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, values = cohort.state()
+        return {name: tensor.cpu() for name, tensor in tensors.items()}, values
+
+    tensors, values = cohort.group.told(state)
+    if not cohort.group.leads:
+        cohort.restore(tensors, values)
+
+
 def _check_finite(cohort: Cohort, where: str, diverging: str, checkpointing: Checkpointing | None) -> None:
-    for name, why in cohort.diverged(where).items():
-        if diverging == "raise":
-            kept = checkpointing is not None and checkpointing.path.is_file()
-            raise DivergenceError(
-                f"Arm {name}: {why}. Lower --lr or the weight of a term, or use --precision fp32, with another --out"
-                + (f"; the last good checkpoint is kept in {checkpointing.path}." if checkpointing and kept else ".")
-            )
+    found: dict[str, str] = {}
+    for seen in cohort.group.gathered(cohort.diverged(where)):
+        found = seen | found
+    if found and diverging == "raise":
+        cohort.group.told(lambda: _tell(*next(iter(found.items())), checkpointing))
+    for name, why in found.items():
         cohort.drop(name, why)
+
+
+def _tell(name: str, why: str, checkpointing: Checkpointing | None) -> None:
+    kept = checkpointing is not None and checkpointing.path.is_file()
+    raise DivergenceError(
+        f"Arm {name}: {why}. Lower --lr or the weight of a term, or use --precision fp32, with another --out"
+        + (f"; the last good checkpoint is kept in {checkpointing.path}." if checkpointing and kept else ".")
+    )
 
 
 def _check_labels(cohort: Cohort, train: Split) -> None:
@@ -160,11 +213,27 @@ def _check_labels(cohort: Cohort, train: Split) -> None:
 
 
 def _close_epoch(
+    cohort: Cohort,
+    epoch: int,
+    steps: int,
+    held_out: Split | None,
+    log: Callable[[dict[str, Any]], None] | None,
+) -> None:
+    cohort.average_sums()
+    rate = cohort.config.rate(epoch - 1 + (steps - 1) / steps)
+    leads = cohort.group.leads
+    for learner in cohort.learners:
+        record = _record(cohort, learner, epoch, steps, rate, held_out if leads else None)
+        if log is not None and leads:
+            log({**record, "arm": learner.arm.name})
+
+
+def _record(
     cohort: Cohort, learner: Learner, epoch: int, steps: int, rate: float, held_out: Split | None
 ) -> dict[str, Any]:
     record: dict[str, Any] = {"epoch": epoch, "rate": rate}
     record |= {name: float(value) / steps for name, value in learner.sums.items()}
-    learner.sums = {}
+    learner.clear_sums()
     score = None
     if held_out is not None:
         found = evaluate(learner.network, held_out, device=cohort.device, precision=cohort.config.precision)
@@ -181,27 +250,39 @@ def _save(
 ) -> None:
     if checkpointing is None:
         return
+    alone = cohort.group.count == 1
+    sums = [] if alone else cohort.group.gathered([learner.told_sums() for learner in cohort.learners])
+    if not cohort.group.leads:
+        return
     tensors, values = cohort.state()
+    values |= {} if alone else {"sums": sums}  # of every process
     values |= {"epoch": at[0], "step": at[1], "seconds": seconds}
-    values["config"] = {**asdict(cohort.config), "images": images}
+    values["config"] = _settings(cohort, images)
     write_tensors(checkpointing.path, tensors, values)
 
 
-def _restore(cohort: Cohort, checkpointing: Checkpointing | None, images: int) -> tuple[int, int, float]:
+def _settings(cohort: Cohort, images: int) -> dict[str, Any]:
+    return {**asdict(cohort.config), "images": images, "processes": cohort.group.count}
+
+
+def _restore(
+    cohort: Cohort, checkpointing: Checkpointing | None, images: int
+) -> tuple[int, int, float, list[list[dict[str, float]]]]:
     if checkpointing is None or not checkpointing.resume or not checkpointing.path.is_file():
-        return 0, 0, 0.0
+        return 0, 0, 0.0, []
     tensors, values = read_tensors(checkpointing.path)
     if not isinstance(values.get("config"), dict):
         raise RunError(f"{checkpointing.path} is no checkpoint of a cohort. Choose another --out.")
-    made, wanted = values["config"], json.loads(json.dumps({**asdict(cohort.config), "images": images}))
-    for name in wanted.keys() - {"compile", "device"}:
+    made, wanted = {"processes": 1, **values["config"]}, json.loads(json.dumps(_settings(cohort, images)))
+    for name in wanted.keys() - _OF_MACHINE:
         if made.get(name) != wanted[name]:
             raise RunError(
                 f"{checkpointing.path} was made with {name} {made.get(name)}, not {wanted[name]}. "
                 "Use the old value or start anew."
             )
     cohort.restore(tensors, values)
-    return int(values["epoch"]), int(values["step"]), float(values["seconds"])
+    sums = values.get("sums", []) if cohort.group.count > 1 else []
+    return int(values["epoch"]), int(values["step"]), float(values["seconds"]), sums
 
 
 def _outcome(learner: Learner) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -81,16 +82,68 @@ def _input_of(weights: Path | str | None) -> InputSpec | None:
         return None
 
 
-def save(network: Network, path: Path | str, *, about: Mapping[str, Any] | None = None) -> None:
+def save(network: Network, path: Path | str, *, about: Mapping[str, Any] | None = None, half: bool = False) -> None:
     """Write a network so that :func:`load` gives it back: weights, architecture, input, classes.
 
     Args:
         network: Any network of this package.
         path: Where to write, usually ``student.safetensors``.
-        about: More JSON values to keep with it, such as the recipe.
+        about: More JSON values to keep with it, such as the recipe; :func:`read_about` returns them.
+        half: Write fp16, half the size; :func:`load` returns fp32 all the same. A tensor that fp16 cannot hold stays as
+            it is: one with a value above 65,504 or so small throughout that it would be lost, and running statistics of
+            batch norm in which any single value would be lost, as they are divided by.
+
+    Raises:
+        RunError: The file cannot be written; an older one is untouched.
+        SettingError: ``about`` holds something that JSON cannot.
     """
     described = {"name": network.name, "classes": network.classes, "input": asdict(network.input)}
-    write_tensors(Path(path), network.module.state_dict(), {"network": described, "about": dict(about or {})})
+    tensors = network.module.state_dict()
+    if half:
+        weights = {name for name, _ in network.module.named_parameters(remove_duplicate=False)}
+        tensors = {name: _halved(tensor, each=name not in weights) for name, tensor in tensors.items()}
+    try:
+        kept = json.loads(json.dumps(dict(about or {}), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise SettingError(f"about cannot be kept in {path}: {_one_line(error)}. Give values that JSON has.") from error
+    write_tensors(Path(path), tensors, {"network": described, "about": kept})
+
+
+def _halved(tensor: Tensor, *, each: bool) -> Tensor:
+    """Return a tensor in fp16, or as it was where that would lose more than fp16's own rounding.
+
+    Args:
+        tensor: Any tensor.
+        each: Every value must be kept to that rounding, not only the large ones.
+    """
+    if not tensor.is_floating_point() or tensor.dtype == torch.float16 or not tensor.numel():
+        return tensor
+    halved = tensor.to(torch.float16)
+    size = tensor.double().abs()
+    error = (halved.double() - tensor.double()).abs()
+    kept = error <= (size if each else size.max()) * 2.0**-11
+    return halved if bool(kept.all()) else tensor
+
+
+def read_about(path: Path | str) -> dict[str, Any]:
+    """Return what :func:`save` was told to keep with a network; empty where it was told nothing.
+
+    Raises:
+        WeightsError: The file is missing, broken, or was not written by Keyhole.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "teacher.safetensors"
+        ...     save(build("resnet8", classes=10), file, half=True, about={"epochs": 240})
+        ...     read_about(file)
+        {'epochs': 240}
+    """
+    metadata = read_tensors(Path(path))[1]
+    about = metadata.get("about") if isinstance(metadata, dict) else None
+    if not isinstance(about, dict):
+        raise WeightsError(f"{path} was not written by keyhole.save; it tells nothing about its network.")
+    return about
 
 
 def load(path: Path | str) -> Network:

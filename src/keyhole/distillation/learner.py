@@ -1,0 +1,159 @@
+"""A student in training: its network, what computes its terms, its optimizer, and its state on disk."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from keyhole.distillation.balance import BALANCE_EVERY, gradient_scales
+from keyhole.distillation.contrast import Contrast
+from keyhole.distillation.group import Group
+from keyhole.distillation.terms import View
+from keyhole.errors import SettingError
+from keyhole.models.layers import Tapped
+from keyhole.models.network import Network
+from keyhole.models.zoo import fill
+from keyhole.runtime import autocast
+
+if TYPE_CHECKING:
+    from keyhole.distillation.cohort import Arm, Lesson
+
+_KEPT = ("history", "best_epoch", "steps", "scales")
+
+
+@dataclass
+class Learner:
+    """A student in training, and the epoch's sums so far."""
+
+    arm: Arm
+    network: Network
+    tapped: Tapped
+    terms: nn.ModuleDict
+    optimizer: torch.optim.SGD
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_epoch: int = 0
+    steps: int = 0
+    scales: dict[str, float] = field(default_factory=dict)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return what is trained, by part."""
+        return {"student": self.network.module, "term": self.terms}
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """All that the optimizer changes."""
+        parameters: list[nn.Parameter] = self.optimizer.param_groups[0]["params"]
+        return parameters
+
+    @property
+    def repeats(self) -> bool:
+        """Whether every step runs the very same operations, so that one may be recorded and replayed."""
+        return self.arm.balance == "weights" and not any(isinstance(part, Contrast) for part in self.terms.modules())
+
+    def look(self, lesson: Lesson, precision: str, group: Group) -> None:
+        """Compute the gradient of the loss on a batch, and add the terms to the sums."""
+        self.optimizer.zero_grad(set_to_none=True)
+        images = lesson.views[self.arm.input]
+        with autocast(images.device, precision), _told_batch_norm(self.arm):
+            logits, features = self.tapped(images)
+            answer, hints = lesson.taught or (None, {})
+            view = View(logits, features, answer, hints, lesson.batch.labels, lesson.batch.indices)
+            values = {name: compute(view) for name, compute in self.terms.items()}
+        if self.arm.balance == "gradients" and self.steps % BALANCE_EVERY == 0:
+            self.scales = gradient_scales(self.network.module, self.terms, values, self.scales, average=group.average)
+        total = sum(
+            (term.weight * self.scales.get(term.name, 1.0) * values[term.name] for term in self.arm.terms),
+            start=logits.new_zeros(()),
+        )
+        total.backward()
+        for name, value in (*values.items(), ("loss", total)):
+            if name in self.sums:
+                self.sums[name] += value.detach()
+            else:
+                self.sums[name] = value.detach().clone()
+
+    def update(self, rate: float | Tensor, group: Group) -> None:
+        """Take the step that the gradient asks for; the gradient is that of all processes."""
+        group.average([weight.grad for weight in self.weights if weight.grad is not None])
+        for part in self.optimizer.param_groups:
+            part["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def told_sums(self) -> dict[str, float]:
+        """Return the sums as numbers."""
+        return {name: float(value) for name, value in self.sums.items()}
+
+    def clear_sums(self) -> None:
+        """Begin the sums of an epoch anew, in place, as a recorded step writes to them."""
+        for value in self.sums.values():
+            value.zero_()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return all that a later process needs to go on: tensors and JSON values."""
+        tensors: dict[str, Tensor] = {}
+        for part, module in self.modules().items():
+            tensors |= {f"{part}.{name}": tensor for name, tensor in module.state_dict().items()}
+        for k, weight in enumerate(self.weights):
+            if (buffer := self.optimizer.state[weight].get("momentum_buffer")) is not None:
+                tensors[f"momentum.{k}"] = buffer
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        tensors |= {f"sum.{name}": tensor for name, tensor in self.sums.items()}
+        return tensors, {name: getattr(self, name) for name in _KEPT}
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Take over a state that :meth:`state` gave.
+
+        Raises:
+            WeightsError: It is the state of another network.
+        """
+        for part, module in self.modules().items():
+            fill(module, under(tensors, f"{part}."), source=f"The checkpoint of arm {self.arm.name}")
+        momenta = under(tensors, "momentum.")
+        for k, weight in enumerate(self.weights):
+            if str(k) in momenta:
+                self.optimizer.state[weight]["momentum_buffer"] = torch.empty_like(weight).copy_(momenta[str(k)])
+        device = self.weights[0].device
+        self.best = under(tensors, "best.")
+        self.sums = {name: value.to(device) for name, value in under(tensors, "sum.").items()}
+        self.history = list(values["history"])
+        self.best_epoch = int(values["best_epoch"])
+        self.steps = int(values.get("steps", 0))
+        self.scales = dict(values.get("scales", {}))
+
+
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, named without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def draws_random_numbers(network: Network) -> bool:
+    """Return whether a forward pass in training mode draws random numbers, as dropout does."""
+    module = copy.deepcopy(network.module).cpu().train()
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        module(torch.zeros(2, network.input.channels, *network.input.size_px))
+    drew = not torch.equal(before, torch.get_rng_state())
+    torch.set_rng_state(before)
+    return drew
+
+
+@contextmanager
+def _told_batch_norm(arm: Arm) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise SettingError(
+            f"Arm {arm.name}: batch norm needs more than one value a channel, and a batch of one image has one "
+            "in a feature of one pixel. Raise --batch-size."
+        ) from error
