@@ -6,13 +6,14 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from keyhole import runtime
 from keyhole.data.splits import MemorySplit
 from keyhole.models.network import InputSpec, Network
 from keyhole.models.zoo import build
@@ -33,6 +34,19 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def measured_precision() -> Iterator[Callable[[], str]]:
+    """Take fp32 where the precision is left open, so that a test means the same on every processor.
+
+    With matrix units ``auto`` takes bf16, in which nothing equals its oracle to rounding. What ``auto`` takes is tested
+    by itself, with what this gives; processes that tests start decide for themselves.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        measured = runtime._faster_on_cpu
+        patch.setattr(runtime, "_faster_on_cpu", lambda: "fp32")
+        yield measured
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,10 @@ def test_a_precision_that_was_asked_for_is_taken(name: str) -> None:
     assert choose_precision(name, CPU) == name
 
 
-def test_the_automatic_precision_of_a_processor_is_the_one_that_was_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_automatic_precision_of_a_processor_is_the_one_that_was_faster(
+    monkeypatch: pytest.MonkeyPatch, measured_precision: Any
+) -> None:
+    monkeypatch.setattr(runtime, "_faster_on_cpu", measured_precision)
     waits = {torch.bfloat16: 0.0, torch.float32: 0.0}
     plain = torch.nn.Conv2d.forward
 
@@ -53,12 +57,12 @@ def test_the_automatic_precision_of_a_processor_is_the_one_that_was_faster(monke
 
     monkeypatch.setattr(torch.nn.Conv2d, "forward", forward)
     for slow, expected in ((torch.bfloat16, "fp32"), (torch.float32, "bf16")):
-        runtime._faster_on_cpu.cache_clear()
+        measured_precision.cache_clear()
         waits[slow] = 0.05
         assert choose_precision("auto", CPU) == expected
         assert choose_precision("auto", CPU) == expected
         waits[slow] = 0.0
-    runtime._faster_on_cpu.cache_clear()
+    measured_precision.cache_clear()
 
 
 def test_the_record_of_a_run_is_plain_json() -> None:
