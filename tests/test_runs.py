@@ -208,3 +208,13 @@ def test_lines_of_a_log_that_are_no_records_are_passed_over(tmp_path: Path) -> N
         file.write(b'\xff\xfe\n{"x": 1}\n{"arm": [], "epoch": 1}\n[]\n')
     run.append({"arm": "a", "epoch": 2, "loss": 1.0})
     assert [record["epoch"] for record in run.records()] == [1, 2]
+
+
+def test_a_run_goes_on_with_as_many_processes_as_it_began_with(tmp_path: Path) -> None:
+    with open_run(tmp_path / "run", "train", {"processes": 2}):
+        pass
+    with (
+        pytest.raises(RunError, match="holds another run: processes is 2 there and 1 now"),
+        open_run(tmp_path / "run", "train", {}, resume=True),
+    ):
+        pass

@@ -179,7 +179,9 @@ def _check_same(out: Path, told: Mapping[str, Any]) -> None:
         raise RunError(f"{out / _RECIPE} is no recipe of Keyhole. Choose another --out.")
     if old.get("command") != told["command"]:
         raise RunError(f"{out} holds a run of 'keyhole {old.get('command')}'. Choose another --out.")
-    before, now = ({k: v for k, v in each["arguments"].items() if k != _MACHINE} for each in (old, told))
+    before, now = (
+        {"processes": 1} | {k: v for k, v in each["arguments"].items() if k != _MACHINE} for each in (old, told)
+    )
     if before != now:
         raise RunError(f"{out} holds another run: {_difference(before, now)}. Choose another --out.")
 
