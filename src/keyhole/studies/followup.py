@@ -52,9 +52,16 @@ def _without_hints(plan: ArmPlan) -> ArmPlan | None:
     kinds = parse_terms(plan.terms, temperature=plan.temperature, equal=plan.balance == "gradients")
     texts = [text.strip() for text in plan.terms.split(",")]
     kept = [text for text, kind in zip(texts, kinds, strict=True) if not kind.needs_hints]
-    blank = ArmPlan()
-    plain = replace(plan, name="no hints", hints=None, layers=None, count=blank.count, match=blank.match)
-    return replace(plain, terms=",".join(kept)) if kept else None
+    if not kept:
+        return None
+    return ArmPlan(
+        name="no hints",
+        student=plan.student,
+        student_size=plan.student_size,
+        terms=",".join(kept),
+        temperature=plan.temperature,
+        balance=plan.balance,
+    )
 
 
 def study_toml(study: Study) -> str:
