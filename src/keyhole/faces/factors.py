@@ -238,8 +238,8 @@ def _statistic(marks: np.ndarray, protocol: IdentificationSet | PairSet) -> Stat
 def _notes(models: Sequence[FaceModel]) -> tuple[str, ...]:
     if len(models) < 2:
         return ()
-    kinds = {"input": {model.preparation for model in models}, "embedding": {model.embedding_size for model in models}}
-    differ = [name for name, values in kinds.items() if len(values) > 1]
+    inputs, sizes = ({model.preparation for model in models}, {model.embedding_size for model in models})
+    differ = [name for name, count in (("input", len(inputs)), ("embedding", len(sizes))) if count > 1]
     also = (
         f"They differ in their {' and '.join(differ)}"
         if differ

@@ -174,12 +174,10 @@ def factors_page(found: Factors) -> str:
         else "Nothing was varied but the size of the probe."
     )
     rows = [
-        (f"{effect.factor}: {effect.after.label()}", *(100 * part for part in _parts(effect.gain)))
-        for effect in found.effects
+        (f"{e.factor}: {e.after.label()}", 100 * e.gain.value, 100 * e.gain.low, 100 * e.gain.high)
+        for e in found.effects
     ]
-    drawn = figures.intervals(
-        [(name, value, low, high) for name, value, low, high in rows], "What each factor brings", of=found.main
-    )
+    drawn = figures.intervals(rows, "What each factor brings", of=found.main)
     table_rows = [
         [c.model, "aligned" if c.margin is None else f"{c.margin:g}", f"{c.face_px:g} px", c.mode, _cell(figure_)]
         for c, figure_ in found.figures
