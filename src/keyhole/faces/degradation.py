@@ -22,11 +22,13 @@ from keyhole.errors import SettingError, ShapeError, unknown_name
 from keyhole.faces.resampling import (
     CHUNK,
     MAX_SIZE_PX,
+    Trip,
     Workspace,
     check_crops,
     find_method,
     passes_of,
     run_passes,
+    run_trips,
     to_pixels,
 )
 
@@ -230,15 +232,41 @@ def degrade(
     side = check_crops(crops)
     out = torch.empty_like(crops, memory_format=torch.contiguous_format)
     work = Workspace.of(crops.device)
-    for each, rows, seeds in _groups(crops, how, seed):
-        apart = rows[-1] - rows[0] >= len(rows)
-        some = crops[rows] if apart else crops[rows[0] : rows[-1] + 1]
-        small = _small(some, each, seeds, work)
-        if apart:
-            out[rows] = _resized(small, each.enlarger, side, work)
-        else:
-            _resized(small, each.enlarger, side, work, out=out[rows[0] : rows[-1] + 1])
+    groups = _groups(crops, how, seed)
+    quick = [group for group in groups if _is_quick(group[0], side)]
+    for each, rows, seeds in groups:
+        if not _is_quick(each, side):
+            places, some = _chosen(crops, rows, work)
+            small = _small(some, each, seeds, work)
+            out.index_copy_(0, places, _resized(small, each.enlarger, side, work))
+    _degrade_quickly(crops, quick, work, out)
     return out
+
+
+def _is_quick(how: Degradation, side: int) -> bool:
+    """Return whether nothing happens to the small picture, and nothing is rounded on the way to it and back."""
+    exact = any(find_method(method).rounds_between for method in (how.down, how.enlarger))
+    return how.face_px < side and not exact and not how.noise_sigma and how.codec is None
+
+
+def _degrade_quickly(crops: Tensor, groups: list[_Group], work: Workspace, out: Tensor) -> None:
+    """Take images of all sizes together, each with its neighbors in size."""
+    trips = sorted(
+        (how.face_px, row, Trip(how.face_px, how.down, how.enlarger, how.blur_sigma_px * crops.shape[1] / how.face_px))
+        for how, rows, _ in groups
+        for row in rows
+    )
+    for start in range(0, len(trips), CHUNK):
+        chosen = [trip for _, _, trip in trips[start : start + CHUNK]]
+        places, some = _chosen(crops, [row for _, row, _ in trips[start : start + CHUNK]], work)
+        run_trips(some, chosen, work, out=some)
+        out.index_copy_(0, places, some)
+
+
+def _chosen(crops: Tensor, rows: list[int], work: Workspace) -> tuple[Tensor, Tensor]:
+    places = torch.tensor(rows, device=crops.device)
+    kept = work.take("chosen", (len(rows), *crops.shape[1:]), torch.uint8)
+    return places, torch.index_select(crops, 0, places, out=kept)
 
 
 _Group = tuple[Degradation, list[int], list[int]]
