@@ -233,13 +233,11 @@ def degrade(
     out = torch.empty_like(crops, memory_format=torch.contiguous_format)
     work = Workspace.of(crops.device)
     groups = _groups(crops, how, seed)
-    quick = [group for group in groups if _is_quick(group[0], side)]
+    _degrade_quickly(crops, [group for group in groups if _is_quick(group[0], side)], out)
     for each, rows, seeds in groups:
         if not _is_quick(each, side):
-            places, some = _chosen(crops, rows, work)
-            small = _small(some, each, seeds, work)
-            out.index_copy_(0, places, _resized(small, each.enlarger, side, work))
-    _degrade_quickly(crops, quick, work, out)
+            some = crops[rows[0] : rows[-1] + 1] if rows[-1] - rows[0] == len(rows) - 1 else crops[rows]
+            _enlarge(_small(some, each, seeds, work), each.enlarger, work, out, rows)
     return out
 
 
@@ -249,7 +247,7 @@ def _is_quick(how: Degradation, side: int) -> bool:
     return how.face_px < side and not exact and not how.noise_sigma and how.codec is None
 
 
-def _degrade_quickly(crops: Tensor, groups: list[_Group], work: Workspace, out: Tensor) -> None:
+def _degrade_quickly(crops: Tensor, groups: list[_Group], out: Tensor) -> None:
     """Take images of all sizes together, each with its neighbors in size."""
     trips = sorted(
         (how.face_px, row, Trip(how.face_px, how.down, how.enlarger, how.blur_sigma_px * crops.shape[1] / how.face_px))
@@ -257,16 +255,8 @@ def _degrade_quickly(crops: Tensor, groups: list[_Group], work: Workspace, out: 
         for row in rows
     )
     for start in range(0, len(trips), CHUNK):
-        chosen = [trip for _, _, trip in trips[start : start + CHUNK]]
-        places, some = _chosen(crops, [row for _, row, _ in trips[start : start + CHUNK]], work)
-        run_trips(some, chosen, work, out=some)
-        out.index_copy_(0, places, some)
-
-
-def _chosen(crops: Tensor, rows: list[int], work: Workspace) -> tuple[Tensor, Tensor]:
-    places = torch.tensor(rows, device=crops.device)
-    kept = work.take("chosen", (len(rows), *crops.shape[1:]), torch.uint8)
-    return places, torch.index_select(crops, 0, places, out=kept)
+        part = trips[start : start + CHUNK]
+        run_trips(crops, [row for _, row, _ in part], [trip for _, _, trip in part], out=out)
 
 
 _Group = tuple[Degradation, list[int], list[int]]
@@ -299,7 +289,7 @@ def _small(crops: Tensor, how: Degradation, seeds: list[int], work: Workspace) -
     side = crops.shape[1]
     size = min(how.face_px, side)
     blur = how.blur_sigma_px * side / size
-    pictures = _resized(crops, how.down, size, work, blur_sigma_px=blur)
+    pictures = _shrunk(crops, how.down, size, blur, work)
     if how.noise_sigma:
         pictures = _noisy(pictures, how.noise_sigma, seeds)
     if how.codec is not None and how.quality is not None:
@@ -308,23 +298,22 @@ def _small(crops: Tensor, how: Degradation, seeds: list[int], work: Workspace) -
     return pictures
 
 
-def _resized(
-    pictures: Tensor,
-    method: str,
-    size: int,
-    work: Workspace,
-    *,
-    blur_sigma_px: float = 0.0,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Return the pictures at another size, in ``out`` or in memory that the next call uses again."""
+def _shrunk(pictures: Tensor, method: str, size: int, blur_sigma_px: float, work: Workspace) -> Tensor:
+    """Return the pictures at another size, in memory that the next call uses again."""
     if pictures.shape[1] == size and not blur_sigma_px:
-        return pictures if out is None else out.copy_(pictures)
+        return pictures
     passes = passes_of(method, pictures.shape[1], size, device=pictures.device, blur_sigma_px=blur_sigma_px)
-    if out is None:
-        out = work.take("small" if size < pictures.shape[1] else "large", (len(pictures), size, size, 3), torch.uint8)
-    to_pixels(run_passes(pictures, passes, work), out)
-    return out
+    small = work.take("small", (len(pictures), size, size, 3), torch.uint8)
+    to_pixels(run_passes(pictures, passes, work), small)
+    return small
+
+
+def _enlarge(pictures: Tensor, method: str, work: Workspace, out: Tensor, rows: list[int]) -> None:
+    if pictures.shape[1] == out.shape[1]:
+        out[rows] = pictures
+        return
+    passes = passes_of(method, pictures.shape[1], out.shape[1], device=out.device)
+    to_pixels(run_passes(pictures, passes, work), out, rows)
 
 
 def _noisy(pictures: Tensor, sigma: float, seeds: list[int]) -> Tensor:

@@ -237,32 +237,35 @@ class Trip:
 
 
 def run_trips(
-    crops: UInt8[Tensor, "n s s 3"], trips: Sequence[Trip], work: Workspace, *, out: UInt8[Tensor, "n s s 3"]
+    crops: UInt8[Tensor, "n s s 3"], rows: Sequence[int], trips: Sequence[Trip], *, out: UInt8[Tensor, "n s s 3"]
 ) -> None:
-    """Write crops after a trip each, to any sizes in one go: what two calls of :func:`run_passes` would give.
+    """Write some crops after a trip each, to any sizes in one go: what two calls of :func:`run_passes` would give.
 
     Small pictures are padded with zeros to the largest; zeros change no sum. The channels are pulled apart where the
     pictures are small.
 
     Args:
         crops: Square RGB pictures.
-        trips: One for each picture; they had better be of similar sizes.
-        work: Memory of the caller.
-        out: Where the result goes.
+        rows: Which of them.
+        trips: One for each of these; they had better be of similar sizes.
+        out: Where the results go, in the places that the crops have.
     """
-    count, side = len(crops), crops.shape[1]
+    count, side, work = len(rows), crops.shape[1], Workspace.of(crops.device)
     inner = -(-max(trip.size_px for trip in trips) // _PADDED_TO) * _PADDED_TO
     there = _stacked([_padded(trip, side, inner, back=False, device=crops.device) for trip in trips])
     back = _stacked([_padded(trip, side, inner, back=True, device=crops.device) for trip in trips])
-    pixels = work.take("pixels", (count, side, CHANNELS * side)).copy_(crops.flatten(2))
-    rows = torch.bmm(there[:, 0], pixels, out=work.take("first", (count, inner, CHANNELS * side)))
+    pixels = work.take("pixels", (count, side, CHANNELS * side))
+    for place, row in enumerate(rows):
+        pixels[place].copy_(crops[row].flatten(1))
+    lined = torch.bmm(there[:, 0], pixels, out=work.take("first", (count, inner, CHANNELS * side)))
     planes = work.take("planes", (count, inner, CHANNELS, side))
-    planes.copy_(_to_halves(rows).view(count, inner, side, CHANNELS).movedim(3, 2))
+    planes.copy_(_to_halves(lined).view(count, inner, side, CHANNELS).movedim(3, 2))
     lines = planes.view(count, inner * CHANNELS, side)
     small = torch.bmm(lines, there[:, 1].mT, out=work.take("small planes", (count, inner * CHANNELS, inner)))
     torch.bmm(small.floor_().clamp_(0, 255), back[:, 0].mT, out=lines)
-    rows.view(count, inner, side, CHANNELS).copy_(_to_halves(planes).movedim(2, 3))
-    to_pixels(torch.bmm(back[:, 1], rows, out=pixels), out)
+    lined.view(count, inner, side, CHANNELS).copy_(_to_halves(planes).movedim(2, 3))
+    torch.bmm(back[:, 1], lined, out=pixels)
+    to_pixels(pixels, out, rows)
 
 
 def _stacked(weights: list[Tensor]) -> Tensor:
@@ -308,7 +311,7 @@ def run_passes(pictures: UInt8[Tensor, "n s s 3"], passes: Passes, work: Workspa
 
 
 def _to_halves(values: Tensor) -> Tensor:
-    return values.add_(_EIGHTHS).sub_(_EIGHTHS).add_(0.5)
+    return values.add_(_EIGHTHS).sub_(_EIGHTHS - 0.5)
 
 
 def _run_across(values: Tensor, blocks: tuple[Block, ...], out: Tensor) -> Tensor:
@@ -325,13 +328,19 @@ def _run_down(values: Tensor, blocks: tuple[Block, ...], out: Tensor) -> Tensor:
     return out
 
 
-def to_pixels(values: Float[Tensor, "n s w"], out: UInt8[Tensor, "n s s 3"]) -> None:
-    """Write what :func:`run_passes` returned as pixels; ``values`` is used up."""
+def to_pixels(values: Float[Tensor, "n s w"], out: UInt8[Tensor, "m s s 3"], rows: Sequence[int] | None = None) -> None:
+    """Write what :func:`run_passes` returned as pixels, to some rows of ``out`` or to all; ``values`` is used up."""
     values.clamp_(0, 255)
-    if values.device.type == "cpu":  # numpy's conversion is three times as fast as torch's
-        np.copyto(out.view(values.shape).numpy(), values.numpy(), casting="unsafe")
-    else:
-        out.view(values.shape).copy_(values)
+    pixels = out.view(len(out), *values.shape[1:])
+    if values.device.type != "cpu":
+        pixels[slice(None) if rows is None else torch.tensor(rows)] = values.to(torch.uint8)
+        return
+    source, target = values.numpy(), pixels.numpy()  # numpy's conversion is three times as fast as torch's
+    if rows is None:
+        np.copyto(target, source, casting="unsafe")
+        return
+    for place, row in enumerate(rows):
+        np.copyto(target[row], source[place], casting="unsafe")
 
 
 def _across(weights: np.ndarray, device: torch.device) -> tuple[Block, ...]:
