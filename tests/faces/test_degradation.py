@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from keyhole.errors import SettingError, ShapeError, UnknownNameError
 from keyhole.faces.degradation import Degradation, degrade, image_seeds, parse_degradation, shrink
-from keyhole.faces.resampling import resample
+from keyhole.faces.resampling import METHODS, resample
 
 
 @pytest.fixture
@@ -173,3 +174,45 @@ def test_batches_that_are_refused(crops: Tensor) -> None:
         degrade(crops, MIXED, seed=-1)
     with pytest.raises(ShapeError, match="Crops are a uint8 tensor"):
         degrade(crops.float(), MIXED)
+
+
+ONCE = [name for name, method in METHODS.items() if not method.rounds_between]
+
+
+def test_all_sizes_in_one_go_equal_one_after_the_other(crops: Tensor) -> None:
+    generator = np.random.default_rng(0)
+    many = crops.repeat(6, 1, 1, 1)
+    many[:9] = (many[:9] > 127) * 255  # overshoots, clips and ties
+    hows = [
+        Degradation(
+            int(generator.integers(1, 112)),
+            down=str(generator.choice(ONCE)),
+            up=str(generator.choice(ONCE)),
+            blur_sigma_px=float(generator.choice([0.0, 0.7])),
+        )
+        for _ in many
+    ]
+    together = degrade(many, hows)
+    for index, how in enumerate(hows):
+        small = shrink(many[index : index + 1], how)
+        assert torch.equal(together[index], resample(small, 112, how.enlarger)[0]), how
+
+
+def test_threads_do_not_share_memory(crops: Tensor) -> None:
+    hows = [Degradation(size, down=down) for size in (9, 30) for down in ("pil-bicubic", "cv2-area")]
+    expected = [degrade(crops, how) for how in hows]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            assert all(
+                torch.equal(*pair)
+                for pair in zip(pool.map(lambda how: degrade(crops, how), hows), expected, strict=True)
+            )
+
+
+def test_what_is_returned_is_not_written_to_later(crops: Tensor) -> None:
+    first, small = degrade(crops, Degradation(12)), shrink(crops, Degradation(12))
+    kept = first.clone(), small.clone()
+    degrade(crops.flip(0), Degradation(12))
+    shrink(crops.flip(0), Degradation(12))
+    assert torch.equal(first, kept[0])
+    assert torch.equal(small, kept[1])

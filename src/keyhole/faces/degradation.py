@@ -22,11 +22,13 @@ from keyhole.errors import SettingError, ShapeError, unknown_name
 from keyhole.faces.resampling import (
     CHUNK,
     MAX_SIZE_PX,
+    Trip,
     Workspace,
     check_crops,
     find_method,
     passes_of,
     run_passes,
+    run_trips,
     to_pixels,
 )
 
@@ -230,15 +232,31 @@ def degrade(
     side = check_crops(crops)
     out = torch.empty_like(crops, memory_format=torch.contiguous_format)
     work = Workspace.of(crops.device)
-    for each, rows, seeds in _groups(crops, how, seed):
-        apart = rows[-1] - rows[0] >= len(rows)
-        some = crops[rows] if apart else crops[rows[0] : rows[-1] + 1]
-        small = _small(some, each, seeds, work)
-        if apart:
-            out[rows] = _resized(small, each.enlarger, side, work)
-        else:
-            _resized(small, each.enlarger, side, work, out=out[rows[0] : rows[-1] + 1])
+    groups = _groups(crops, how, seed)
+    _degrade_quickly(crops, [group for group in groups if _is_quick(group[0], side)], out)
+    for each, rows, seeds in groups:
+        if not _is_quick(each, side):
+            some = crops[rows[0] : rows[-1] + 1] if rows[-1] - rows[0] == len(rows) - 1 else crops[rows]
+            _enlarge(_small(some, each, seeds, work), each.enlarger, work, out, rows)
     return out
+
+
+def _is_quick(how: Degradation, side: int) -> bool:
+    """Return whether nothing happens to the small picture, and nothing is rounded on the way to it and back."""
+    exact = any(find_method(method).rounds_between for method in (how.down, how.enlarger))
+    return how.face_px < side and not exact and not how.noise_sigma and how.codec is None
+
+
+def _degrade_quickly(crops: Tensor, groups: list[_Group], out: Tensor) -> None:
+    """Take images of all sizes together, each with its neighbors in size."""
+    trips = sorted(
+        (how.face_px, row, Trip(how.face_px, how.down, how.enlarger, how.blur_sigma_px * crops.shape[1] / how.face_px))
+        for how, rows, _ in groups
+        for row in rows
+    )
+    for start in range(0, len(trips), CHUNK):
+        part = trips[start : start + CHUNK]
+        run_trips(crops, [row for _, row, _ in part], [trip for _, _, trip in part], out=out)
 
 
 _Group = tuple[Degradation, list[int], list[int]]
@@ -271,7 +289,7 @@ def _small(crops: Tensor, how: Degradation, seeds: list[int], work: Workspace) -
     side = crops.shape[1]
     size = min(how.face_px, side)
     blur = how.blur_sigma_px * side / size
-    pictures = _resized(crops, how.down, size, work, blur_sigma_px=blur)
+    pictures = _shrunk(crops, how.down, size, blur, work)
     if how.noise_sigma:
         pictures = _noisy(pictures, how.noise_sigma, seeds)
     if how.codec is not None and how.quality is not None:
@@ -280,23 +298,22 @@ def _small(crops: Tensor, how: Degradation, seeds: list[int], work: Workspace) -
     return pictures
 
 
-def _resized(
-    pictures: Tensor,
-    method: str,
-    size: int,
-    work: Workspace,
-    *,
-    blur_sigma_px: float = 0.0,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Return the pictures at another size, in ``out`` or in memory that the next call uses again."""
+def _shrunk(pictures: Tensor, method: str, size: int, blur_sigma_px: float, work: Workspace) -> Tensor:
+    """Return the pictures at another size, in memory that the next call uses again."""
     if pictures.shape[1] == size and not blur_sigma_px:
-        return pictures if out is None else out.copy_(pictures)
+        return pictures
     passes = passes_of(method, pictures.shape[1], size, device=pictures.device, blur_sigma_px=blur_sigma_px)
-    if out is None:
-        out = work.take("small" if size < pictures.shape[1] else "large", (len(pictures), size, size, 3), torch.uint8)
-    to_pixels(run_passes(pictures, passes, work), out)
-    return out
+    small = work.take("small", (len(pictures), size, size, 3), torch.uint8)
+    to_pixels(run_passes(pictures, passes, work), small)
+    return small
+
+
+def _enlarge(pictures: Tensor, method: str, work: Workspace, out: Tensor, rows: list[int]) -> None:
+    if pictures.shape[1] == out.shape[1]:
+        out[rows] = pictures
+        return
+    passes = passes_of(method, pictures.shape[1], out.shape[1], device=out.device)
+    to_pixels(run_passes(pictures, passes, work), out, rows)
 
 
 def _noisy(pictures: Tensor, sigma: float, seeds: list[int]) -> Tensor:

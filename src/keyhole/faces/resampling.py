@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import pairwise
 from typing import cast
 
@@ -30,6 +30,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from keyhole.errors import SettingError, ShapeError, unknown_name
+from keyhole.faces import kernels
 
 CHANNELS = 3
 CHUNK = 8  # images of 112 x 112 at a time: their floats stay within a core's second cache
@@ -40,16 +41,15 @@ _HALVES_BITS = 9  # whole gray levels plus one half
 _FRACTION_BITS = 11  # OpenCV's own precision
 _EIGHTHS = 1.5 * 2**20  # adding and subtracting it rounds a float32 to a multiple of 1/8
 _PILLOW_BITS = 22  # PRECISION_BITS in Pillow's Resample.c
+_PADDED_TO = 8  # small pictures of different sizes share one product when padded to a multiple of it
 _HALVED_FROM_PX = 24  # from here on two blocks down the columns are faster than one
-
-_Axis = Callable[[int, int], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Method:
     """One way to resample an axis, and whether the library rounds to whole gray levels after the first."""
 
-    axis: _Axis
+    axis: kernels.Axis
     rounds_between: bool
 
 
@@ -86,10 +86,11 @@ class Workspace:
     @classmethod
     def of(cls, device: torch.device) -> Workspace:
         """Return this thread's memory on a device, some megabytes."""
-        kept: dict[torch.device, Workspace] = _THREAD.__dict__
-        if device not in kept:
-            kept[device] = cls(device)
-        return kept[device]
+        kept = _THREAD.__dict__
+        if str(device) not in kept:
+            kept[str(device)] = cls(device)
+        found: Workspace = kept[str(device)]
+        return found
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Return a tensor of that shape with anything in it; it holds until the same name is taken again."""
@@ -198,16 +199,8 @@ def passes_of(method: str, from_px: int, to_px: int, *, device: torch.device, bl
         SettingError: A size is not from 1 to 4096.
         UnknownNameError: There is no such method.
     """
-    weights = resampling_matrix(method, from_px, to_px)
-    if blur_sigma_px:
-        weights = weights @ _gaussian(from_px, blur_sigma_px)
+    first, second = _weights(method, from_px, to_px, blur_sigma_px)
     rounds = METHODS[method].rounds_between
-    headroom = math.ceil(math.log2(np.abs(weights).sum(axis=1).max() - 1e-9))
-    first = _whole_units(weights, bits=_EXACT_BITS - _PIXEL_BITS - headroom)
-    second = _whole_units(weights, bits=_FRACTION_BITS)
-    if rounds:
-        first = np.floor(np.abs(weights) * 2**_PILLOW_BITS + 0.5) * np.sign(weights) / 2**_PILLOW_BITS
-        second = first if to_px <= from_px else _whole_units(weights, bits=_EXACT_BITS - _HALVES_BITS - headroom)
     columns_first = to_px < from_px and not rounds
     return Passes(
         from_px,
@@ -216,6 +209,80 @@ def passes_of(method: str, from_px: int, to_px: int, *, device: torch.device, bl
         down=_down(first if columns_first else second, device),
         rounds_between=rounds,
     )
+
+
+def _weights(method: str, from_px: int, to_px: int, blur_sigma_px: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weights of the first and of the second pass, in units that keep the sums exact."""
+    weights = resampling_matrix(method, from_px, to_px)
+    if blur_sigma_px:
+        weights = weights @ _gaussian(from_px, blur_sigma_px)
+    headroom = math.ceil(math.log2(np.abs(weights).sum(axis=1).max() - 1e-9))
+    if not METHODS[method].rounds_between:
+        first = _whole_units(weights, bits=_EXACT_BITS - _PIXEL_BITS - headroom)
+        return first, _whole_units(weights, bits=_FRACTION_BITS)
+    first = np.floor(np.abs(weights) * 2**_PILLOW_BITS + 0.5) * np.sign(weights) / 2**_PILLOW_BITS
+    if to_px <= from_px:
+        return first, first
+    return first, _whole_units(weights, bits=_EXACT_BITS - _HALVES_BITS - headroom)
+
+
+@dataclass(frozen=True)
+class Trip:
+    """A way to a smaller size and back, by methods that round once."""
+
+    size_px: int
+    down: str
+    up: str
+    blur_sigma_px: float = 0.0
+
+
+def run_trips(
+    crops: UInt8[Tensor, "n s s 3"], rows: Sequence[int], trips: Sequence[Trip], *, out: UInt8[Tensor, "n s s 3"]
+) -> None:
+    """Write some crops after a trip each, to any sizes in one go: what two calls of :func:`run_passes` would give.
+
+    Small pictures are padded with zeros to the largest; zeros change no sum. The channels are pulled apart where the
+    pictures are small.
+
+    Args:
+        crops: Square RGB pictures.
+        rows: Which of them.
+        trips: One for each of these; they had better be of similar sizes.
+        out: Where the results go, in the places that the crops have.
+    """
+    count, side, work = len(rows), crops.shape[1], Workspace.of(crops.device)
+    inner = -(-max(trip.size_px for trip in trips) // _PADDED_TO) * _PADDED_TO
+    there = _stacked([_padded(trip, side, inner, back=False, device=crops.device) for trip in trips])
+    back = _stacked([_padded(trip, side, inner, back=True, device=crops.device) for trip in trips])
+    pixels = work.take("pixels", (count, side, CHANNELS * side))
+    for place, row in enumerate(rows):
+        pixels[place].copy_(crops[row].flatten(1))
+    lined = torch.bmm(there[:, 0], pixels, out=work.take("first", (count, inner, CHANNELS * side)))
+    planes = work.take("planes", (count, inner, CHANNELS, side))
+    planes.copy_(_to_halves(lined).view(count, inner, side, CHANNELS).movedim(3, 2))
+    lines = planes.view(count, inner * CHANNELS, side)
+    small = torch.bmm(lines, there[:, 1].mT, out=work.take("small planes", (count, inner * CHANNELS, inner)))
+    torch.bmm(small.floor_().clamp_(0, 255), back[:, 0].mT, out=lines)
+    lined.view(count, inner, side, CHANNELS).copy_(_to_halves(planes).movedim(2, 3))
+    torch.bmm(back[:, 1], lined, out=pixels)
+    to_pixels(pixels, out, rows)
+
+
+def _stacked(weights: list[Tensor]) -> Tensor:
+    if all(each is weights[0] for each in weights):
+        return weights[0].expand(len(weights), -1, -1, -1)
+    return torch.stack(weights)
+
+
+@lru_cache(maxsize=1024)
+def _padded(trip: Trip, side: int, inner: int, *, back: bool, device: torch.device) -> Tensor:
+    """Return the weights of the first and the second pass of one way, with zeros beyond the small picture."""
+    blur = 0.0 if back else trip.blur_sigma_px
+    method, sizes = (trip.up, (trip.size_px, side)) if back else (trip.down, (side, trip.size_px))
+    padded = torch.zeros((2, side, inner) if back else (2, inner, side))
+    for place, weights in enumerate(_weights(method, *sizes, blur)):
+        padded[place, : weights.shape[0], : weights.shape[1]] = torch.from_numpy(weights)
+    return padded.to(device)
 
 
 def run_passes(pictures: UInt8[Tensor, "n s s 3"], passes: Passes, work: Workspace) -> Float[Tensor, "n t v"]:
@@ -244,7 +311,7 @@ def run_passes(pictures: UInt8[Tensor, "n s s 3"], passes: Passes, work: Workspa
 
 
 def _to_halves(values: Tensor) -> Tensor:
-    return values.add_(_EIGHTHS).sub_(_EIGHTHS).add_(0.5)
+    return values.add_(_EIGHTHS).sub_(_EIGHTHS - 0.5)
 
 
 def _run_across(values: Tensor, blocks: tuple[Block, ...], out: Tensor) -> Tensor:
@@ -261,13 +328,19 @@ def _run_down(values: Tensor, blocks: tuple[Block, ...], out: Tensor) -> Tensor:
     return out
 
 
-def to_pixels(values: Float[Tensor, "n s w"], out: UInt8[Tensor, "n s s 3"]) -> None:
-    """Write what :func:`run_passes` returned as pixels; ``values`` is used up."""
+def to_pixels(values: Float[Tensor, "n s w"], out: UInt8[Tensor, "m s s 3"], rows: Sequence[int] | None = None) -> None:
+    """Write what :func:`run_passes` returned as pixels, to some rows of ``out`` or to all; ``values`` is used up."""
     values.clamp_(0, 255)
-    if values.device.type == "cpu":  # numpy's conversion is three times as fast as torch's
-        np.copyto(out.view(values.shape).numpy(), values.numpy(), casting="unsafe")
-    else:
-        out.view(values.shape).copy_(values)
+    pixels = out.view(len(out), *values.shape[1:])
+    if values.device.type != "cpu":
+        pixels[slice(None) if rows is None else torch.tensor(rows)] = values.to(torch.uint8)
+        return
+    source, target = values.numpy(), pixels.numpy()  # numpy's conversion is three times as fast as torch's
+    if rows is None:
+        np.copyto(target, source, casting="unsafe")
+        return
+    for place, row in enumerate(rows):
+        np.copyto(target[row], source[place], casting="unsafe")
 
 
 def _across(weights: np.ndarray, device: torch.device) -> tuple[Block, ...]:
@@ -318,134 +391,32 @@ def _whole_units(weights: np.ndarray, *, bits: int) -> np.ndarray:
     order = np.argsort(whole - scaled, axis=1, kind="stable")
     raised = np.arange(weights.shape[1]) < missing[:, None]
     np.put_along_axis(whole, order, np.take_along_axis(whole, order, axis=1) + raised, axis=1)
-    return (whole / 2**bits).astype(np.float32)
+    return cast(np.ndarray, (whole / 2**bits).astype(np.float32))
 
 
 def _gaussian(size: int, sigma: float) -> np.ndarray:
     """Return a Gaussian blur as a matrix; what lies beyond the border is the border's pixel."""
     reach = max(1, math.ceil(4 * sigma))
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    return _gather(np.repeat([kernel / kernel.sum()], size, axis=0), np.arange(size) - reach, size)
-
-
-def _gather(taps: np.ndarray, first: np.ndarray, size: int) -> np.ndarray:
-    """Return the matrix of rows of taps that start at given pixels; the border's pixel stands for those beyond."""
-    rows, count = taps.shape
-    matrix = np.zeros((rows, size))
-    columns = np.clip(first[:, None] + np.arange(count), 0, size - 1)
-    np.add.at(matrix, (np.arange(rows)[:, None], columns), taps)
-    return matrix
-
-
-def _averaged(kernel: Callable[[np.ndarray], np.ndarray], support: float) -> _Axis:
-    """Return an axis whose kernel is widened when shrinking, cut at the border and scaled to sum 1."""
-
-    def axis(from_px: int, to_px: int) -> np.ndarray:
-        scale = from_px / to_px
-        widened = max(scale, 1.0)
-        center = (np.arange(to_px) + 0.5) * scale
-        low = np.maximum((center - support * widened + 0.5).astype(int), 0)
-        high = np.minimum((center + support * widened + 0.5).astype(int), from_px)
-        pixels = np.arange(from_px)
-        weights = kernel((pixels - center[:, None] + 0.5) / widened)
-        weights = weights * ((pixels >= low[:, None]) & (pixels < high[:, None]))
-        return cast(np.ndarray, weights / weights.sum(axis=1, keepdims=True))
-
-    return axis
-
-
-def _sampled(kernel: Callable[[np.ndarray], np.ndarray], taps: int) -> _Axis:
-    """Return an axis that reads a fixed number of pixels around each point, whatever the scale."""
-
-    def axis(from_px: int, to_px: int) -> np.ndarray:
-        point = (np.arange(to_px) + 0.5) * (from_px / to_px) - 0.5
-        first = np.floor(point).astype(int) - (taps // 2 - 1)
-        weights = kernel(first[:, None] + np.arange(taps) - point[:, None])
-        return _gather(weights / weights.sum(axis=1, keepdims=True), first, from_px)
-
-    return axis
-
-
-def _nearest_center(from_px: int, to_px: int) -> np.ndarray:
-    """Pillow adds up the step from pixel to pixel, so its rounding errors decide where a cell begins."""
-    step = from_px / to_px
-    points = np.cumsum(np.concatenate([[0.5 * step], np.full(to_px - 1, step)]))
-    return cast(np.ndarray, np.eye(from_px)[points.astype(int)])
-
-
-def _nearest_corner(from_px: int, to_px: int) -> np.ndarray:
-    return cast(np.ndarray, np.eye(from_px)[np.arange(to_px) * from_px // to_px])
-
-
-def _area(from_px: int, to_px: int) -> np.ndarray:
-    """Average by overlap when shrinking; when enlarging, OpenCV mixes two pixels only where a cell has both."""
-    scale = from_px / to_px
-    if scale < 1:
-        first = np.floor(np.arange(to_px) * scale).astype(int)
-        share = (np.arange(to_px) + 1) - (first + 1) / scale
-        share = np.where(share <= 1e-9, 0.0, share - np.floor(share))
-        return _gather(np.stack([1 - share, share], axis=1), first, from_px)
-    edges = np.arange(to_px + 1)[:, None] * scale
-    covered = np.clip(edges - np.arange(from_px), 0, 1)
-    return cast(np.ndarray, np.diff(covered, axis=0) / scale)
-
-
-def _whole_area(from_px: int, to_px: int) -> np.ndarray:
-    """Average every pixel that a cell touches, alike (adaptive average pooling)."""
-    cell = np.arange(to_px)[:, None]
-    low, high = cell * from_px // to_px, -(-(cell + 1) * from_px // to_px)
-    pixels = np.arange(from_px)
-    inside = (pixels >= low) & (pixels < high)
-    return cast(np.ndarray, inside / inside.sum(axis=1, keepdims=True))
-
-
-def _box(x: np.ndarray) -> np.ndarray:
-    return ((x > -0.5) & (x <= 0.5)).astype(float)
-
-
-def _triangle(x: np.ndarray) -> np.ndarray:
-    return cast(np.ndarray, np.maximum(0.0, 1.0 - np.abs(x)))
-
-
-def _hamming(x: np.ndarray) -> np.ndarray:
-    return cast(np.ndarray, np.sinc(x) * (0.54 + 0.46 * np.cos(np.pi * x)) * (np.abs(x) < 1))
-
-
-@cache
-def _cubic(a: float) -> Callable[[np.ndarray], np.ndarray]:
-    def kernel(x: np.ndarray) -> np.ndarray:
-        x = np.abs(x)
-        near = ((a + 2) * x - (a + 3)) * x * x + 1
-        far = (((x - 5) * x + 8) * x - 4) * a
-        return np.where(x < 1, near, np.where(x < 2, far, 0.0))
-
-    return kernel
-
-
-@cache
-def _lanczos(lobes: int) -> Callable[[np.ndarray], np.ndarray]:
-    def kernel(x: np.ndarray) -> np.ndarray:
-        return cast(np.ndarray, np.sinc(x) * np.sinc(x / lobes) * (np.abs(x) < lobes))
-
-    return kernel
+    return kernels.gather(np.repeat([kernel / kernel.sum()], size, axis=0), np.arange(size) - reach, size)
 
 
 METHODS: dict[str, Method] = {
-    "pil-nearest": Method(_nearest_center, rounds_between=True),
-    "pil-box": Method(_averaged(_box, 0.5), rounds_between=True),
-    "pil-bilinear": Method(_averaged(_triangle, 1.0), rounds_between=True),
-    "pil-hamming": Method(_averaged(_hamming, 1.0), rounds_between=True),
-    "pil-bicubic": Method(_averaged(_cubic(-0.5), 2.0), rounds_between=True),
-    "pil-lanczos": Method(_averaged(_lanczos(3), 3.0), rounds_between=True),
-    "cv2-nearest": Method(_nearest_corner, rounds_between=False),
-    "cv2-linear": Method(_sampled(_triangle, 2), rounds_between=False),
-    "cv2-area": Method(_area, rounds_between=False),
-    "cv2-cubic": Method(_sampled(_cubic(-0.75), 4), rounds_between=False),
-    "cv2-lanczos4": Method(_sampled(_lanczos(4), 8), rounds_between=False),
-    "torch-nearest": Method(_nearest_corner, rounds_between=False),
-    "torch-area": Method(_whole_area, rounds_between=False),
-    "torch-bilinear": Method(_sampled(_triangle, 2), rounds_between=False),
-    "torch-bilinear-antialias": Method(_averaged(_triangle, 1.0), rounds_between=False),
-    "torch-bicubic": Method(_sampled(_cubic(-0.75), 4), rounds_between=False),
-    "torch-bicubic-antialias": Method(_averaged(_cubic(-0.5), 2.0), rounds_between=False),
+    "pil-nearest": Method(kernels.nearest_center, rounds_between=True),
+    "pil-box": Method(kernels.averaged(kernels.box, 0.5), rounds_between=True),
+    "pil-bilinear": Method(kernels.averaged(kernels.triangle, 1.0), rounds_between=True),
+    "pil-hamming": Method(kernels.averaged(kernels.hamming, 1.0), rounds_between=True),
+    "pil-bicubic": Method(kernels.averaged(kernels.cubic(-0.5), 2.0), rounds_between=True),
+    "pil-lanczos": Method(kernels.averaged(kernels.lanczos(3), 3.0), rounds_between=True),
+    "cv2-nearest": Method(kernels.nearest_corner, rounds_between=False),
+    "cv2-linear": Method(kernels.sampled(kernels.triangle, 2), rounds_between=False),
+    "cv2-area": Method(kernels.area, rounds_between=False),
+    "cv2-cubic": Method(kernels.sampled(kernels.cubic(-0.75), 4), rounds_between=False),
+    "cv2-lanczos4": Method(kernels.sampled(kernels.lanczos(4), 8), rounds_between=False),
+    "torch-nearest": Method(kernels.nearest_corner, rounds_between=False),
+    "torch-area": Method(kernels.whole_area, rounds_between=False),
+    "torch-bilinear": Method(kernels.sampled(kernels.triangle, 2), rounds_between=False),
+    "torch-bilinear-antialias": Method(kernels.averaged(kernels.triangle, 1.0), rounds_between=False),
+    "torch-bicubic": Method(kernels.sampled(kernels.cubic(-0.75), 4), rounds_between=False),
+    "torch-bicubic-antialias": Method(kernels.averaged(kernels.cubic(-0.5), 2.0), rounds_between=False),
 }
