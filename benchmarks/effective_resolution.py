@@ -45,7 +45,7 @@ VARIANTS = 8
 DRAWS = 72
 TOGETHER = 2  # neighbors that share a degradation, which is faster
 DIVISORS = (7, 8, 14, 16, 28, 56)  # a whole number of pixels each: spectra of their own kind, drawn more often
-HIDDEN = (48, 24)
+HIDDEN = (64, 32)
 METHOD_NAMES = list(METHODS)
 
 
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True, help="zip of the London Set")
     parser.add_argument("--lfw", type=Path, help="zip of aligned LFW crops")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--steps", type=int, default=30000)
     options = parser.parse_args()
     if options.action == "fit":
         fit(options.root, options.out, options.steps)
@@ -194,7 +194,7 @@ def fit(root: Path, out: Path, steps: int) -> None:
 
 
 def _rounded(values: Tensor) -> Any:
-    return np.round(values.detach().double().numpy(), 4).tolist()
+    return np.round(values.detach().double().numpy(), 3).tolist()
 
 
 def measure(root: Path, lfw: Path | None, out: Path) -> None:

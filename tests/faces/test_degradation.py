@@ -12,7 +12,7 @@ from torch import Tensor
 
 from keyhole.errors import SettingError, ShapeError, UnknownNameError
 from keyhole.faces.degradation import Degradation, degrade, image_seeds, parse_degradation, shrink
-from keyhole.faces.resampling import METHODS, resample
+from keyhole.faces.resampling import METHODS, resample, run_each
 
 
 @pytest.fixture
@@ -216,3 +216,15 @@ def test_what_is_returned_is_not_written_to_later(crops: Tensor) -> None:
     shrink(crops.flip(0), Degradation(12))
     assert torch.equal(first, kept[0])
     assert torch.equal(small, kept[1])
+
+
+def test_more_threads_change_nothing_and_are_given_back(crops: Tensor) -> None:
+    many = crops.repeat(4, 1, 1, 1)
+    hows = [*MIXED, *(Degradation(9 + index, down="cv2-area") for index in range(21))]
+    alone = degrade(many, hows, seed=1)
+    torch.set_num_threads(2)
+    assert torch.equal(degrade(many, hows, seed=1), alone)
+    assert torch.get_num_threads() == 2
+    with pytest.raises(ZeroDivisionError):
+        run_each(lambda task: 1 // task, [1, 0], device=many.device)
+    assert torch.get_num_threads() == 2

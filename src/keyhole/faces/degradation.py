@@ -27,6 +27,7 @@ from keyhole.faces.resampling import (
     check_crops,
     find_method,
     passes_of,
+    run_each,
     run_passes,
     run_trips,
     to_pixels,
@@ -231,13 +232,19 @@ def degrade(
     """
     side = check_crops(crops)
     out = torch.empty_like(crops, memory_format=torch.contiguous_format)
-    work = Workspace.of(crops.device)
     groups = _groups(crops, how, seed)
-    _degrade_quickly(crops, [group for group in groups if _is_quick(group[0], side)], out)
-    for each, rows, seeds in groups:
-        if not _is_quick(each, side):
-            some = crops[rows[0] : rows[-1] + 1] if rows[-1] - rows[0] == len(rows) - 1 else crops[rows]
-            _enlarge(_small(some, each, seeds, work), each.enlarger, work, out, rows)
+
+    def one_by_one(group: _Group) -> None:
+        each, rows, seeds = group
+        work = Workspace.of(crops.device)
+        some = crops[rows[0] : rows[-1] + 1] if rows[-1] - rows[0] == len(rows) - 1 else crops[rows]
+        _enlarge(_small(some, each, seeds, work), each.enlarger, work, out, rows)
+
+    def together(trips: list[tuple[int, int, Trip]]) -> None:
+        run_trips(crops, [row for _, row, _ in trips], [trip for _, _, trip in trips], out=out)
+
+    run_each(one_by_one, [group for group in groups if not _is_quick(group[0], side)], device=crops.device)
+    run_each(together, _trips([group for group in groups if _is_quick(group[0], side)], side), device=crops.device)
     return out
 
 
@@ -247,16 +254,14 @@ def _is_quick(how: Degradation, side: int) -> bool:
     return how.face_px < side and not exact and not how.noise_sigma and how.codec is None
 
 
-def _degrade_quickly(crops: Tensor, groups: list[_Group], out: Tensor) -> None:
-    """Take images of all sizes together, each with its neighbors in size."""
+def _trips(groups: list[_Group], side: int) -> list[list[tuple[int, int, Trip]]]:
+    """Return the trips of images of all sizes in chunks, each with its neighbors in size: size, row and trip."""
     trips = sorted(
-        (how.face_px, row, Trip(how.face_px, how.down, how.enlarger, how.blur_sigma_px * crops.shape[1] / how.face_px))
+        (how.face_px, row, Trip(how.face_px, how.down, how.enlarger, how.blur_sigma_px * side / how.face_px))
         for how, rows, _ in groups
         for row in rows
     )
-    for start in range(0, len(trips), CHUNK):
-        part = trips[start : start + CHUNK]
-        run_trips(crops, [row for _, row, _ in part], [trip for _, _, trip in part], out=out)
+    return [trips[start : start + CHUNK] for start in range(0, len(trips), CHUNK)]
 
 
 _Group = tuple[Degradation, list[int], list[int]]

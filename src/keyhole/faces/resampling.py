@@ -17,12 +17,14 @@ For training, ``torch-bicubic-antialias`` is Pillow's bicubic kernel rounded onc
 from __future__ import annotations
 
 import math
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -43,6 +45,9 @@ _EIGHTHS = 1.5 * 2**20  # adding and subtracting it rounds a float32 to a multip
 _PILLOW_BITS = 22  # PRECISION_BITS in Pillow's Resample.c
 _PADDED_TO = 8  # small pictures of different sizes share one product when padded to a multiple of it
 _HALVED_FROM_PX = 24  # from here on two blocks down the columns are faster than one
+
+
+_Task = TypeVar("_Task")
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,41 @@ class Workspace:
 _THREAD = threading.local()
 
 
+def run_each(action: Callable[[_Task], None], tasks: Iterable[_Task], *, device: torch.device) -> None:
+    """Do independent tasks, side by side on as many threads as torch may use.
+
+    Threads within a product of matrices this small wait for each other most of the time, and for ever on a machine
+    that is busy otherwise; so each task keeps to one thread.
+
+    Args:
+        action: What to do with a task.
+        tasks: The tasks; what they write is apart.
+        device: Where they compute; only the processor needs threads.
+    """
+    threads = torch.get_num_threads()
+    waiting = list(tasks)
+    if device.type != "cpu" or threads == 1:
+        for task in waiting:
+            action(task)
+        return
+    torch.set_num_threads(1)
+    try:
+        if len(waiting) < 2:
+            for task in waiting:
+                action(task)
+        else:
+            for _ in _pool(threads, os.getpid()).map(action, waiting):
+                pass
+    finally:
+        torch.set_num_threads(threads)
+
+
+@cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Return the threads of this process; a forked one has none of its parent's."""
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+
 def resample(crops: UInt8[Tensor, "n s s 3"], size_px: int, method: str) -> UInt8[Tensor, "n t t 3"]:
     """Return square pictures at another size, as the named library would make them, within one gray level.
 
@@ -126,9 +166,12 @@ def resample(crops: UInt8[Tensor, "n s s 3"], size_px: int, method: str) -> UInt
     side = check_crops(crops)
     passes = passes_of(method, side, size_px, device=crops.device)
     out = torch.empty((len(crops), size_px, size_px, CHANNELS), dtype=torch.uint8, device=crops.device)
-    work = Workspace.of(crops.device)
-    for start in range(0, len(crops), CHUNK):
-        to_pixels(run_passes(crops[start : start + CHUNK], passes, work), out[start : start + CHUNK])
+
+    def chunk(start: int) -> None:
+        part = crops[start : start + CHUNK]
+        to_pixels(run_passes(part, passes, Workspace.of(crops.device)), out[start : start + CHUNK])
+
+    run_each(chunk, range(0, len(crops), CHUNK), device=crops.device)
     return out
 
 
