@@ -14,6 +14,7 @@ from numpy.linalg import lstsq
 
 from keyhole.errors import DataError, SettingError, ShapeError, UnknownNameError
 from keyhole.faces.matching import (
+    GALLERY_PX,
     LADDER_PX,
     MODES,
     RIDGE,
@@ -112,7 +113,7 @@ def test_sharp_probes_are_compared_as_they_are(mode: str, matcher: Matcher) -> N
     assert np.array_equal(found, others @ others.T)
 
 
-def test_by_resolution_the_gallery_is_shown_with_as_many_whole_pixels_as_the_probe() -> None:
+def test_by_resolution_the_gallery_is_shown_with_as_many_pixels_as_the_probe() -> None:
     asked: list[float | None] = []
 
     def view(px: float | None) -> np.ndarray:
@@ -121,6 +122,11 @@ def test_by_resolution_the_gallery_is_shown_with_as_many_whole_pixels_as_the_pro
 
     matched_scores(np.eye(3), np.array([11.6, 12.4, 20.0]), view, mode="resolution")
     assert asked == [None, 12.0, 20.0]
+    asked.clear()
+    many = np.linspace(1, 47.9, 200)
+    matched_scores(np.ones((200, 3)), many, view, mode="resolution")
+    assert asked == [None, *GALLERY_PX]
+    assert set(LADDER_PX) <= set(GALLERY_PX)  # fitted comparisons ask for no others
 
 
 @pytest.mark.parametrize("mode", ["none", "resolution", "fitted"])
