@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True, help="zip of the London Set")
     parser.add_argument("--lfw", type=Path, help="zip of aligned LFW crops")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=30000)
+    parser.add_argument("--steps", type=int, default=40000)
     options = parser.parse_args()
     if options.action == "fit":
         fit(options.root, options.out, options.steps)
@@ -103,7 +103,8 @@ def drawn(count: int, rng: np.random.Generator) -> tuple[list[Degradation], Tens
     """Return random degradations, and the size that each leaves to be seen."""
     hows, seen = [], []
     for _ in range(count):
-        size = int(np.exp(rng.uniform(np.log(5), np.log(125)))) if rng.random() < 0.8 else int(rng.choice(DIVISORS))
+        octaves, pixels = int(np.exp(rng.uniform(np.log(5), np.log(125)))), int(rng.integers(24, 125))
+        size = (octaves, pixels, int(rng.choice(DIVISORS)))[rng.choice(3, p=(0.5, 0.35, 0.15))]
         down = METHOD_NAMES[rng.integers(len(METHOD_NAMES))]
         up = METHOD_NAMES[rng.integers(len(METHOD_NAMES))] if rng.random() < 0.35 else None
         codec = {"codec": "jpeg", "quality": int(rng.integers(50, 97))} if rng.random() < 0.45 else {}
