@@ -73,9 +73,9 @@ def test_from_a_fit_to_an_answer(others: Path, people: Path, tmp_path: Path) -> 
     way = (*MODEL, "--gallery", gallery, "--match", "fitted-estimated", "--matcher", matcher)
     made = faces(
         "calibrate", *way, "--strangers", people / "strangers", "--mated", people / "again", "--fpir", 0.1,
-        "--probe-px", "8,112", "--out", levels, "--json",
+        "--probe-px", "6,24", "--out", levels, "--json",
     ).json  # fmt: skip
-    assert [level["face_px"] for level in made["levels"]] == [8, 112]
+    assert [level["face_px"] for level in made["levels"]] == [6, 24]
     answers = faces("identify", *way, "--probe", people / "again", "--thresholds", levels, "--json").json["probes"]
     assert [answer["verdict"] for answer in answers] == ["candidate"] * 5
     assert [answer["hits"][0]["person"] for answer in answers] == [f"p{k}" for k in range(5)]
@@ -145,3 +145,42 @@ def test_files_to_write_are_checked_before_the_work(command: str, closed: Path, 
 @pytest.mark.parametrize("command", ["evaluate", "fit", "embed", "calibrate", "identify", "compare", "models"])
 def test_help_of_each_command_has_an_example(command: str) -> None:
     assert f"Example: keyhole faces {command}" in faces(command, "--help").out
+
+
+def test_reports_with_faces_are_their_owners_alone(closed: Path, tmp_path: Path) -> None:
+    for name, options, mode in (("with", ("--examples",), 0o600), ("without", (), 0o644)):
+        command = ("evaluate", *MODEL, "--root", closed, "--draws", 100, *options, "--out", tmp_path / name)
+        assert faces(*command).code == 0
+        assert stat.S_IMODE((tmp_path / name / "report.html").stat().st_mode) == mode
+
+
+def test_a_probe_without_a_face_is_an_answer(shared: Path, people: Path, tmp_path: Path) -> None:
+    yunet = shared / "data" / "faces" / "models" / "yunet_n_640_640.onnx"
+    gallery, levels = tmp_path / "g.safetensors", tmp_path / "t.json"
+    assert faces("embed", people / "enrolled", *MODEL, "--out", gallery).code == 0
+    way = (*MODEL, "--gallery", gallery)
+    made = ("--strangers", people / "strangers", "--fpir", 0.1, "--probe-px", "24", "--out", levels)
+    assert faces("calibrate", *way, *made).code == 0
+    Image.fromarray(np.full((80, 90, 3), 200, np.uint8)).save(tmp_path / "wall.png")
+    asked = ("identify", *way, "--probe", tmp_path / "wall.png", "--thresholds", levels, "--detector", yunet)
+    (only,) = faces(*asked, "--json").json["probes"]
+    assert (only["probe"], only["verdict"], only["hits"], only["face_px"]) == ("wall.png", "no face", [], None)
+    assert faces(*asked).out == "wall.png: no face\n"
+
+
+def test_a_study_of_factors_goes_on_and_keeps_to_its_folder(closed: Path, people: Path, tmp_path: Path) -> None:
+    command = ("factors", *MODEL, "--root", closed, "--probe-px", "112,4", "--draws", 100, "--out", tmp_path / "f")
+    found = faces(*command, "--json").json
+    assert {effect["factor"] for effect in found["effects"]} == {"matching"}
+    assert "Every combination" in (tmp_path / "f" / "report.html").read_text()
+    assert "holds this run, finished" in faces(*command).err
+    (tmp_path / "f" / "result.json").unlink()
+    assert faces(*command, "--json").json == found  # from the parts that were kept
+    assert "is not empty and holds no run" in faces(*command[:-1], people).err
+    wrong = faces(*command[:-1], tmp_path / "g", "--margins", "zz")
+    assert "expected numbers from 0 to 1, or aligned" in wrong.err
+
+
+@pytest.mark.parametrize("command", ["embed", "identify", "compare"])
+def test_what_would_be_ignored_is_no_option(command: str) -> None:
+    assert faces(command, "--degrade", "jpeg=5").code == 2

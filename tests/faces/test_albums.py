@@ -219,5 +219,5 @@ def test_the_size_of_a_picture(tmp_path: Path) -> None:
     assert picture_size(album, "a.jpg") == (30, 20)
     assert picture_size(album, "b.jpg") == (20, 30)
     for name in ("c.jpg", "d.jpg"):
-        with pytest.raises(DataError, match=f"Cannot read the picture {name}"):
+        with pytest.raises(DataError, match=f"^{name} of .*(no image that can be read|is empty)"):
             picture_size(album, name)

@@ -71,9 +71,10 @@ def test_a_gallery_holds_every_photo(gallery: Gallery, reader: FaceModel) -> Non
 
 def test_thresholds_keep_strangers_out_and_let_the_enrolled_in(reader: FaceModel, gallery: Gallery, root: Path) -> None:
     told: list[str] = []
-    setting = replace(SHARP, probe_px=(112.0, 8.0))
+    # the blocks of a pattern are 8 pixels wide, so that a photo of 112 pixels shows no more than some 24
+    setting = replace(SHARP, probe_px=(24.0, 6.0))
     found = calibrate(reader, gallery, root / "strangers", setting, mated=root / "again", fpir=0.1, note=told.append)
-    assert [level.face_px for level in found.levels] == [8.0, 112.0]
+    assert [level.face_px for level in found.levels] == [6.0, 24.0]
     assert found.enrolled == 6
     assert found.levels[1].strangers == 40
     assert found.levels[1].fnir == 0.0
@@ -91,8 +92,8 @@ def test_thresholds_keep_strangers_out_and_let_the_enrolled_in(reader: FaceModel
 def test_too_few_strangers_are_told(reader: FaceModel, gallery: Gallery, root: Path) -> None:
     told: list[str] = []
     calibrate(reader, gallery, root / "strangers", SHARP, fpir=0.01, note=told.append)
-    assert len(told) == 1
-    assert "40 searches of strangers show only that false alarms stay below 7.2 %, and 1 % was asked for" in told[0]
+    (only,) = (text for text in told if text.startswith("Warning"))
+    assert "40 searches of strangers show only that false alarms stay below 7.2 %, and 1 % was asked for" in only
 
 
 def test_strangers_who_are_enrolled_are_refused(reader: FaceModel, gallery: Gallery, root: Path) -> None:
@@ -116,7 +117,8 @@ def test_a_larger_gallery_than_calibrated_is_told(reader: FaceModel, gallery: Ga
     identify(reader, gallery, root / "again", levels, SHARP, note=told.append)
     assert told == [
         "Warning: the thresholds were calibrated for 3 people, and 6 are enrolled: expect more false alarms. "
-        "Calibrate again."
+        "Calibrate again.",
+        "6 of 6 photos of the probes measure 112 x 112 and are taken as aligned crops.",
     ]
 
 
@@ -144,3 +146,32 @@ def test_ways_of_a_watch_list_are_two(reader: FaceModel, gallery: Gallery, root:
         calibrate(reader, gallery, root / "strangers", SHARP, mode="fitted-estimated")
     with pytest.raises(SettingError, match="expected a rate above 0 and below 1"):
         calibrate(reader, gallery, root / "strangers", SHARP, fpir=1.0)
+
+
+def test_a_size_that_no_stranger_shows_has_no_threshold_of_its_own(
+    reader: FaceModel, gallery: Gallery, root: Path
+) -> None:
+    told: list[str] = []
+    found = calibrate(
+        reader, gallery, root / "strangers", replace(SHARP, probe_px=(24.0, 112.0)), fpir=0.1, note=told.append
+    )
+    assert [level.face_px for level in found.levels] == [24.0]
+    assert found.levels[0].strangers == 40  # each once, though both sizes were looked at
+    assert any(text.startswith("No stranger shows about 112 px") for text in told)
+
+
+def test_what_was_cut_or_matched_otherwise_is_refused(reader: FaceModel, gallery: Gallery, root: Path) -> None:
+    levels = Thresholds(reader.fingerprint, "none", 0.1, 6, 8.0, (Threshold(112.0, 0.5, 40, 0.1),))
+    with pytest.raises(SettingError, match=r"made with a margin of None, and this is 0\.2"):
+        identify(reader, gallery, root / "again", levels, replace(SHARP, margin=0.2))
+    with pytest.raises(SettingError, match=r"calibrated with a margin of 0\.2, and this is None"):
+        identify(reader, gallery, root / "again", replace(levels, margin=0.2), SHARP)
+    with pytest.raises(SettingError, match="calibrated with another matcher"):
+        identify(reader, gallery, root / "again", replace(levels, matcher="other"), SHARP)
+    with pytest.raises(SettingError, match="expected 1 to 1000 px"):
+        calibrate(reader, gallery, root / "strangers", SHARP, least_px=float("inf"))
+
+
+def test_a_folder_is_no_photo_to_compare(reader: FaceModel, root: Path) -> None:
+    with pytest.raises(DataError, match="people is no photo"):
+        compare(reader, root / "people", root / "again" / "p0" / "9.png", SHARP)

@@ -68,7 +68,9 @@ def test_a_file_gives_it_back_and_only_its_owner_can_read_it(gallery: Gallery, t
 
 def test_another_model_and_a_missing_size_are_refused(gallery: Gallery, matcher: Matcher) -> None:
     with pytest.raises(SettingError, match="made by another model"):
-        gallery.check("g")
+        gallery.check("g", None)
+    with pytest.raises(SettingError, match=r"made with a margin of None, and this is 0\.4"):
+        gallery.check("f", 0.4)
     with pytest.raises(SettingError, match="no embeddings at 12 px; it was made for 8, 16"):
         gallery.view(12.0)
     plain = Gallery("f", gallery.people, gallery.photos, gallery.sharp, {})

@@ -42,7 +42,9 @@ class ModelOptions:
     detector: Annotated[Path | None, typer.Option(help="YuNet's ONNX file; needed for photos without landmarks.")] = (
         None
     )
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads on the CPU; all cores by default.")] = None
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="Threads on the CPU; all cores by default.")] = (
+        None
+    )
     device: o.Device = "auto"
 
     def open(self) -> FaceModel:
@@ -92,12 +94,24 @@ class ProtocolOptions:
 
 
 @dataclass(frozen=True)
-class CameraOptions:
-    """What stands between a face and the model."""
+class CropOptions:
+    """How a face is cut out of its photo."""
 
     margin: Annotated[
         float | None, typer.Option(help="Shown around the face beyond what the model wants, 0 to 1 of the crop.")
     ] = None
+
+    def setting(self, **more: Any) -> Setting:
+        """Return it with more of an evaluation's setting, in the form of the library."""
+        from keyhole.faces.evaluation import Setting
+
+        return Setting(margin=self.margin, **more)
+
+
+@dataclass(frozen=True)
+class CameraOptions(CropOptions):
+    """What stands between a face and the model."""
+
     degrade: Annotated[str, typer.Option(help="The camera, such as down=cv2-area,blur=0.5,noise=2,jpeg=70.")] = ""
     seed: o.Seed = 0
 
@@ -125,6 +139,13 @@ def _sizes(option: str, text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise SettingError(f"{option} is {text!r}; expected pixels by commas, such as 8,12,16.") from error
+
+
+def _extent(text: str) -> float | None:
+    try:
+        return None if text == "aligned" else float(text)
+    except ValueError as error:
+        raise SettingError(f"--margins holds {text!r}; expected numbers from 0 to 1, or aligned, by commas.") from error
 
 
 def _matcher(path: Path | None, modes: tuple[str, ...]) -> Matcher | None:
@@ -182,7 +203,7 @@ def evaluate(
             use.open(), read, setting, detector=use.find(), matcher=fitted, examples=examples,
             progress=o.progress_bar(),
         )  # fmt: skip
-        write_text(run.path / "report.html", evaluation_page(found))
+        write_text(run.path / "report.html", evaluation_page(found), private=examples)  # faces are their owner's
         write_json(run.path / "result.json", found.to_json())
     o.emit(found.to_json(), f"{found.text()}\nReport: {out / 'report.html'}", as_json=json)
 
@@ -216,22 +237,31 @@ def factors(
     from keyhole.faces.models import load_face_model
     from keyhole.files import write_json, write_text
     from keyhole.reports.faces_page import factors_page
+    from keyhole.runs import open_run
 
-    extents = tuple(None if part == "aligned" else _sizes("--margins", part)[0] for part in margins.split(","))
+    extents = tuple(_extent(part) for part in margins.split(","))
     modes = tuple(match.split(","))
     setting = CameraOptions(None, degrade, seed).setting(
         probe_px=_sizes("--probe-px", probe_px), match=modes, draws=draws
     )
-    read = protocol.open()
-    for line in (read.summary(), *read.notes):
-        o.note(line)
-    models = [use.open(), *(load_face_model(name, device=use.device, threads=use.threads) for name in also or ())]
-    found = study_factors(
-        models, read, setting, margins=extents, matchers=[load_matcher(path) for path in matcher or ()],
-        folder=out / "parts", detector=use.find(), progress=o.progress_bar(),
+    told = o.recipe(
+        {**vars(use), **vars(protocol), "also": also, "margins": margins, "degrade": degrade, "seed": seed,
+         "probe_px": probe_px, "match": match, "matcher": [str(path) for path in matcher or ()], "draws": draws,
+         "precision": "fp32"},
+        of_machine=("threads",),
     )  # fmt: skip
-    write_json(out / "result.json", found.to_json())
-    write_text(out / "report.html", factors_page(found))
+    told["files"] |= o.fingerprints([*(also or ()), *map(str, matcher or ())])
+    with open_run(out, "faces factors", told, resume=True) as run:
+        read = protocol.open()
+        for line in (read.summary(), *read.notes):
+            o.note(line)
+        models = [use.open(), *(load_face_model(name, device=use.device, threads=use.threads) for name in also or ())]
+        found = study_factors(
+            models, read, setting, margins=extents, matchers=[load_matcher(path) for path in matcher or ()],
+            folder=run.path / "parts", detector=use.find(), progress=o.progress_bar(),
+        )  # fmt: skip
+        write_text(run.path / "report.html", factors_page(found))
+        write_json(run.path / "result.json", found.to_json())
     o.emit(found.to_json(), f"{found.text()}\nReport: {out / 'report.html'}", as_json=json)
 
 
@@ -263,7 +293,7 @@ def embed(
     use: ModelOptions,
     folder: Annotated[Path, typer.Argument(help="Folder or zip: PERSON/*.jpg, or PERSON.jpg.")],
     out: File,
-    camera: CameraOptions,
+    crop: CropOptions,
     matcher: MatcherFile = None,
     json: o.Json = False,
 ) -> None:
@@ -280,7 +310,7 @@ def embed(
     _check_file(out)
     sizes = load_matcher(matcher).sizes_px if matcher is not None else ()
     gallery, misses = enroll_folder(
-        use.open(), folder, camera.setting(), detector=use.find(), sizes_px=sizes, progress=o.progress_bar(),
+        use.open(), folder, crop.setting(), detector=use.find(), sizes_px=sizes, progress=o.progress_bar(),
         note=o.note,
     )  # fmt: skip
     save_gallery(out, gallery)
@@ -337,7 +367,7 @@ def identify(
     gallery: Annotated[Path, typer.Option(help="Gallery of 'keyhole faces embed', or a folder of people.")],
     probe: Annotated[Path, typer.Option(help="A photo, or a folder or zip of photos.")],
     thresholds: Annotated[Path, typer.Option(help="Thresholds of 'keyhole faces calibrate'.")],
-    camera: CameraOptions,
+    crop: CropOptions,
     match: OneMatch = "none",
     matcher: MatcherFile = None,
     count: Annotated[int, typer.Option(min=1, help="Candidates at most.")] = 5,
@@ -353,10 +383,10 @@ def identify(
 
     model, detector = use.open(), use.find()
     fitted = _matcher(matcher, (match,))
-    enrolled = open_gallery(model, gallery, camera.setting(), detector=detector, matcher=fitted, note=o.note)
+    enrolled = open_gallery(model, gallery, crop.setting(), detector=detector, matcher=fitted, note=o.note)
     levels = load_thresholds(thresholds, fingerprint=model.fingerprint, mode=match)
     answers = find(
-        model, enrolled, probe, levels, camera.setting(), matcher=fitted, detector=detector, count=count,
+        model, enrolled, probe, levels, crop.setting(), matcher=fitted, detector=detector, count=count,
         progress=o.progress_bar(), note=o.note,
     )  # fmt: skip
     value = {"probes": [{"probe": name, **each.to_json()} for name, each in answers.items()]}
@@ -368,7 +398,7 @@ def compare(
     use: ModelOptions,
     first: Annotated[Path, typer.Argument(help="A photo.")],
     second: Annotated[Path, typer.Argument(help="Another photo.")],
-    camera: CameraOptions,
+    crop: CropOptions,
     match: OneMatch = "none",
     matcher: MatcherFile = None,
     json: o.Json = False,
@@ -380,7 +410,7 @@ def compare(
     from keyhole.faces.enrollment import compare as measure
 
     found = measure(
-        use.open(), first, second, camera.setting(), mode=match, matcher=_matcher(matcher, (match,)),
+        use.open(), first, second, crop.setting(), mode=match, matcher=_matcher(matcher, (match,)),
         detector=use.find(),
     )  # fmt: skip
     o.emit(found, f"score {found['score']:.3f} ({found['first_px']:.0f} and {found['second_px']:.0f} px)", as_json=json)

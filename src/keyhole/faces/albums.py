@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import stat
 import unicodedata
-import warnings
 import zipfile
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 
 from keyhole.errors import DataError
+from keyhole.faces.photos import photo_size
 
 PICTURE_ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -130,20 +129,12 @@ def open_album(root: Path) -> Album:
 
 
 def picture_size(album: Album, name: str) -> tuple[int, int]:
-    """Return width and height of a picture in pixels, upright as its EXIF tells, without decoding it.
+    """Return width and height of a picture in pixels, upright, by the rules of :mod:`keyhole.faces.photos`.
 
     Raises:
         DataError: It is no picture that can be read.
     """
-    from PIL import Image
-
-    data = album.read(name)
-    try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:  # warns of large ones
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            return (image.height, image.width) if turned else (image.width, image.height)
-    except Exception as error:  # the decoders raise nearly anything on broken bytes
-        raise DataError(f"Cannot read the picture {name} of {album.root}: {error}. Repair or remove it.") from error
+    return photo_size(album.read(name), name=f"{name} of {album.root}")
 
 
 def _folder_entries(root: Path) -> dict[str, tuple[Path | zipfile.ZipInfo, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from jaxtyping import Float
 
 from keyhole.errors import DataError, SettingError
 from keyhole.faces.albums import open_album
-from keyhole.faces.embedding import Crops, crop_samples
+from keyhole.faces.embedding import Crops, crop_samples, shown_px
 from keyhole.faces.evaluation import Setting, Watched
 from keyhole.faces.gallery import Gallery, Hit, candidates, enroll, load_gallery
 from keyhole.faces.identification import Searches
@@ -81,6 +82,8 @@ def _faces(
         crops = crop_samples(
             album, samples, model.preparation, margin=setting.margin, detector=detector, progress=progress
         )
+    if crops_taken := sum(sample.aligned for sample in samples):
+        note(f"{crops_taken} of {len(samples)} photos of {kind} measure 112 x 112 and are taken as aligned crops.")
     kept = tuple(sample for sample, there in zip(samples, crops.found, strict=True) if there)
     missed = tuple(sample.path for sample, there in zip(samples, crops.found, strict=True) if not there)
     if missed:
@@ -119,7 +122,8 @@ def enroll_folder(
         raise DataError(f"No face was found in any photo of {root}. Look at the photos, or at --detector.")
     watched = Watched(model, crops, setting, progress=progress, name="gallery")
     people, photos = [sample.identity for sample in kept], [sample.path for sample in kept]
-    return enroll(model.fingerprint, people, photos, watched.at, sizes_px=sizes_px, note=note), missed
+    gallery = enroll(model.fingerprint, people, photos, watched.at, sizes_px=sizes_px, margin=setting.margin, note=note)
+    return gallery, missed
 
 
 def open_gallery(
@@ -138,7 +142,7 @@ def open_gallery(
     """
     if path.suffix == ".safetensors":
         gallery = load_gallery(path)
-        gallery.check(model.fingerprint)
+        gallery.check(model.fingerprint, setting.margin)
         return gallery
     sizes = matcher.sizes_px if matcher is not None else ()
     return enroll_folder(model, path, setting, detector=detector, sizes_px=sizes, note=note)[0]
@@ -161,8 +165,9 @@ def calibrate(
 ) -> Thresholds:
     """Return thresholds by the size of the probe, so that strangers raise an alarm at a wanted rate.
 
-    Photos of strangers are made as small as each size of the setting and searched in the gallery. A probe is filed
-    under the size that its spectrum shows, as ``identify`` will see it.
+    Photos of strangers are made as small as each size of the setting and searched in the gallery. Each search is filed
+    under the size that is nearest to what the probe's spectrum shows, as ``identify`` will look it up; of several of
+    one photo under one size, the one with the highest score counts (of the enrolled, the lowest).
 
     Args:
         model: The model.
@@ -184,8 +189,10 @@ def calibrate(
     """
     if not 0 < fpir < 1:
         raise SettingError(f"--fpir is {fpir}; expected a rate above 0 and below 1, such as 0.01.")
-    fitted = _way(mode, matcher)
-    gallery.check(model.fingerprint)
+    fitted = _way(mode, matcher, setting.margin)
+    if not 1 <= least_px <= 1000:
+        raise SettingError(f"--least-px is {least_px}; expected 1 to 1000 px.")
+    gallery.check(model.fingerprint, setting.margin)
     known = {sample.identity for sample in people_of(strangers)[1]} & set(gallery.people)
     if known:
         raise SettingError(
@@ -195,15 +202,34 @@ def calibrate(
     own = _searches(model, gallery, mated, setting, fitted, detector, progress, note) if mated is not None else None
     levels = []
     for face_px in sorted(setting.probe_px):
-        mates = None if own is None else _as_searches(gallery, *own, face_px)
-        levels.append(level(face_px, _as_searches(gallery, *others, face_px), mates, fpir=fpir))
+        filed = _filed(gallery, others, face_px, worst=max)
+        if not len(filed.rank):
+            note(
+                f"No stranger shows about {face_px:g} px, so that size has no threshold of its own; the nearest counts."
+            )
+            continue
+        mates = None if own is None else _filed(gallery, own, face_px, worst=min)
+        levels.append(level(face_px, filed, mates if mates is not None and len(mates.rank) else None, fpir=fpir))
     for each in levels:
         if each.fpir_bound > 1.5 * fpir:
             note(
                 f"Warning: at {each.face_px:g} px, {each.strangers} searches of strangers show only that false alarms "
                 f"stay below {100 * each.fpir_bound:.1f} %, and {100 * fpir:g} % was asked for. Give more strangers."
             )
-    return Thresholds(model.fingerprint, mode, fpir, len(set(gallery.people)), least_px, tuple(levels))
+    enrolled, digest = len(set(gallery.people)), None if fitted is None else fitted.digest()
+    return Thresholds(
+        model.fingerprint, mode, fpir, enrolled, least_px, tuple(levels), margin=setting.margin, matcher=digest
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What searches of some photos at several sizes gave, one row a photo and one column a size."""
+
+    samples: tuple[Sample, ...]
+    sizes_px: tuple[float, ...]
+    shown_px: np.ndarray
+    hits: list[list[Hit]]
 
 
 def _searches(
@@ -215,48 +241,67 @@ def _searches(
     detector: Detector | None,
     progress: Progress,
     note: Note,
-) -> tuple[tuple[Sample, ...], dict[float, tuple[tuple[Hit, ...], ...]]]:
-    """Return the samples with a face, and by size the best candidate of each."""
+) -> _Found:
+    """Return the best candidate of each photo with a face, at each size of the setting."""
     crops, kept, _ = _faces(model, root, setting, detector=detector, progress=progress, note=note, kind=str(root))
     if not kept:
         raise DataError(f"No face was found in any photo of {root}. Look at the photos, or at --detector.")
     watched = Watched(model, crops, setting, progress=progress, name="probes")
-    found = {
-        px: candidates(gallery, watched.at(px), _seen_px(watched, px), matcher=matcher, count=1)
-        for px in setting.probe_px
-    }
-    return kept, found
+    sizes = tuple(sorted(setting.probe_px))
+    shown = np.stack([_seen_px(watched, px) for px in sizes], axis=1)
+    best = [
+        [hits[0] for hits in candidates(gallery, watched.at(px), shown[:, k], matcher=matcher, count=1)]
+        for k, px in enumerate(sizes)
+    ]
+    return _Found(kept, sizes, shown, [list(row) for row in zip(*best, strict=True)])
 
 
 def _seen_px(watched: Watched, face_px: float | None) -> Float[np.ndarray, " f"]:
-    return watched.estimated_px(face_px) if watched.crops.canonical else watched.crops.native_px
+    if watched.crops.canonical:
+        return watched.estimated_px(face_px)
+    return shown_px(watched.crops, face_px)
 
 
-def _as_searches(
-    gallery: Gallery, samples: Sequence[Sample], found: dict[float, tuple[tuple[Hit, ...], ...]], face_px: float
-) -> Searches:
-    """Return searches of which only the best candidate is known: a mate that is not first ranks second."""
-    best = [hits[0] for hits in found[face_px]]
-    own = np.array([hit.person == sample.identity for hit, sample in zip(best, samples, strict=True)])
-    known = np.isin([sample.identity for sample in samples], gallery.people)
-    scores = np.array([hit.score for hit in best])
+def _filed(gallery: Gallery, found: _Found, face_px: float, *, worst: Callable[..., tuple[float, Hit]]) -> Searches:
+    """Return the searches that show about a size, at most one a photo; a mate that is not first ranks second."""
+    nearest = np.abs(np.log(np.maximum(found.shown_px, 1.0))[:, :, None] - np.log(found.sizes_px)).argmin(axis=2)
+    column = found.sizes_px.index(face_px)
+    chosen = [
+        (
+            sample,
+            worst(((hit.score, hit) for hit, at in zip(hits, row, strict=True) if at == column), key=lambda s: s[0])[1],
+        )
+        for sample, hits, row in zip(found.samples, found.hits, nearest, strict=True)
+        if (row == column).any()
+    ]
+    names = np.array([sample.identity for sample, _ in chosen])
+    own = np.array([hit.person == sample.identity for sample, hit in chosen], bool)
+    known = np.isin(names, gallery.people)
+    scores = np.array([hit.score for _, hit in chosen])
     return Searches(
         mate=np.where(own, scores, -np.inf),
         other=np.where(own, -np.inf, scores),
         rank=np.where(own, 1, np.where(known, 2, 0)),
-        found=np.ones(len(best), bool),
-        subjects=np.array([sample.identity for sample in samples]),
+        found=np.ones(len(chosen), bool),
+        subjects=names,
         people=len(set(gallery.people)),
     )
 
 
-def _way(mode: str, matcher: Matcher | None) -> Matcher | None:
+def _way(mode: str, matcher: Matcher | None, margin: float | None) -> Matcher | None:
     check_modes((mode,))
     if mode not in WAYS:
         raise SettingError(f"--match is {mode!r}; a watch list compares by {' or '.join(WAYS)}.")
     if mode != "none" and matcher is None:
         raise SettingError("Matching 'fitted' needs a matcher; fit one: keyhole faces fit.")
-    return None if mode == "none" else matcher
+    if mode == "none" or matcher is None:
+        return None
+    fitted_with = matcher.about.get("margin", margin)
+    if fitted_with != margin:
+        raise SettingError(
+            f"The matcher was fitted with a margin of {fitted_with}, and this is {margin}. Use the same."
+        )
+    return matcher
 
 
 def identify(
@@ -272,7 +317,7 @@ def identify(
     progress: Progress = silent,
     note: Note = no_note,
 ) -> dict[str, Answer]:
-    """Return what may be said of each probe; a photo without a face has no answer, and is told.
+    """Return what may be said of each probe, by its name; of a photo without a face, that there is none.
 
     Args:
         model: The model.
@@ -289,21 +334,34 @@ def identify(
     Raises:
         SettingError: Gallery or thresholds are of another model, or of a smaller gallery.
     """
-    fitted = _way(thresholds.mode, matcher)
-    gallery.check(model.fingerprint)
+    fitted = _way(thresholds.mode, matcher, setting.margin)
+    gallery.check(model.fingerprint, setting.margin)
+    if thresholds.margin != setting.margin:
+        raise SettingError(
+            f"The thresholds were calibrated with a margin of {thresholds.margin}, and this is {setting.margin}. "
+            "Use the same, or calibrate again: keyhole faces calibrate."
+        )
+    if thresholds.matcher != (None if fitted is None else fitted.digest()):
+        raise SettingError(
+            "The thresholds were calibrated with another matcher. Use the same, or calibrate again: keyhole faces "
+            "calibrate."
+        )
     enrolled = len(set(gallery.people))
     if enrolled > thresholds.enrolled:
         note(
             f"Warning: the thresholds were calibrated for {thresholds.enrolled} people, and {enrolled} are enrolled: "
             "expect more false alarms. Calibrate again."
         )
-    crops, kept, _ = _faces(model, probes, setting, detector=detector, progress=progress, note=note, kind="the probes")
+    crops, kept, lost = _faces(
+        model, probes, setting, detector=detector, progress=progress, note=note, kind="the probes"
+    )
     watched = Watched(model, crops, setting, progress=progress, name="probes")
     sizes = _seen_px(watched, None)
     found = candidates(gallery, watched.at(None), sizes, matcher=fitted, count=count) if kept else ()
-    return {
+    answers = {
         sample.path: answer(hits, float(px), thresholds) for sample, hits, px in zip(kept, found, sizes, strict=True)
     }
+    return dict(sorted({**answers, **{name: Answer(NO_FACE, None, None, (), None) for name in lost}}.items()))
 
 
 def compare(
@@ -321,9 +379,11 @@ def compare(
     Raises:
         DataError: There is no face in one of them.
     """
-    fitted = _way(mode, matcher)
+    fitted = _way(mode, matcher, setting.margin)
     seen, shown = [], []
     for path in (first, second):
+        if not path.is_file():
+            raise DataError(f"{path} is no photo. Name two photos; of folders, 'keyhole faces identify' tells more.")
         crops, kept, _ = _faces(model, path, setting, detector=detector, progress=silent, note=no_note, kind=str(path))
         if not kept:
             raise DataError(f"No face was found in {path}. Look at the photo, or at --detector.")

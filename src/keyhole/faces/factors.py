@@ -6,6 +6,7 @@ resolutions of gallery and probe, and how much the probe shows.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keyhole.errors import RunError, SettingError
+from keyhole.faces.albums import open_album
 from keyhole.faces.evaluation import Evaluation, Setting, evaluate
 from keyhole.faces.intervals import Interval, Resampling, Statistic, difference, interval, mean_statistic
 from keyhole.faces.samples import IdentificationSet, PairSet
@@ -148,11 +150,11 @@ def study_factors(
         for margin in margins:
             here = replace(setting, margin=margin)
             path = None if folder is None else folder / f"{model.name}_{margin}.json"
-            part = _kept(path, model, protocol, here)
+            matcher = by_model.get(model.fingerprint)
+            part = _kept(path, model, protocol, here, matcher)
             if part is None:
-                matcher = by_model.get(model.fingerprint)
                 found = evaluate(model, protocol, here, detector=detector, matcher=matcher, progress=progress)
-                part = _part(found, model, here)
+                part = {"conditions": _conditions(model, protocol, here, matcher), **_part(found)}
                 if path is not None:
                     write_json(path, part)
             main = part["main"]
@@ -162,35 +164,58 @@ def study_factors(
     return _told(right, main, protocol, setting, _notes(models))
 
 
-def _part(found: Evaluation, model: FaceModel, setting: Setting) -> dict[str, Any]:
+def _part(found: Evaluation) -> dict[str, Any]:
     rows = [
         {"face_px": row.face_px, "match": row.mode, "right": "".join("1" if each else "0" for each in row.right)}
         for row in found.rows
     ]
-    return {
-        "main": found.main,
-        "conditions": _conditions(model, setting),
-        "searches": len(found.rows[0].right),
-        "rows": rows,
-    }
+    return {"main": found.main, "rows": rows}
 
 
-def _conditions(model: FaceModel, setting: Setting) -> dict[str, Any]:
+def _conditions(
+    model: FaceModel, protocol: IdentificationSet | PairSet, setting: Setting, matcher: Matcher | None
+) -> dict[str, Any]:
+    """Return what decides a part: setting, model, matcher, and the pictures by their content."""
     told = asdict(setting)
     told |= {"probe_px": list(setting.probe_px), "match": list(setting.match), "fingerprint": model.fingerprint}
+    told |= {"matcher": None if matcher is None else matcher.digest(), "pictures": _digest(protocol)}
     return {key: value for key, value in told.items() if key not in ("draws", "fpir")}
 
 
+def _digest(protocol: IdentificationSet | PairSet) -> str:
+    pairs = isinstance(protocol, PairSet)
+    groups = (protocol.samples,) if isinstance(protocol, PairSet) else (protocol.gallery, protocol.probes)
+    digest = hashlib.sha256(repr((protocol.name, pairs)).encode())
+    if isinstance(protocol, PairSet):
+        digest.update(repr((protocol.pairs.tolist(), protocol.same.tolist(), protocol.folds.tolist())).encode())
+    else:
+        digest.update(protocol.views.encode())
+    with open_album(protocol.root) as album:
+        for sample in (sample for group in groups for sample in group):
+            digest.update(repr((sample.path, sample.identity, sample.box, sample.landmarks, sample.aligned)).encode())
+            digest.update(hashlib.sha256(album.read(sample.path)).digest())
+    return digest.hexdigest()
+
+
 def _kept(
-    path: Path | None, model: FaceModel, protocol: IdentificationSet | PairSet, setting: Setting
+    path: Path | None,
+    model: FaceModel,
+    protocol: IdentificationSet | PairSet,
+    setting: Setting,
+    matcher: Matcher | None,
 ) -> dict[str, Any] | None:
     if path is None or not path.is_file():
         return None
     value = read_json(path)
     count = len(protocol.pairs) if isinstance(protocol, PairSet) else len(protocol.probes)
-    same = isinstance(value, dict) and value.get("conditions") == _conditions(model, setting)
-    if not same or value.get("searches") != count or not isinstance(value.get("rows"), list):
+    same = isinstance(value, dict) and value.get("conditions") == _conditions(model, protocol, setting, matcher)
+    rows = value.get("rows") if same else None
+    wanted = {(px, mode) for px in setting.probe_px for mode in setting.match}
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise RunError(f"{path} is of another model, protocol or setting. Choose another --out, or remove it.")
+    whole = {(row.get("face_px"), row.get("match")) for row in rows} == wanted and isinstance(value.get("main"), str)
+    if not whole or not all(isinstance(row.get("right"), str) and len(row["right"]) == count for row in rows):
+        raise RunError(f"{path} is not whole. Remove it; its part is then measured again.")
     return dict(value)
 
 

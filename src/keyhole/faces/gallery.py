@@ -29,6 +29,7 @@ class Gallery:
         photos: Where each photo was.
         sharp: Embedding of each as it is.
         small: Embeddings of each at smaller sizes, by ``face_px``.
+        margin: Shown around each face; None for aligned 112 crops.
     """
 
     fingerprint: str
@@ -36,6 +37,7 @@ class Gallery:
     photos: tuple[str, ...]
     sharp: Float[np.ndarray, "g d"]
     small: dict[float, Float[np.ndarray, "g d"]]
+    margin: float | None = None
 
     def __len__(self) -> int:
         """Return how many photos are enrolled."""
@@ -57,12 +59,17 @@ class Gallery:
             )
         return self.small[face_px]
 
-    def check(self, fingerprint: str) -> None:
-        """Check that it was made by a model.
+    def check(self, fingerprint: str, margin: float | None) -> None:
+        """Check that it was made by a model, and with a margin.
 
         Raises:
             SettingError: It was not.
         """
+        if fingerprint == self.fingerprint and margin != self.margin:
+            raise SettingError(
+                f"The gallery was made with a margin of {self.margin}, and this is {margin}: other crops, other "
+                "scores. Give the same --margin, or make it again: keyhole faces embed."
+            )
         if fingerprint != self.fingerprint:
             raise SettingError(
                 "The gallery was made by another model (or another preparation of this one), whose embeddings cannot "
@@ -166,6 +173,7 @@ def enroll(
     view: Views,
     *,
     sizes_px: Sequence[float] = (),
+    margin: float | None = None,
     note: Callable[[str], None] = lambda _text: None,
 ) -> Gallery:
     """Return a gallery of photos, with their embeddings at each of the sizes.
@@ -176,6 +184,7 @@ def enroll(
         photos: Where each photo is.
         view: Gives the embeddings at a ``face_px``, and as they are for None.
         sizes_px: For which sizes of probes; those of a matcher.
+        margin: With which the faces were cut.
         note: Is told what looks wrong.
 
     Raises:
@@ -187,7 +196,8 @@ def enroll(
     for i, j in _copies(sharp):
         if people[i] != people[j]:
             note(f"Warning: {photos[i]} and {photos[j]} are the same picture under two people.")
-    return Gallery(fingerprint, tuple(people), tuple(photos), sharp, {float(px): view(px) for px in sizes_px})
+    small = {float(px): view(px) for px in sizes_px}
+    return Gallery(fingerprint, tuple(people), tuple(photos), sharp, small, margin)
 
 
 def _copies(sharp: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -207,6 +217,7 @@ def save_gallery(path: Path, gallery: Gallery) -> None:
         "fingerprint": gallery.fingerprint,
         "people": list(gallery.people),
         "photos": list(gallery.photos),
+        "margin": gallery.margin,
     }
     tensors = {name: torch.from_numpy(np.ascontiguousarray(view, np.float32)) for name, view in views.items()}
     write_tensors(path, tensors, values, private=True)
@@ -228,9 +239,10 @@ def load_gallery(path: Path) -> Gallery:
         sharp = tensors.pop(_SHARP).float().numpy()
         small = {float(name): view.float().numpy() for name, view in tensors.items()}
         fingerprint = str(values["fingerprint"])
+        margin = None if values["margin"] is None else float(values["margin"])
     except (LookupError, TypeError, ValueError) as error:
         raise wrong from error
     same = all(view.shape == sharp.shape and np.isfinite(view).all() for view in (sharp, *small.values()))
     if not same or sharp.ndim != 2 or not len(people) == len(photos) == len(sharp):
         raise wrong
-    return Gallery(fingerprint, people, photos, sharp, dict(sorted(small.items())))
+    return Gallery(fingerprint, people, photos, sharp, dict(sorted(small.items())), margin)

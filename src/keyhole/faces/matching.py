@@ -101,6 +101,14 @@ class Matcher:
         """Return embeddings of small faces less what all faces of that size have in common; of unit length."""
         return _unit(small - self.small_means[size])
 
+    def digest(self) -> str:
+        """Return what tells it from other matchers: a digest of its numbers."""
+        parts = (self.maps.astype(np.float16), self.small_means, self.sharp_mean, np.array([self.sharp_px]))
+        told = [self.fingerprint, repr(self.sizes_px), repr(self.alike_shares)]
+        return hashlib.sha256(
+            b"".join([*(np.ascontiguousarray(part).tobytes() for part in parts), repr(told).encode()])
+        ).hexdigest()
+
     def check(self, fingerprint: str, people: Iterable[str]) -> None:
         """Check that it fits a model, and was not fitted on people that it is to be tested on.
 

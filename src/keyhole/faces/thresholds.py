@@ -14,7 +14,7 @@ from keyhole.faces.identification import Searches, fnir, threshold_for_fpir
 from keyhole.files import read_json, write_json
 
 _KIND = "keyhole thresholds 1"
-UNKNOWN, TOO_LITTLE = "unknown", "too little to tell"
+UNKNOWN, TOO_LITTLE, NO_FACE = "unknown", "too little to tell", "no face"
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Thresholds:
         enrolled: People in the gallery; a larger one raises more alarms at the same score.
         least_px: Below this, nothing is told.
         levels: By rising size.
+        margin: Shown around each face; None for aligned 112 crops.
+        matcher: Digest of the matcher, for ``fitted-estimated``.
     """
 
     fingerprint: str
@@ -55,6 +57,8 @@ class Thresholds:
     enrolled: int
     least_px: float
     levels: tuple[Threshold, ...]
+    margin: float | None = None
+    matcher: str | None = None
 
     def at(self, face_px: float) -> Threshold:
         """Return the threshold for a probe of a size: that of the nearest size, by ratio."""
@@ -66,15 +70,15 @@ class Answer:
     """What is said of a probe.
 
     Attributes:
-        verdict: ``candidate``, ``unknown`` or ``too little to tell``.
-        face_px: What its spectrum shows.
+        verdict: ``candidate``, ``unknown``, ``too little to tell`` or ``no face``.
+        face_px: What its spectrum shows; None without a face.
         threshold: The score that decided; None where there is too little.
         hits: The candidates at or above it, best first; none unless the verdict is ``candidate``.
         best: The best score, told without a name.
     """
 
     verdict: str
-    face_px: float
+    face_px: float | None
     threshold: float | None
     hits: tuple[Hit, ...]
     best: float | None
@@ -85,12 +89,15 @@ class Answer:
 
     def text(self) -> str:
         """Return it as a person reads it, in one line."""
+        if self.face_px is None:
+            return self.verdict
         if self.threshold is None:
             return f"{self.verdict} ({self.face_px:.0f} px)"
         decided = f"{self.face_px:.0f} px, threshold {self.threshold:.3f}"
         if not self.hits:
             return f"{self.verdict} ({decided}, best score {self.best or 0:.3f})"
-        return f"{', '.join(f'{hit.person} {hit.score:.3f}' for hit in self.hits)} ({decided})"
+        named = ", ".join(f"{' '.join(hit.person.split())} {hit.score:.3f}" for hit in self.hits)
+        return f"{named} ({decided})"
 
 
 def answer(hits: Sequence[Hit], face_px: float, thresholds: Thresholds) -> Answer:
@@ -162,6 +169,8 @@ def load_thresholds(path: Path, *, fingerprint: str | None = None, mode: str | N
             int(_number(value["enrolled"])),
             _number(value["least_px"]),
             levels,
+            None if value["margin"] is None else _number(value["margin"]),
+            None if value["matcher"] is None else _text(value["matcher"]),
         )
     except (LookupError, TypeError, ValueError) as error:
         raise wrong from error
@@ -187,7 +196,7 @@ def _read_level(entry: Any) -> Threshold:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:  # nor NaN
         raise TypeError(value)
     return float(value)
 

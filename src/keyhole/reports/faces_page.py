@@ -177,7 +177,7 @@ def factors_page(found: Factors) -> str:
         (f"{e.factor}: {e.after.label()}", 100 * e.gain.value, 100 * e.gain.low, 100 * e.gain.high)
         for e in found.effects
     ]
-    drawn = figures.intervals(rows, "What each factor brings", of=found.main)
+    drawn = figures.intervals(rows, "What each factor brings", of=found.main) if rows else ""
     table_rows = [
         [c.model, "aligned" if c.margin is None else f"{c.margin:g}", f"{c.face_px:g} px", c.mode, _cell(figure_)]
         for c, figure_ in found.figures
