@@ -19,7 +19,7 @@ from keyhole.faces.gallery import Gallery, Hit, candidates, enroll, load_gallery
 from keyhole.faces.identification import Searches
 from keyhole.faces.matching import Matcher, check_modes
 from keyhole.faces.samples import Sample
-from keyhole.faces.thresholds import Answer, Thresholds, answer, level
+from keyhole.faces.thresholds import NO_FACE, Answer, Thresholds, answer, level
 from keyhole.progress import Progress, silent
 
 if TYPE_CHECKING:
