@@ -111,7 +111,7 @@ def test_a_probe_without_a_face_is_counted_out_loud(shared: Path, tmp_path: Path
     ("options", "told"),
     [
         (("--probe-px", "8;12"), "--probe-px is '8;12'; expected pixels by commas"),
-        (("--probe-px", "0"), "expected each once, from 1 to 1000 px"),
+        (("--probe-px", "0"), "expected whole numbers from 1 to 1000 px"),
         (("--match", "fited"), "Unknown way of matching 'fited'; nearest known: fitted"),
         (("--match", "fitted"), "Matching 'fitted' needs --matcher FILE"),
         (("--degrade", "jpeg=101"), "quality is 101, expected 1 to 100"),

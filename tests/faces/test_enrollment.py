@@ -8,10 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import pattern_faces
 from keyhole.errors import DataError, SettingError
-from keyhole.faces.enrollment import calibrate, compare, enroll_folder, identify, open_gallery, people_of
+from keyhole.faces.calibration import calibrate
+from keyhole.faces.detection import Detector
+from keyhole.faces.enrollment import (
+    compare,
+    enroll_folder,
+    identify,
+    open_gallery,
+    open_people,
+    people_of,
+)
 from keyhole.faces.evaluation import Setting
 from keyhole.faces.gallery import Gallery, save_gallery
 from keyhole.faces.models import FaceModel, load_face_model
@@ -45,21 +55,30 @@ def gallery(reader: FaceModel, root: Path) -> Gallery:
 
 
 def test_people_are_folders_or_files(root: Path, tmp_path: Path) -> None:
-    where, samples = people_of(root / "people")
-    assert where == root / "people"
-    assert [(sample.path, sample.identity) for sample in samples[:3]] == [
-        ("p0/0.png", "p0"), ("p0/1.png", "p0"), ("p1/0.png", "p1"),
-    ]  # fmt: skip
-    assert all(sample.aligned for sample in samples)
-    assert people_of(root / "strangers")[1][0].identity == "s100"
-    one = people_of(root / "strangers" / "s101.png")
-    assert (one[0], [sample.path for sample in one[1]]) == (root / "strangers", ["s101.png"])
-    with zipfile.ZipFile(tmp_path / "people.zip", "w") as file:
-        file.write(root / "people" / "p1" / "0.png", "p1/0.png")
-    assert [sample.identity for sample in people_of(tmp_path / "people.zip")[1]] == ["p1"]
+    def people(where: Path) -> list[tuple[str, str]]:
+        with open_people(where) as album:
+            samples = people_of(album)
+        assert all(sample.aligned for sample in samples)
+        return [(sample.path, sample.identity) for sample in samples]
+
+    assert people(root / "people")[:3] == [("p0/0.png", "p0"), ("p0/1.png", "p0"), ("p1/0.png", "p1")]
+    assert people(root / "strangers")[0] == ("s100.png", "s100")
+    (root / "strangers" / "nowhere.png").symlink_to("gone")  # what else lies there does not matter for one photo
+    assert people(root / "strangers" / "s101.png") == [("s101.png", "s101")]
+    (root / "strangers" / "nowhere.png").unlink()
+    for name, inside, expected in (("a", "p1/0.png", "p1"), ("b", "people/p1.png", "p1"), ("c", "p1.png", "p1")):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as file:
+            file.write(root / "people" / "p1" / "0.png", inside)
+            if name == "b":
+                file.write(root / "people" / "p2" / "0.png", "people/p2.png")
+            if name == "a":
+                file.write(root / "people" / "p2" / "0.png", "p2/0.png")
+        assert people(tmp_path / f"{name}.zip")[0][1] == expected
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no photo"):
-        people_of(tmp_path / "empty")
+        people(tmp_path / "empty")
+    with pytest.raises(DataError, match="No folder or archive"):
+        people(tmp_path / "nothing.png")
 
 
 def test_a_gallery_holds_every_photo(gallery: Gallery, reader: FaceModel) -> None:
@@ -166,6 +185,8 @@ def test_what_was_cut_or_matched_otherwise_is_refused(reader: FaceModel, gallery
         identify(reader, gallery, root / "again", levels, replace(SHARP, margin=0.2))
     with pytest.raises(SettingError, match=r"calibrated with a margin of 0\.2, and this is None"):
         identify(reader, gallery, root / "again", replace(levels, margin=0.2), SHARP)
+    with pytest.raises(SettingError, match="calibrated for another model"):
+        identify(reader, gallery, root / "again", replace(levels, fingerprint="other"), SHARP)
     with pytest.raises(SettingError, match="calibrated with another matcher"):
         identify(reader, gallery, root / "again", replace(levels, matcher="other"), SHARP)
     with pytest.raises(SettingError, match="expected 1 to 1000 px"):
@@ -175,3 +196,30 @@ def test_what_was_cut_or_matched_otherwise_is_refused(reader: FaceModel, gallery
 def test_a_folder_is_no_photo_to_compare(reader: FaceModel, root: Path) -> None:
     with pytest.raises(DataError, match="people is no photo"):
         compare(reader, root / "people", root / "again" / "p0" / "9.png", SHARP)
+
+
+def test_nothing_is_told_where_nothing_was_calibrated(reader: FaceModel, gallery: Gallery, root: Path) -> None:
+    told: list[str] = []
+    found = calibrate(
+        reader, gallery, root / "strangers", replace(SHARP, probe_px=(20.0,)), fpir=0.1, least_px=4, note=told.append
+    )
+    assert found.least_px == 18.0
+    assert "Below 18.0 px nothing will be told, as nothing was calibrated there." in told
+
+
+def test_photos_of_the_enrolled_without_a_face_are_misses(
+    reader: FaceModel, gallery: Gallery, root: Path, tmp_path: Path, shared: Path
+) -> None:
+    yunet = Detector(shared / "data" / "faces" / "models" / "yunet_n_640_640.onnx")
+    for person in range(3):
+        pattern_faces.write(tmp_path / "own" / f"p{person}" / "1.png", person, 1)
+    (tmp_path / "own" / "p3").mkdir()
+    Image.fromarray(np.full((80, 90, 3), 200, np.uint8)).save(tmp_path / "own" / "p3" / "wall.png")
+    pattern_faces.write(tmp_path / "own" / "nobody" / "1.png", 77)
+    told: list[str] = []
+    found = calibrate(
+        reader, gallery, root / "strangers", replace(SHARP, probe_px=(24.0,)), mated=tmp_path / "own", fpir=0.1,
+        detector=yunet, note=told.append,
+    )  # fmt: skip
+    assert found.levels[0].fnir == pytest.approx(1 / 4)
+    assert any("1 people of" in text and "are not enrolled" in text for text in told)

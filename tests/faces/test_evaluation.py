@@ -11,6 +11,7 @@ import pytest
 
 import pattern_faces
 from keyhole.errors import DataError, SettingError
+from keyhole.faces.degradation import Degradation
 from keyhole.faces.evaluation import Setting, Watched, compare, crops_of, evaluate, fit
 from keyhole.faces.models import FaceModel, load_face_model
 from keyhole.faces.protocols import folder, lfw
@@ -124,6 +125,40 @@ def test_small_galleries_are_no_sharper_than_their_probes(reader: FaceModel, clo
     np.testing.assert_allclose(both, probes.at(6.0) @ gallery.at(6.0).T, rtol=1e-6)
 
 
+def test_mates_are_not_alike_by_their_noise(reader: FaceModel, tmp_path: Path) -> None:
+    """Everybody has the same face: nobody can be told, whatever is added to it."""
+    lines = ["role,path,identity,aligned"]
+    for person in range(20):
+        for role in ("gallery", "probe"):
+            pattern_faces.write(tmp_path / f"{role}{person}.png", 1)
+            lines.append(f"{role},{role}{person}.png,p{person},yes")
+    (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
+    setting = replace(QUICK, probe_px=(14.0,), match=("none", "resolution"), how=Degradation(112, noise_sigma=4.0))
+    for row in evaluate(reader, folder.read(tmp_path), setting).rows:
+        assert row.figures["rank-1"].value < 0.4
+
+
+def test_the_order_of_ways_does_not_matter(reader: FaceModel, closed: IdentificationSet) -> None:
+    setting = replace(QUICK, probe_px=(5.0,), match=("resolution", "none"))
+    there, back = (
+        evaluate(reader, closed, replace(setting, match=m)) for m in (("resolution", "none"), ("none", "resolution"))
+    )
+    assert there.rows[0].gap == back.rows[1].gap
+    assert there.rows[0].gap is not None
+
+
+def test_what_would_fail_after_the_work_fails_before_it(reader: FaceModel, closed: IdentificationSet) -> None:
+    with pytest.raises(SettingError, match="needs a matcher"):
+        evaluate(reader, closed, replace(QUICK, match=("fitted",)))
+    with pytest.raises(SettingError, match="Sizes are estimated on aligned 112 crops"):
+        evaluate(reader, closed, replace(QUICK, match=("resolution-estimated",), margin=0.2))
+
+
+def test_too_few_strangers_for_a_rate_are_told(reader: FaceModel, mixed: IdentificationSet) -> None:
+    notes = evaluate(reader, mixed, QUICK).notes
+    assert any(note.startswith("No FNIR is told: FPIR 1 % cannot be shown by 40 non-mated searches") for note in notes)
+
+
 def test_a_fitted_matcher_helps_other_people_and_refuses_its_own(
     reader: FaceModel, closed: IdentificationSet, tmp_path: Path
 ) -> None:
@@ -161,11 +196,13 @@ def test_json_is_percent_and_text_is_a_table(reader: FaceModel, closed: Identifi
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"probe_px": ()}, "expected each once, from 1 to 1000 px"),
-        ({"probe_px": (8.0, 8.0)}, "'8,8'; expected each once"),
-        ({"probe_px": (float("nan"),)}, "expected each once"),
+        ({"probe_px": ()}, "expected whole numbers from 1 to 1000 px, each once"),
+        ({"probe_px": (8.0, 8.0)}, "'8,8'; expected whole numbers"),
+        ({"probe_px": (float("nan"),)}, "expected whole numbers"),
         ({"shrink": "gallery"}, "shrink is 'gallery'; expected probe or both"),
         ({"draws": 99}, "draws is 99; expected at least 100"),
+        ({"probe_px": (8.5,)}, "expected whole numbers from 1 to 1000 px"),
+        ({"shrink": "both", "match": ("fitted",)}, "with --shrink both there is none"),
         ({"fpir": 0.0}, "expected a rate above 0 and below 1"),
         ({"match": ("none", "none")}, "expected each once"),
     ],

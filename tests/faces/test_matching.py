@@ -164,11 +164,15 @@ def test_no_name_is_kept(matcher: Matcher, tmp_path: Path) -> None:
 
 
 def test_it_refuses_another_model_and_its_own_people(matcher: Matcher) -> None:
-    matcher.check("f", ["cid"])
+    matcher.check("f", ["cid"], margin=None)
     with pytest.raises(SettingError, match="fitted for another model"):
-        matcher.check("g", [])
+        matcher.check("g", [], margin=None)
     with pytest.raises(SettingError, match="fitted on 1 of the people that it is to be tested on"):
-        matcher.check("f", ["cid", "ann"])
+        matcher.check("f", ["cid", "ann"], margin=None)
+    other = dataclasses.replace(matcher, about={"margin": 0.3})
+    other.check("f", [], margin=0.3)
+    with pytest.raises(SettingError, match=r"fitted with a margin of 0\.3, and this is None"):
+        other.check("f", [], margin=None)
 
 
 def test_too_few_faces_and_sizes_in_disorder_are_refused(faces: np.ndarray) -> None:

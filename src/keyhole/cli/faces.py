@@ -341,7 +341,7 @@ def calibrate(
 
     Example: keyhole faces calibrate --model M.onnx --gallery gallery.safetensors --strangers DIR --out thresholds.json
     """
-    from keyhole.faces.enrollment import calibrate as find
+    from keyhole.faces.calibration import calibrate as find
     from keyhole.faces.gallery import load_gallery
     from keyhole.faces.thresholds import save_thresholds
 

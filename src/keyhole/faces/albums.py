@@ -128,6 +128,19 @@ def open_album(root: Path) -> Album:
     return Album(root, _archive_entries(root, listed))
 
 
+def album_of_file(path: Path) -> Album:
+    """Return an album that holds one file of a folder, whatever else lies there.
+
+    Raises:
+        DataError: There is no such file.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}. Name a picture that is there.") from error
+    return Album(path.parent, {unicodedata.normalize("NFC", path.name): (path, size)})
+
+
 def picture_size(album: Album, name: str) -> tuple[int, int]:
     """Return width and height of a picture in pixels, upright, by the rules of :mod:`keyhole.faces.photos`.
 

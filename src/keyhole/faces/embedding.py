@@ -90,6 +90,12 @@ def crop_samples(
     """
     if margin is not None and not 0 <= margin <= 1:
         raise SettingError(f"margin is {margin}; expected 0 to 1, in sides of the crop.")
+    beyond = (preparation.margin or 0.0) + (margin or 0.0)
+    if not (-0.5 if preparation.template is not None else 0) <= beyond <= 1:
+        raise SettingError(
+            f"The model takes a margin of {preparation.margin or 0:g}, and {margin or 0:g} more make {beyond:g}; crops "
+            "show up to 1 beyond the face. Lower --margin."
+        )
 
     def cut(sample: Sample) -> tuple[np.ndarray, float, float] | None:
         return _cut(album, sample, preparation, margin, detector)
@@ -122,7 +128,8 @@ def _cut(
                 f"{sample.path} is a photo without landmarks, and there is no detector to find the face. "
                 "Name one by --detector FILE, or give aligned 112 x 112 crops."
             )
-        face = choose(detector.detect(photo), rule="largest" if box is None else "box", box=box)
+        wanted = box if box is not None or landmarks is None else _around(landmarks)
+        face = choose(detector.detect(photo), rule="largest" if wanted is None else "box", box=wanted)
         if face is None:
             return None
         points, box = face.landmarks, face.box
@@ -132,23 +139,30 @@ def _cut(
     if preparation.template is None:
         assert box is not None
         beyond = (preparation.margin or 0.0) + (margin or 0.0)
-        crop = crop_box(photo, box, margin=min(beyond, 1.0), size_px=preparation.size_px)
+        crop = crop_box(photo, box, margin=beyond, size_px=preparation.size_px)
         return crop, max(box[2], box[3]) * (1 + beyond) / native_px, native_px
     if margin is None:
         return align(photo, points), 1.0, native_px
     template, size_px = np.asarray(preparation.template, float), preparation.size_px
     beyond = (preparation.margin or 0.0) + margin
-    crop = align(photo, points, template=template, size_px=size_px, margin=min(beyond, 1.0))
-    matrix = similarity_transform(points, widen(template, size_px, min(beyond, 1.0)))
+    crop = align(photo, points, template=template, size_px=size_px, margin=beyond)
+    matrix = similarity_transform(points, widen(template, size_px, beyond))
     return crop, size_px / math.hypot(matrix[0, 0], matrix[1, 0]) / native_px, native_px
+
+
+def _around(landmarks: Sequence[Sequence[float]]) -> tuple[float, float, float, float]:
+    """Return the box of some landmarks: the face that has them is meant, not the largest one."""
+    points = np.asarray(landmarks, float)
+    (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+    return float(left), float(top), float(right - left), float(bottom - top)
 
 
 def _check_aligned(photo: np.ndarray, sample: Sample, preparation: Preparation, margin: float | None) -> None:
     height, width = photo.shape[:2]
     if (height, width) != (SIDE_PX, SIDE_PX):
         raise DataError(f"{sample.path} is {width} x {height}; an aligned crop is 112 x 112.")
-    if preparation.template is None or margin:
-        wants = f"a margin of {margin}" if margin else "the whole box, without alignment"
+    if preparation.template is None or margin is not None:
+        wants = f"a margin of {margin:g}" if margin is not None else "the whole box, without alignment"
         raise SettingError(
             f"{sample.path} is an aligned crop that ends at the face, and {wants} was asked for. Give the photos "
             "themselves, or a model and setting for aligned crops."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -12,14 +11,13 @@ import numpy as np
 from jaxtyping import Float
 
 from keyhole.errors import DataError, SettingError
-from keyhole.faces.albums import open_album
+from keyhole.faces.albums import Album, album_of_file, open_album, picture_size
 from keyhole.faces.embedding import Crops, crop_samples, shown_px
 from keyhole.faces.evaluation import Setting, Watched
-from keyhole.faces.gallery import Gallery, Hit, candidates, enroll, load_gallery
-from keyhole.faces.identification import Searches
+from keyhole.faces.gallery import Gallery, candidates, enroll, load_gallery
 from keyhole.faces.matching import Matcher, check_modes
 from keyhole.faces.samples import Sample
-from keyhole.faces.thresholds import NO_FACE, Answer, Thresholds, answer, level
+from keyhole.faces.thresholds import NO_FACE, Answer, Thresholds, answer
 from keyhole.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -35,38 +33,45 @@ def no_note(_text: str) -> None:
     """Say nothing."""
 
 
-def people_of(root: Path, *, aligned: bool | None = None) -> tuple[Path, tuple[Sample, ...]]:
-    """Return the photos of a folder or archive with the person that each shows: ``PERSON/*.jpg``, or ``PERSON.jpg``.
-
-    A path to one photo is that photo alone.
-
-    Args:
-        root: The folder, archive or photo.
-        aligned: Whether the pictures are aligned 112 crops; None takes those for it that measure 112 x 112.
-
-    Returns:
-        The album's root, and its samples.
+def open_people(root: Path) -> Album:
+    """Return the pictures of a folder or archive, or one picture by itself.
 
     Raises:
-        DataError: There is no photo.
+        DataError: There is none, or the archive is broken.
     """
-    from keyhole.faces.albums import picture_size
+    single = root.is_file() and root.suffix.lower() != ".zip"
+    return album_of_file(root) if single else open_album(root)
 
-    one = root.name if root.is_file() and root.suffix.lower() != ".zip" else None
-    where = root.parent if one else root
+
+def people_of(album: Album, *, aligned: bool | None = None) -> tuple[Sample, ...]:
+    """Return the pictures of an album with the person that each shows: ``PERSON/*.jpg``, or ``PERSON.jpg``.
+
+    An archive may be packed with one folder around files ``PERSON.jpg``.
+
+    Args:
+        album: The pictures.
+        aligned: Whether they are aligned 112 crops; None takes those for it that measure 112 x 112.
+
+    Raises:
+        DataError: There is no picture, or one cannot be read.
+    """
+    names = album.pictures()
+    parts = {name: PurePosixPath(name).parts for name in names}
+    around = {each[0] for each in parts.values() if len(each) == 2}
+    wrapped = album.root.suffix.lower() == ".zip" and len(around) == 1 and all(len(p) == 2 for p in parts.values())
     samples = []
-    with open_album(where) as album:
-        for name in [one] if one else album.pictures():
-            parts = PurePosixPath(name).parts
-            person = parts[-2] if len(parts) > 1 else PurePosixPath(name).stem
-            crop = picture_size(album, name) == (112, 112) if aligned is None else aligned
-            samples.append(Sample(name, unicodedata.normalize("NFC", person), aligned=crop))
+    for name, each in parts.items():
+        person = PurePosixPath(name).stem if len(each) == 1 or wrapped else each[-2]
+        crop = picture_size(album, name) == (112, 112) if aligned is None else aligned
+        samples.append(Sample(name, unicodedata.normalize("NFC", person), aligned=crop))
     if not samples:
-        raise DataError(f"{root} holds no photo; expected PERSON/*.jpg or PERSON.jpg. Name the folder of the people.")
-    return where, tuple(samples)
+        raise DataError(
+            f"{album.root} holds no photo; expected PERSON/*.jpg or PERSON.jpg. Name the folder of the people."
+        )
+    return tuple(samples)
 
 
-def _faces(
+def faces_of(
     model: FaceModel,
     root: Path,
     setting: Setting,
@@ -77,8 +82,8 @@ def _faces(
     kind: str,
 ) -> tuple[Crops, tuple[Sample, ...], tuple[str, ...]]:
     """Return crops, the samples in which a face was found, and the names of the others."""
-    where, samples = people_of(root)
-    with open_album(where) as album:
+    with open_people(root) as album:
+        samples = people_of(album)
         crops = crop_samples(
             album, samples, model.preparation, margin=setting.margin, detector=detector, progress=progress
         )
@@ -115,7 +120,7 @@ def enroll_folder(
     Raises:
         DataError: There is no photo, or no face in any.
     """
-    crops, kept, missed = _faces(
+    crops, kept, missed = faces_of(
         model, root, setting, detector=detector, progress=progress, note=note, kind="the gallery"
     )
     if not kept:
@@ -148,147 +153,20 @@ def open_gallery(
     return enroll_folder(model, path, setting, detector=detector, sizes_px=sizes, note=note)[0]
 
 
-def calibrate(
-    model: FaceModel,
-    gallery: Gallery,
-    strangers: Path,
-    setting: Setting,
-    *,
-    mated: Path | None = None,
-    mode: str = "none",
-    matcher: Matcher | None = None,
-    fpir: float = 0.01,
-    least_px: float = 8.0,
-    detector: Detector | None = None,
-    progress: Progress = silent,
-    note: Note = no_note,
-) -> Thresholds:
-    """Return thresholds by the size of the probe, so that strangers raise an alarm at a wanted rate.
-
-    Photos of strangers are made as small as each size of the setting and searched in the gallery. Each search is filed
-    under the size that is nearest to what the probe's spectrum shows, as ``identify`` will look it up; of several of
-    one photo under one size, the one with the highest score counts (of the enrolled, the lowest).
-
-    Args:
-        model: The model.
-        gallery: The enrolled.
-        strangers: Folder or archive of photos of people who are not.
-        setting: The sizes are its ``probe_px``.
-        mated: The same of other photos of the enrolled, to tell how many are missed.
-        mode: ``none`` or ``fitted-estimated``.
-        matcher: For the latter.
-        fpir: The wanted rate, above 0 and below 1.
-        least_px: Below this nothing will be told.
-        detector: Finds faces.
-        progress: Wraps the loops.
-        note: Is told what looks wrong.
-
-    Raises:
-        SettingError: A setting is out of range, or a stranger is enrolled.
-        DataError: There is nobody to calibrate on.
-    """
-    if not 0 < fpir < 1:
-        raise SettingError(f"--fpir is {fpir}; expected a rate above 0 and below 1, such as 0.01.")
-    fitted = _way(mode, matcher, setting.margin)
-    if not 1 <= least_px <= 1000:
-        raise SettingError(f"--least-px is {least_px}; expected 1 to 1000 px.")
-    gallery.check(model.fingerprint, setting.margin)
-    known = {sample.identity for sample in people_of(strangers)[1]} & set(gallery.people)
-    if known:
-        raise SettingError(
-            f"{len(known)} of the strangers have the name of someone who is enrolled; expected none. Take them out."
-        )
-    others = _searches(model, gallery, strangers, setting, fitted, detector, progress, note)
-    own = _searches(model, gallery, mated, setting, fitted, detector, progress, note) if mated is not None else None
-    levels = []
-    for face_px in sorted(setting.probe_px):
-        filed = _filed(gallery, others, face_px, worst=max)
-        if not len(filed.rank):
-            note(
-                f"No stranger shows about {face_px:g} px, so that size has no threshold of its own; the nearest counts."
-            )
-            continue
-        mates = None if own is None else _filed(gallery, own, face_px, worst=min)
-        levels.append(level(face_px, filed, mates if mates is not None and len(mates.rank) else None, fpir=fpir))
-    for each in levels:
-        if each.fpir_bound > 1.5 * fpir:
-            note(
-                f"Warning: at {each.face_px:g} px, {each.strangers} searches of strangers show only that false alarms "
-                f"stay below {100 * each.fpir_bound:.1f} %, and {100 * fpir:g} % was asked for. Give more strangers."
-            )
-    enrolled, digest = len(set(gallery.people)), None if fitted is None else fitted.digest()
-    return Thresholds(
-        model.fingerprint, mode, fpir, enrolled, least_px, tuple(levels), margin=setting.margin, matcher=digest
-    )
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What searches of some photos at several sizes gave, one row a photo and one column a size."""
-
-    samples: tuple[Sample, ...]
-    sizes_px: tuple[float, ...]
-    shown_px: np.ndarray
-    hits: list[list[Hit]]
-
-
-def _searches(
-    model: FaceModel,
-    gallery: Gallery,
-    root: Path,
-    setting: Setting,
-    matcher: Matcher | None,
-    detector: Detector | None,
-    progress: Progress,
-    note: Note,
-) -> _Found:
-    """Return the best candidate of each photo with a face, at each size of the setting."""
-    crops, kept, _ = _faces(model, root, setting, detector=detector, progress=progress, note=note, kind=str(root))
-    if not kept:
-        raise DataError(f"No face was found in any photo of {root}. Look at the photos, or at --detector.")
-    watched = Watched(model, crops, setting, progress=progress, name="probes")
-    sizes = tuple(sorted(setting.probe_px))
-    shown = np.stack([_seen_px(watched, px) for px in sizes], axis=1)
-    best = [
-        [hits[0] for hits in candidates(gallery, watched.at(px), shown[:, k], matcher=matcher, count=1)]
-        for k, px in enumerate(sizes)
-    ]
-    return _Found(kept, sizes, shown, [list(row) for row in zip(*best, strict=True)])
-
-
-def _seen_px(watched: Watched, face_px: float | None) -> Float[np.ndarray, " f"]:
+def seen_px(watched: Watched, face_px: float | None) -> Float[np.ndarray, " f"]:
+    """Return how many pixels of face probes show: by their spectrum where they are aligned, else as their photos say."""
     if watched.crops.canonical:
         return watched.estimated_px(face_px)
     return shown_px(watched.crops, face_px)
 
 
-def _filed(gallery: Gallery, found: _Found, face_px: float, *, worst: Callable[..., tuple[float, Hit]]) -> Searches:
-    """Return the searches that show about a size, at most one a photo; a mate that is not first ranks second."""
-    nearest = np.abs(np.log(np.maximum(found.shown_px, 1.0))[:, :, None] - np.log(found.sizes_px)).argmin(axis=2)
-    column = found.sizes_px.index(face_px)
-    chosen = [
-        (
-            sample,
-            worst(((hit.score, hit) for hit, at in zip(hits, row, strict=True) if at == column), key=lambda s: s[0])[1],
-        )
-        for sample, hits, row in zip(found.samples, found.hits, nearest, strict=True)
-        if (row == column).any()
-    ]
-    names = np.array([sample.identity for sample, _ in chosen])
-    own = np.array([hit.person == sample.identity for sample, hit in chosen], bool)
-    known = np.isin(names, gallery.people)
-    scores = np.array([hit.score for _, hit in chosen])
-    return Searches(
-        mate=np.where(own, scores, -np.inf),
-        other=np.where(own, -np.inf, scores),
-        rank=np.where(own, 1, np.where(known, 2, 0)),
-        found=np.ones(len(chosen), bool),
-        subjects=names,
-        people=len(set(gallery.people)),
-    )
+def way_of(mode: str, matcher: Matcher | None) -> Matcher | None:
+    """Return the matcher of a watch list's way of comparing, None where photos are compared as they are.
 
-
-def _way(mode: str, matcher: Matcher | None, margin: float | None) -> Matcher | None:
+    Raises:
+        UnknownNameError: There is no such way.
+        SettingError: It is none of a watch list's, or lacks its matcher.
+    """
     check_modes((mode,))
     if mode not in WAYS:
         raise SettingError(f"--match is {mode!r}; a watch list compares by {' or '.join(WAYS)}.")
@@ -296,11 +174,6 @@ def _way(mode: str, matcher: Matcher | None, margin: float | None) -> Matcher | 
         raise SettingError("Matching 'fitted' needs a matcher; fit one: keyhole faces fit.")
     if mode == "none" or matcher is None:
         return None
-    fitted_with = matcher.about.get("margin", margin)
-    if fitted_with != margin:
-        raise SettingError(
-            f"The matcher was fitted with a margin of {fitted_with}, and this is {margin}. Use the same."
-        )
     return matcher
 
 
@@ -332,10 +205,14 @@ def identify(
         note: Is told what looks wrong.
 
     Raises:
-        SettingError: Gallery or thresholds are of another model, or of a smaller gallery.
+        SettingError: Gallery or thresholds are of another model, margin or matcher.
     """
-    fitted = _way(thresholds.mode, matcher, setting.margin)
+    fitted = way_of(thresholds.mode, matcher)
     gallery.check(model.fingerprint, setting.margin)
+    if thresholds.fingerprint != model.fingerprint:
+        raise SettingError(
+            "The thresholds were calibrated for another model. Calibrate this one: keyhole faces calibrate."
+        )
     if thresholds.margin != setting.margin:
         raise SettingError(
             f"The thresholds were calibrated with a margin of {thresholds.margin}, and this is {setting.margin}. "
@@ -352,11 +229,11 @@ def identify(
             f"Warning: the thresholds were calibrated for {thresholds.enrolled} people, and {enrolled} are enrolled: "
             "expect more false alarms. Calibrate again."
         )
-    crops, kept, lost = _faces(
+    crops, kept, lost = faces_of(
         model, probes, setting, detector=detector, progress=progress, note=note, kind="the probes"
     )
     watched = Watched(model, crops, setting, progress=progress, name="probes")
-    sizes = _seen_px(watched, None)
+    sizes = seen_px(watched, None)
     found = candidates(gallery, watched.at(None), sizes, matcher=fitted, count=count) if kept else ()
     answers = {
         sample.path: answer(hits, float(px), thresholds) for sample, hits, px in zip(kept, found, sizes, strict=True)
@@ -379,17 +256,19 @@ def compare(
     Raises:
         DataError: There is no face in one of them.
     """
-    fitted = _way(mode, matcher, setting.margin)
+    fitted = way_of(mode, matcher)
     seen, shown = [], []
     for path in (first, second):
         if not path.is_file():
             raise DataError(f"{path} is no photo. Name two photos; of folders, 'keyhole faces identify' tells more.")
-        crops, kept, _ = _faces(model, path, setting, detector=detector, progress=silent, note=no_note, kind=str(path))
+        crops, kept, _ = faces_of(
+            model, path, setting, detector=detector, progress=silent, note=no_note, kind=str(path)
+        )
         if not kept:
             raise DataError(f"No face was found in {path}. Look at the photo, or at --detector.")
         watched = Watched(model, crops, setting)
         seen.append(watched)
-        shown.append(float(_seen_px(watched, None)[0]))
+        shown.append(float(seen_px(watched, None)[0]))
     sharp, small = sorted((0, 1), key=lambda i: -shown[i])
     sizes = fitted.sizes_px if fitted is not None else ()
     gallery = enroll(model.fingerprint, ["first"], [str(first)], seen[sharp].at, sizes_px=sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +19,7 @@ from keyhole.faces.embedding import SIDE_PX, Crops, crop_samples, degraded, embe
 from keyhole.faces.intervals import Interval, Resampling, Statistic, difference, interval
 from keyhole.faces.matching import Matcher, Views, check_modes, fit_matcher, matched_scores
 from keyhole.faces.resolution import effective_face_px
+from keyhole.faces.results import Evaluation, Example, Group, Row
 from keyhole.faces.samples import IdentificationSet, PairSet, Sample
 from keyhole.progress import Progress, silent
 
@@ -57,11 +59,18 @@ class Setting:
         """Check names and ranges."""
         check_modes(self.match)
         sizes = self.probe_px
-        if not sizes or len(set(sizes)) < len(sizes) or not all(1 <= px <= 1000 for px in sizes):
+        if not sizes or len(set(sizes)) < len(sizes) or not all(1 <= px <= 1000 and px == int(px) for px in sizes):
             told = ",".join(f"{px:g}" for px in sizes)
-            raise SettingError(f"Sizes of probes are {told!r}; expected each once, from 1 to 1000 px, such as 8,12,16.")
+            raise SettingError(
+                f"Sizes of probes are {told!r}; expected whole numbers from 1 to 1000 px, each once, such as 8,12,16."
+            )
         if self.shrink not in ("probe", "both"):
             raise SettingError(f"shrink is {self.shrink!r}; expected probe or both.")
+        if self.shrink == "both" and any(mode.startswith("fitted") for mode in self.match):
+            raise SettingError(
+                "A fitted comparison takes a small probe to a sharp gallery; with --shrink both there is none. "
+                "Use --match none."
+            )
         if self.draws < 100:
             raise SettingError(f"draws is {self.draws}; expected at least 100 for an interval.")
         if not 0 < self.fpir < 1:
@@ -80,7 +89,7 @@ class Watched:
         crops: Faces cut out for it.
         setting: The camera.
         progress: Wraps the loops.
-        name: What they are called there.
+        name: What they are called there; faces of another name get other noise.
     """
 
     def __init__(
@@ -88,7 +97,11 @@ class Watched:
     ) -> None:
         self.model, self.crops, self.setting = model, crops, setting
         self._progress, self._name = progress, name
+        # noise of its own, so that a probe and its mate are not alike by their noise
+        role = np.random.SeedSequence((setting.seed, zlib.crc32(name.encode())))
+        self.seed = int(role.generate_state(1)[0])
         self._seen: dict[float | None, np.ndarray] = {}
+        self._sizes: dict[float | None, np.ndarray] = {}
 
     def at(self, face_px: float | None) -> Float[np.ndarray, "f d"]:
         """Return the unit embeddings of the faces at a size; as they are for None, and from 112 px on."""
@@ -97,7 +110,7 @@ class Watched:
         if key not in self._seen:
             label = f"{self._name} at {face_px:g} px" if key is not None else self._name
             self._seen[key] = embed_crops(
-                self.model, self.crops, how=how, seed=self.setting.seed, progress=self._progress, label=label
+                self.model, self.crops, how=how, seed=self.seed, progress=self._progress, label=label
             )
         return self._seen[key]
 
@@ -112,13 +125,16 @@ class Watched:
                 "Sizes are estimated on aligned 112 crops; with a margin, or a model without alignment, they are not. "
                 "Use --match none, resolution or fitted."
             )
-        native = self.crops.native_px
-        parts, start = [], 0
-        for pixels in degraded(self.crops, how=self.setting.at(face_px), seed=self.setting.seed):
-            observed = np.minimum(native[start : start + len(pixels)], SIDE_PX)
-            parts.append(effective_face_px(pixels, observed_px=observed.tolist()).numpy())
-            start += len(pixels)
-        return np.concatenate(parts) if parts else np.zeros(0)
+        how = self.setting.at(face_px)
+        key = None if how is None else face_px
+        if key not in self._sizes:
+            observed, parts, start = np.minimum(self.crops.native_px, SIDE_PX), [], 0
+            for pixels in degraded(self.crops, how=how, seed=self.seed):
+                some = observed[start : start + len(pixels)]
+                parts.append(effective_face_px(pixels, observed_px=some.tolist()).numpy())
+                start += len(pixels)
+            self._sizes[key] = np.concatenate(parts) if parts else np.zeros(0)
+        return self._sizes[key]
 
 
 def compare(
@@ -183,165 +199,6 @@ def crops_of(
         )
 
 
-@dataclass(frozen=True)
-class Row:
-    """What was reached at one size under one way of matching.
-
-    Attributes:
-        face_px: Asked of the probes.
-        mode: The way of matching.
-        figures: By name, with their intervals; rates 0 to 1. What is undefined is missing.
-        gap: Difference in the main figure to ``none`` on the same searches or pairs.
-        cmc: Share of searches by rank, for identification.
-        errors: Points of the error curve: rates along x, rates along y.
-        right: Whether each search was first, or each pair told right, in the order of the protocol.
-    """
-
-    face_px: float
-    mode: str
-    figures: dict[str, Interval]
-    gap: Interval | None
-    cmc: tuple[float, ...] = ()
-    errors: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    right: tuple[bool, ...] = ()
-
-
-@dataclass(frozen=True)
-class Group:
-    """The main figure of some of the searches, such as those of one camera.
-
-    Attributes:
-        name: Of the group.
-        face_px: Asked of the probes.
-        mode: The way of matching.
-        searches: How many, with a mate.
-        missed: How many of them without a detected face.
-        figure: The main figure.
-    """
-
-    name: str
-    face_px: float
-    mode: str
-    searches: int
-    missed: int
-    figure: Interval
-
-
-@dataclass(frozen=True)
-class Example:
-    """A face as the model sees it.
-
-    Attributes:
-        caption: What it is; no name.
-        png: The picture.
-    """
-
-    caption: str
-    png: bytes
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a model reaches on a protocol.
-
-    Attributes:
-        kind: ``pairs`` or ``searches``.
-        model: Its name.
-        protocol: Name of the protocol.
-        summary: People, pictures, searches or pairs, and misses of the detector, in one line.
-        main: Name of the main figure.
-        rows: By size and way of matching.
-        groups: By camera and the like.
-        notes: All that was decided or deviates from the official form.
-        about_model: Fingerprint and licenses.
-        setting: The conditions, as JSON values.
-        draws: Of the bootstrap.
-        missed: Pictures without a detected face: ``gallery`` and ``probes``, or ``pictures`` of pairs.
-        error_names: What the error curves show along x and y.
-        examples: Faces, where they may be shown.
-    """
-
-    kind: Literal["pairs", "searches"]
-    model: str
-    protocol: str
-    summary: str
-    main: str
-    rows: tuple[Row, ...]
-    groups: tuple[Group, ...]
-    notes: tuple[str, ...]
-    about_model: dict[str, str]
-    setting: dict[str, Any]
-    draws: int
-    missed: dict[str, int]
-    error_names: tuple[str, str]
-    examples: tuple[Example, ...] = ()
-
-    @property
-    def modes(self) -> tuple[str, ...]:
-        """The ways of matching, each once."""
-        return tuple(dict.fromkeys(row.mode for row in self.rows))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return figures and conditions as JSON values; rates in percent."""
-        return {
-            "kind": self.kind,
-            "model": {"name": self.model, **self.about_model},
-            "protocol": self.protocol,
-            "summary": self.summary,
-            "missed": self.missed,
-            "setting": self.setting,
-            "notes": list(self.notes),
-            "rows": [
-                {
-                    "face_px": row.face_px,
-                    "match": row.mode,
-                    "figures": {name: _percent(value) for name, value in row.figures.items()},
-                    "gap": None if row.gap is None else _percent(row.gap),
-                }
-                for row in self.rows
-            ],
-            "groups": [
-                {**{k: v for k, v in asdict(group).items() if k != "figure"}, "figure": _percent(group.figure)}
-                for group in self.groups
-            ],
-        }
-
-    def sentence(self) -> str:
-        """Return in a sentence what was found at the smallest and at the largest size."""
-        sizes = sorted({row.face_px for row in self.rows})
-        told = []
-        for px in dict.fromkeys((sizes[-1], sizes[0])):
-            at = {row.mode: row for row in self.rows if row.face_px == px}
-            first = at.get("none") or next(iter(at.values()))
-            told.append(f"{100 * first.figures[self.main].value:.1f} % at {px:g} px ({first.mode})")
-            best = max(at.values(), key=lambda row: row.figures[self.main].value)
-            if best is not first and best.gap is not None:
-                value = best.figures[self.main].value
-                sure = "surely" if best.gap.low > 0 else "perhaps by chance"
-                told[-1] += f", {100 * value:.1f} % matched by {best.mode} ({sure} better)"
-        return f"{self.main.capitalize()} of {self.model} on {self.protocol}: {'; '.join(told)}."
-
-    def text(self) -> str:
-        """Return the table as text."""
-        names = list(dict.fromkeys(name for row in self.rows for name in row.figures))
-        lines = [self.summary]
-        for row in self.rows:
-            cells = [f"{name} {_short(row.figures[name])}" for name in names if name in row.figures]
-            if row.gap is not None:
-                cells.append(f"against none {_short(row.gap, sign='+')}")
-            lines.append(f"{row.face_px:>6g} px  {row.mode:<20} {', '.join(cells)}")
-        return "\n".join(lines)
-
-
-def _percent(value: Interval) -> dict[str, float]:
-    return {name: 100 * getattr(value, name) for name in ("value", "low", "high")}
-
-
-def _short(value: Interval, sign: str = "") -> str:
-    center, low, high = (100 * part for part in (value.value, value.low, value.high))
-    return f"{center:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
-
-
 def evaluate(
     model: FaceModel,
     protocol: IdentificationSet | PairSet,
@@ -369,15 +226,28 @@ def evaluate(
         DataError: A photo cannot be read, there is nothing to compare, or no face at all.
         SettingError: Settings exclude each other, or the matcher knows people of the protocol.
     """
+    _check(model, setting, matcher)
     if matcher is not None:
         pictures = protocol.samples if isinstance(protocol, PairSet) else (*protocol.gallery, *protocol.probes)
-        matcher.check(model.fingerprint, {sample.identity for sample in pictures})
+        matcher.check(model.fingerprint, {sample.identity for sample in pictures}, margin=setting.margin)
     parts = crops_of(model, protocol, setting, detector=detector, progress=progress)
     for crops, name in zip(parts, ("pictures",) if len(parts) == 1 else ("gallery", "probes"), strict=True):
         if not len(crops):
             raise DataError(f"No face was found in any picture of the {name}. Look at the pictures, or at --detector.")
     measure = _pairs if isinstance(protocol, PairSet) else _searches
     return measure(model, protocol, parts, setting, matcher, examples, progress)  # type: ignore[arg-type]
+
+
+def _check(model: FaceModel, setting: Setting, matcher: Matcher | None) -> None:
+    """Refuse before any work what would fail after it."""
+    if matcher is None and any(mode.startswith("fitted") for mode in setting.match):
+        raise SettingError("Matching 'fitted' needs a matcher; fit one: keyhole faces fit.")
+    aligned = model.preparation.template is not None and setting.margin is None
+    if not aligned and any(mode.endswith("-estimated") for mode in setting.match):
+        raise SettingError(
+            "Sizes are estimated on aligned 112 crops; with a margin, or a model without alignment, they are not. "
+            "Use --match none, resolution or fitted."
+        )
 
 
 def _pairs(
@@ -415,7 +285,7 @@ def _pairs(
             face_px, mode, _with_intervals({"accuracy": main, **more}, setting), None, (), errors, _flags(told.correct)
         )
 
-    rows, _ = _rows(row, setting)
+    rows = _rows(row, setting)
     missed = int((~crops.found).sum())
     summary = f"{protocol.summary()}; {missed} without a face, {int((~whole).sum())} pairs lost by that"
     return Evaluation(
@@ -467,33 +337,41 @@ def _searches(
             face_px, mode, _with_intervals(more, setting), None, cmc, errors, _flags(identification.hits(found))
         )
 
-    rows, _ = _rows(row, setting)
+    rows = _rows(row, setting)
     missed = {"gallery": int((~enrolled.found).sum()), "probes": int((~sought.found).sum())}
     summary = f"{protocol.summary()}; without a face {missed['gallery']} of the gallery, {missed['probes']} probes"
     return Evaluation(
         "searches", model.name, protocol.name, summary, "rank-1", rows, _groups(protocol, held, setting),
-        protocol.notes, _about(model), _told(setting), setting.draws, missed, ("FPIR, %", "FNIR, %"),
+        (*protocol.notes, *_too_few(held, setting)), _about(model), _told(setting), setting.draws, missed,
+        ("FPIR, %", "FNIR, %"),
         _examples(probes, setting) if examples else (),
     )  # fmt: skip
 
 
-def _rows(
-    row: Callable[[float, str], tuple[Statistic, Row]], setting: Setting
-) -> tuple[tuple[Row, ...], dict[tuple[float, str], Statistic]]:
-    """Return one row a size and mode, with the gap to ``none``, and the main statistics."""
-    rows, mains = [], {}
+def _rows(row: Callable[[float, str], tuple[Statistic, Row]], setting: Setting) -> tuple[Row, ...]:
+    """Return one row a size and mode, with the gap to ``none``."""
+    rows = []
     for face_px in setting.probe_px:
-        for mode in setting.match:
-            mains[face_px, mode], made = row(face_px, mode)
-            plain = mains.get((face_px, "none"))
-            if mode != "none" and plain is not None:
-                made = replace(made, gap=difference(mains[face_px, mode], plain, resampling=_draws(setting)))
-            rows.append(made)
-    return tuple(rows), mains
+        made = {mode: row(face_px, mode) for mode in setting.match}
+        for mode, (main, each) in made.items():
+            gap = None
+            if mode != "none" and "none" in made:
+                gap = difference(main, made["none"][0], resampling=_draws(setting))
+            rows.append(replace(each, gap=gap))
+    return tuple(rows)
 
 
 def _flags(values: np.ndarray) -> tuple[bool, ...]:
     return tuple(bool(value) for value in values)
+
+
+def _too_few(held: dict[tuple[float, str], identification.Searches], setting: Setting) -> tuple[str, ...]:
+    """Return the note on a rate of false alarms that so few searches cannot show."""
+    found = next(iter(held.values()))
+    if not found.alarms.any():
+        return ()
+    warning = identification.threshold_for_fpir(found, setting.fpir).warning
+    return () if warning is None else (f"No FNIR is told: {warning}",)
 
 
 def _draws(setting: Setting) -> Resampling:
@@ -546,10 +424,12 @@ def _examples(probes: Watched, setting: Setting, *, most: int = 4) -> tuple[Exam
     """Return a few probes at each size, spread over all of them, without names."""
     from PIL import Image
 
+    if not len(probes.crops):
+        return ()
     chosen = np.unique(np.linspace(0, len(probes.crops) - 1, most).round().astype(int))
     some, found = probes.crops.subset(chosen), []
     for face_px in sorted(setting.probe_px, reverse=True):
-        for pixels in degraded(some, how=setting.at(face_px), seed=setting.seed):
+        for pixels in degraded(some, how=setting.at(face_px), seed=probes.seed):
             for k, crop in enumerate(pixels):
                 file = io.BytesIO()
                 Image.fromarray(crop.numpy()).save(file, "PNG")
@@ -580,7 +460,7 @@ def fit(
     parts = crops_of(model, faces, setting, detector=detector, progress=progress)
     samples: tuple[Sample, ...]
     samples = faces.samples if isinstance(faces, PairSet) else (*faces.gallery, *faces.probes)
-    seen = [Watched(model, crops, setting, progress=progress, name="faces") for crops in parts]
+    seen = [Watched(model, part, setting, progress=progress, name=f"faces {k + 1}") for k, part in enumerate(parts)]
 
     def at(face_px: float | None) -> np.ndarray:
         return np.concatenate([watched.at(face_px) for watched in seen])

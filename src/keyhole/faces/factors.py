@@ -16,8 +16,9 @@ import numpy as np
 
 from keyhole.errors import RunError, SettingError
 from keyhole.faces.albums import open_album
-from keyhole.faces.evaluation import Evaluation, Setting, evaluate
+from keyhole.faces.evaluation import Setting, evaluate
 from keyhole.faces.intervals import Interval, Resampling, Statistic, difference, interval, mean_statistic
+from keyhole.faces.results import Evaluation
 from keyhole.faces.samples import IdentificationSet, PairSet
 from keyhole.files import read_json, write_json
 from keyhole.progress import Progress, silent
@@ -55,7 +56,8 @@ class Effect:
     """What changing factors brings at one size, on the same searches or pairs.
 
     Attributes:
-        factor: ``model``, ``margin``, ``matching``, or ``together``.
+        factor: ``model``, ``margin``, ``matching``, or ``together``: the best of all combinations at a size, whose
+            interval does not know that it was chosen as the best.
         before: The condition that it is measured from: the first model and margin, without matching.
         after: The condition with the change.
         gain: Difference in the main figure, -1 to 1.
@@ -75,7 +77,7 @@ class Factors:
         main: Name of the main figure.
         summary: People, pictures, searches or pairs, in one line.
         figures: The main figure under each condition.
-        effects: Each factor alone, and all that helped together.
+        effects: Each factor alone, and the best combination.
         notes: What a reader must know, such as that models differ in more than their training data.
     """
 
@@ -129,7 +131,7 @@ def study_factors(
         protocol: What is compared.
         setting: Sizes of probes and ways of matching; ``none`` must be among them.
         margins: Crop extents; the first one is what others are measured from.
-        matchers: For ``fitted``, one a model.
+        matchers: For ``fitted``, one a model and margin.
         folder: Where finished parts are kept, so that a stopped study goes on; one file a model and margin.
         detector: Finds faces.
         progress: Wraps the loops.
@@ -143,14 +145,14 @@ def study_factors(
         raise SettingError("A study of factors needs at least one model and one margin, and each name once.")
     if "none" not in setting.match:
         raise SettingError("A study of factors measures from 'none'; add it to --match.")
-    by_model = {matcher.fingerprint: matcher for matcher in matchers}
+    by_model = {(matcher.fingerprint, matcher.about.get("margin")): matcher for matcher in matchers}
     right: dict[Condition, np.ndarray] = {}
     main = ""
     for model in models:
         for margin in margins:
             here = replace(setting, margin=margin)
             path = None if folder is None else folder / f"{model.name}_{margin}.json"
-            matcher = by_model.get(model.fingerprint)
+            matcher = by_model.get((model.fingerprint, margin))
             part = _kept(path, model, protocol, here, matcher)
             if part is None:
                 found = evaluate(model, protocol, here, detector=detector, matcher=matcher, progress=progress)
@@ -257,7 +259,9 @@ def _statistic(marks: np.ndarray, protocol: IdentificationSet | PairSet) -> Stat
     if isinstance(protocol, PairSet):
         return mean_statistic(marks, protocol.subjects())
     subjects = np.array([sample.identity for sample in protocol.probes])
-    return mean_statistic(marks, subjects, where=protocol.mated())
+    mated = protocol.mated()
+    found = mean_statistic(marks, subjects, where=mated)
+    return found if mated.all() else replace(found, strata=mated)  # drawn as evaluate draws them
 
 
 def _notes(models: Sequence[FaceModel]) -> tuple[str, ...]:

@@ -127,7 +127,7 @@ def candidates(
     if not len(gallery):
         raise DataError("The gallery is empty. Enroll someone first: keyhole faces embed.")
     if matcher is not None:
-        matcher.check(gallery.fingerprint, ())
+        matcher.check(gallery.fingerprint, (), margin=gallery.margin)
     found: list[tuple[Hit, ...]] = [()] * len(probes)
     for rows, left, right in _products(gallery, probes, np.asarray(shown_px, float), matcher):
         for row, hits in zip(rows, _best_people(gallery, left, right, count), strict=True):
@@ -201,8 +201,8 @@ def enroll(
 
 
 def _copies(sharp: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield pairs of rows, the first one earlier, that are the same to rounding."""
-    found = search(sharp, sharp, count=2) if len(sharp) > 1 else None
+    """Yield pairs of rows, the first one earlier, that are the same to rounding; of many copies, some of the pairs."""
+    found = search(sharp, sharp, count=8) if len(sharp) > 1 else None
     for i, (scores, rows) in enumerate(zip(found.scores, found.rows, strict=True) if found else ()):
         for score, j in zip(scores, rows, strict=True):
             if score > 0.9999 and j > i:

@@ -109,8 +109,8 @@ class Matcher:
             b"".join([*(np.ascontiguousarray(part).tobytes() for part in parts), repr(told).encode()])
         ).hexdigest()
 
-    def check(self, fingerprint: str, people: Iterable[str]) -> None:
-        """Check that it fits a model, and was not fitted on people that it is to be tested on.
+    def check(self, fingerprint: str, people: Iterable[str], *, margin: float | None) -> None:
+        """Check that it fits a model and a margin, and was not fitted on people that it is to be tested on.
 
         Raises:
             SettingError: It does not, or it was.
@@ -119,6 +119,10 @@ class Matcher:
             raise SettingError(
                 "The matcher was fitted for another model (or another preparation of this one). Fit one: "
                 "keyhole faces fit."
+            )
+        if self.about.get("margin", margin) != margin:
+            raise SettingError(
+                f"The matcher was fitted with a margin of {self.about['margin']}, and this is {margin}. Use the same."
             )
         known = sum(digest(person) in self.people for person in set(people))
         if known:

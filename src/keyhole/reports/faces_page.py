@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 
-from keyhole.faces.evaluation import Evaluation, Row
 from keyhole.faces.factors import Factors
 from keyhole.faces.intervals import Interval
+from keyhole.faces.results import Evaluation, Row
 from keyhole.reports import face_figures, figures
 from keyhole.reports.markup import (
     NOTHING,
