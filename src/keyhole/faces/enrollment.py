@@ -154,7 +154,7 @@ def open_gallery(
 
 
 def seen_px(watched: Watched, face_px: float | None) -> Float[np.ndarray, " f"]:
-    """Return how many pixels of face probes show: by their spectrum where they are aligned, else as their photos say."""
+    """Return how many pixels of face probes show: by their spectrum where aligned, else as their photos say."""
     if watched.crops.canonical:
         return watched.estimated_px(face_px)
     return shown_px(watched.crops, face_px)
