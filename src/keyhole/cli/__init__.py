@@ -52,7 +52,9 @@ def main() -> None:
         _fail("Out of memory. Lower --batch-size, --samples or --grid.")
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:
-            typer.echo("Stopped. A run of train or distill goes on with --resume, any other when it is run again.", err=True)
+            typer.echo(
+                "Stopped. A run of train or distill goes on with --resume, any other when it is run again.", err=True
+            )
         raise
 
 

@@ -56,18 +56,24 @@ def search(probes: Float[np.ndarray, "p d"], gallery: Float[np.ndarray, "g d"], 
     count = min(count, len(gallery))
     every = torch.from_numpy(np.ascontiguousarray(gallery, np.float32))
     scores, rows = np.empty((len(probes), count), np.float32), np.empty((len(probes), count), np.int64)
+    # one block of scores is written over and over: fresh memory takes as long as the products
+    block = torch.empty(min(_PROBES, len(probes)) * min(_ROWS, len(gallery)))
     for start in range(0, len(probes), _PROBES):
         part = torch.from_numpy(np.ascontiguousarray(probes[start : start + _PROBES], np.float32))
-        best, where = _search_block(part, every, count)
+        best, where = _search_block(part, every, count, block)
         scores[start : start + len(part)], rows[start : start + len(part)] = best.numpy(), where.numpy()
     return Candidates(scores, rows)
 
 
-def _search_block(probes: torch.Tensor, gallery: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _search_block(
+    probes: torch.Tensor, gallery: torch.Tensor, count: int, block: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     best = probes.new_empty((len(probes), 0))
     where = torch.empty((len(probes), 0), dtype=torch.int64)
     for start in range(0, len(gallery), _ROWS):
-        scores, rows = _best_of(probes @ gallery[start : start + _ROWS].T, count)
+        some = gallery[start : start + _ROWS]
+        out = block[: len(probes) * len(some)].view(len(probes), len(some))
+        scores, rows = _best_of(torch.mm(probes, some.T, out=out), count)
         best, where = torch.cat((best, scores), 1), torch.cat((where, rows + start), 1)
         best, where = _sorted(best, where, count)
     return best, where
@@ -80,14 +86,17 @@ def _best_of(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tens
     if groups <= 2 * count:
         found = scores.topk(min(count, width), dim=1)
         return found.values, found.indices
-    whole = scores[:, : groups * _GROUP].reshape(len(scores), groups, _GROUP)
+    head = scores[:, : groups * _GROUP]
+    whole = head.reshape(len(scores), groups, _GROUP)
     chosen = whole.amax(dim=2).topk(count, dim=1).indices
-    rest = torch.arange(groups * _GROUP, width).expand(len(scores), -1)
-    inside = (chosen[:, :, None] * _GROUP + torch.arange(_GROUP)).flatten(1)
-    columns = torch.cat((inside, rest), 1)
-    picked = scores.gather(1, columns)
-    found = picked.topk(count, dim=1)
-    return found.values, columns.gather(1, found.indices)
+    rows = chosen + torch.arange(len(scores))[:, None] * groups
+    picked = whole.reshape(-1, _GROUP).index_select(0, rows.flatten()).view(len(scores), -1)
+    rest = scores[:, groups * _GROUP :]
+    found = torch.cat((picked, rest), 1).topk(count, dim=1)
+    inside = found.indices.clamp(max=picked.shape[1] - 1)
+    columns = chosen.gather(1, inside // _GROUP) * _GROUP + inside % _GROUP
+    beyond = found.indices - picked.shape[1]
+    return found.values, torch.where(beyond >= 0, groups * _GROUP + beyond, columns)
 
 
 def _sorted(scores: torch.Tensor, rows: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
