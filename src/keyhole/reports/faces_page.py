@@ -173,8 +173,9 @@ def factors_page(found: Factors) -> str:
         if found.effects
         else "Nothing was varied but the size of the probe."
     )
+    alone = f"{found.figures[0][0].model}, " if len({c.model for c, _ in found.figures}) == 1 else ""
     rows = [
-        (f"{e.factor}: {e.after.label()}", 100 * e.gain.value, 100 * e.gain.low, 100 * e.gain.high)
+        (f"{e.factor}: {e.after.label().removeprefix(alone)}", 100 * e.gain.value, 100 * e.gain.low, 100 * e.gain.high)
         for e in found.effects
     ]
     drawn = figures.intervals(rows, "What each factor brings", of=found.main) if rows else ""
