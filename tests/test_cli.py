@@ -64,7 +64,11 @@ def keyhole(*arguments: object) -> Ran:
 
 
 def process(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", "from keyhole.cli import main; main()", *map(str, arguments)]
+    # a shell that starts something in the background lets it ignore interrupts, and so do its children
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from keyhole.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
