@@ -70,7 +70,7 @@ def test_from_a_fit_to_an_answer(others: Path, people: Path, tmp_path: Path) -> 
     assert (enrolled["people"], enrolled["photos"], enrolled["without_face"]) == (5, 5, [])
     for path in (matcher, gallery):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    way = (*MODEL, "--gallery", gallery, "--match", "fitted-estimated", "--matcher", matcher)
+    way = (*MODEL, "--gallery", gallery, "--matcher", matcher)
     made = faces(
         "calibrate", *way, "--strangers", people / "strangers", "--mated", people / "again", "--fpir", 0.1,
         "--probe-px", "6,24", "--out", levels, "--json",
@@ -82,13 +82,55 @@ def test_from_a_fit_to_an_answer(others: Path, people: Path, tmp_path: Path) -> 
     shown = faces("identify", *way, "--probe", people / "again" / "p3" / "1.png", "--thresholds", levels)
     assert shown.out.startswith("1.png: p3 ")
     other_way = ("identify", *MODEL, "--gallery", gallery, "--probe", people / "again", "--thresholds", levels)
-    assert "calibrated with --match fitted-estimated, and this is none" in faces(*other_way).err
+    assert "calibrated with another matcher" in faces(*other_way).err
 
 
 def test_two_photos_are_compared(people: Path) -> None:
     pair = (people / "enrolled" / "p1" / "0.png", people / "again" / "p1" / "1.png")
     assert faces("compare", *pair, *MODEL, "--json").json["score"] > 0.95
     assert faces("compare", *pair, *MODEL).out.startswith(("score 0.9", "score 1.0"))
+
+
+def test_watch_lists_have_reports(people: Path, tmp_path: Path) -> None:
+    gallery, levels, page = tmp_path / "g.safetensors", tmp_path / "t.json", tmp_path / "who.html"
+    assert faces("embed", people / "enrolled", *MODEL, "--out", gallery).code == 0
+    way = (*MODEL, "--gallery", gallery)
+    made = ("--strangers", people / "strangers", "--mated", people / "again", "--fpir", 0.1, "--probe-px", "24")
+    shown = faces("calibrate", *way, *made, "--out", levels)
+    assert f"Report: {tmp_path / 't.html'}" in shown.out
+    text = (tmp_path / "t.html").read_text()
+    assert "Thresholds by the size of the probe" in text
+    assert "the enrolled" in text
+    (people / "again" / "p0" / "<b>.png").write_bytes((people / "again" / "p0" / "1.png").read_bytes())
+    asked = ("identify", *way, "--probe", people / "again", "--thresholds", levels, "--report", page)
+    assert len(faces(*asked, "--json").json["probes"]) == 6
+    assert [one["probe"] for one in faces(*asked, "--frames", "--json").json["probes"]] == [f"p{k}" for k in range(5)]
+    assert stat.S_IMODE(page.stat().st_mode) == 0o600
+    faces(*asked)
+    (people / "again" / "p0" / "<b>.png").unlink()
+    assert "p0/&lt;b&gt;.png" in page.read_text()
+    assert "6 probes: 6 candidate." in page.read_text()
+    pair = (people / "enrolled" / "p1" / "0.png", people / "again" / "p1" / "1.png")
+    assert faces("compare", *pair, *MODEL, "--report", page).code == 0
+    assert page.read_text().count("data:image/png;base64,") == 2
+    assert "expected a file that ends in .html" in faces(*asked[:-1], tmp_path / "who.txt").err
+
+
+def test_a_clip_is_followed_from_frames_to_names(shared: Path, tmp_path: Path) -> None:
+    data = shared / "data" / "faces"
+    clip = min((data / "video").glob("*.gif"), key=lambda path: path.stat().st_size)
+    yunet = data / "models" / "yunet_n_640_640.onnx"
+    command = ("frames", clip, "--detector", yunet, "--crops", "--examples", "--out", tmp_path / "run")
+    found = faces(*command, "--json").json
+    assert found == json.loads((tmp_path / "run" / "result.json").read_text())
+    assert found["with_a_face"] <= found["frames"]
+    page = tmp_path / "run" / "report.html"
+    assert "Pixels of face over the frames" in page.read_text()
+    assert stat.S_IMODE(page.stat().st_mode) == 0o600
+    folders = sorted(path.name for path in (tmp_path / "run" / "tracks").iterdir())
+    assert len(folders) == len(found["tracks"])
+    assert "holds this run, finished" in faces(*command).err
+    assert "Cannot read nowhere.gif" in faces("frames", "nowhere.gif", *command[2:]).err.splitlines()[-1]
 
 
 def test_models_are_listed_with_their_terms() -> None:
@@ -142,7 +184,9 @@ def test_files_to_write_are_checked_before_the_work(command: str, closed: Path, 
     assert "expected a file that ends in .safetensors" in found.err
 
 
-@pytest.mark.parametrize("command", ["evaluate", "fit", "embed", "calibrate", "identify", "compare", "models"])
+@pytest.mark.parametrize(
+    "command", ["evaluate", "factors", "fit", "embed", "calibrate", "identify", "compare", "frames", "models"]
+)
 def test_help_of_each_command_has_an_example(command: str) -> None:
     assert f"Example: keyhole faces {command}" in faces(command, "--help").out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from PIL import Image
 
 import pattern_faces
 from keyhole.errors import DataError, SettingError
-from keyhole.faces.calibration import calibrate
+from keyhole.faces.calibration import Wanted, calibrate
+from keyhole.faces.comparison import Pipeline, Setting
 from keyhole.faces.detection import Detector
 from keyhole.faces.enrollment import (
     compare,
@@ -22,17 +24,21 @@ from keyhole.faces.enrollment import (
     open_people,
     people_of,
 )
-from keyhole.faces.evaluation import Setting
 from keyhole.faces.gallery import Gallery, save_gallery
-from keyhole.faces.models import FaceModel, load_face_model
+from keyhole.faces.models import load_face_model
 from keyhole.faces.thresholds import Threshold, Thresholds
 
 SHARP = Setting(probe_px=(112.0,))
+TENTH = Wanted(fpir=0.1)
 
 
 @pytest.fixture(scope="module")
-def reader() -> FaceModel:
-    return load_face_model("pattern_faces:reader", threads=1)
+def reader() -> Pipeline:
+    return Pipeline(load_face_model("pattern_faces:reader", threads=1), setting=SHARP)
+
+
+def at(pipeline: Pipeline, **settings: Any) -> Pipeline:
+    return replace(pipeline, setting=replace(SHARP, **settings))
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +54,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def gallery(reader: FaceModel, root: Path) -> Gallery:
-    found, missed = enroll_folder(reader, root / "people", SHARP)
-    assert missed == ()
+def gallery(reader: Pipeline, root: Path) -> Gallery:
+    found, faces = enroll_folder(reader, root / "people")
+    assert (faces.without_face, faces.unreadable) == ((), {})
     return found
 
 
@@ -81,26 +87,30 @@ def test_people_are_folders_or_files(root: Path, tmp_path: Path) -> None:
         people(tmp_path / "nothing.png")
 
 
-def test_a_gallery_holds_every_photo(gallery: Gallery, reader: FaceModel) -> None:
+def test_a_gallery_holds_every_photo(gallery: Gallery, reader: Pipeline) -> None:
     assert len(gallery) == 12
-    assert gallery.fingerprint == reader.fingerprint
+    assert gallery.fingerprint == reader.model.fingerprint
     assert sorted(set(gallery.people)) == [f"p{k}" for k in range(6)]
     np.testing.assert_allclose(np.linalg.norm(gallery.sharp, axis=1), 1, rtol=1e-5)
 
 
-def test_thresholds_keep_strangers_out_and_let_the_enrolled_in(reader: FaceModel, gallery: Gallery, root: Path) -> None:
+def test_thresholds_keep_strangers_out_and_let_the_enrolled_in(reader: Pipeline, gallery: Gallery, root: Path) -> None:
     told: list[str] = []
     # the blocks of a pattern are 8 pixels wide, so that a photo of 112 pixels shows no more than some 24
-    setting = replace(SHARP, probe_px=(24.0, 6.0))
-    found = calibrate(reader, gallery, root / "strangers", setting, mated=root / "again", fpir=0.1, note=told.append)
+    pipeline = at(reader, probe_px=(24.0, 6.0))
+    made = calibrate(pipeline, gallery, root / "strangers", TENTH, mated=root / "again", note=told.append)
+    found = made.thresholds
+    assert [len(made.strangers[px]) for px in (6.0, 24.0)] == [level.strangers for level in found.levels]
+    assert np.mean(made.strangers[24.0] >= found.levels[1].score) <= 0.1
+    assert len(made.mates[24.0]) == 6
     assert [level.face_px for level in found.levels] == [6.0, 24.0]
     assert found.enrolled == 6
     assert found.levels[1].strangers == 40
     assert found.levels[1].fnir == 0.0
     assert found.levels[1].fpir_bound >= 0.1
-    answers = identify(reader, gallery, root / "again", found, SHARP)
+    answers = identify(reader, gallery, root / "again", found)
     assert [each.hits[0].person for each in answers.values()] == [f"p{k}" for k in range(6)]
-    strangers = identify(reader, gallery, root / "strangers", found, SHARP)
+    strangers = identify(reader, gallery, root / "strangers", found)
     alarms = [name for name, each in strangers.items() if each.verdict == "candidate"]
     assert len(alarms) <= 4  # a tenth of 40
     quiet = [each for each in strangers.values() if each.verdict == "unknown"]
@@ -108,21 +118,21 @@ def test_thresholds_keep_strangers_out_and_let_the_enrolled_in(reader: FaceModel
     assert all(each.hits == () and "p" not in each.text().split("(")[0].replace("unknown", "") for each in quiet)
 
 
-def test_too_few_strangers_are_told(reader: FaceModel, gallery: Gallery, root: Path) -> None:
+def test_too_few_strangers_are_told(reader: Pipeline, gallery: Gallery, root: Path) -> None:
     told: list[str] = []
-    calibrate(reader, gallery, root / "strangers", SHARP, fpir=0.01, note=told.append)
+    calibrate(reader, gallery, root / "strangers", Wanted(0.01), note=told.append)
     (only,) = (text for text in told if text.startswith("Warning"))
     assert "40 searches of strangers show only that false alarms stay below 7.2 %, and 1 % was asked for" in only
 
 
-def test_strangers_who_are_enrolled_are_refused(reader: FaceModel, gallery: Gallery, root: Path) -> None:
+def test_strangers_who_are_enrolled_are_refused(reader: Pipeline, gallery: Gallery, root: Path) -> None:
     with pytest.raises(SettingError, match="6 of the strangers have the name of someone who is enrolled"):
-        calibrate(reader, gallery, root / "again", SHARP)
+        calibrate(reader, gallery, root / "again", TENTH)
 
 
-def test_a_probe_of_few_pixels_gets_no_answer(reader: FaceModel, gallery: Gallery, root: Path) -> None:
-    levels = Thresholds(reader.fingerprint, "none", 0.1, 6, 200.0, (Threshold(112.0, 0.5, 40, 0.1),))
-    answers = identify(reader, gallery, root / "again" / "p1" / "9.png", levels, SHARP)
+def test_a_probe_of_few_pixels_gets_no_answer(reader: Pipeline, gallery: Gallery, root: Path) -> None:
+    levels = Thresholds(reader.model.fingerprint, "none", 0.1, 6, 200.0, (Threshold(112.0, 0.5, 40, 0.1),))
+    answers = identify(reader, gallery, root / "again" / "p1" / "9.png", levels)
     (only,) = answers.values()
     assert only.verdict == "too little to tell"
     assert only.hits == ()
@@ -130,10 +140,10 @@ def test_a_probe_of_few_pixels_gets_no_answer(reader: FaceModel, gallery: Galler
     assert only.best is None
 
 
-def test_a_larger_gallery_than_calibrated_is_told(reader: FaceModel, gallery: Gallery, root: Path) -> None:
+def test_a_larger_gallery_than_calibrated_is_told(reader: Pipeline, gallery: Gallery, root: Path) -> None:
     told: list[str] = []
-    levels = Thresholds(reader.fingerprint, "none", 0.1, 3, 8.0, (Threshold(112.0, 0.5, 40, 0.1),))
-    identify(reader, gallery, root / "again", levels, SHARP, note=told.append)
+    levels = Thresholds(reader.model.fingerprint, "none", 0.1, 3, 8.0, (Threshold(112.0, 0.5, 40, 0.1),))
+    identify(reader, gallery, root / "again", levels, note=told.append)
     assert told == [
         "Warning: the thresholds were calibrated for 3 people, and 6 are enrolled: expect more false alarms. "
         "Calibrate again.",
@@ -142,73 +152,117 @@ def test_a_larger_gallery_than_calibrated_is_told(reader: FaceModel, gallery: Ga
 
 
 def test_galleries_are_files_or_folders_of_this_model(
-    reader: FaceModel, gallery: Gallery, root: Path, tmp_path: Path
+    reader: Pipeline, gallery: Gallery, root: Path, tmp_path: Path
 ) -> None:
     save_gallery(tmp_path / "g.safetensors", gallery)
-    assert len(open_gallery(reader, tmp_path / "g.safetensors", SHARP)) == 12
-    assert len(open_gallery(reader, root / "people", SHARP)) == 12
-    other = load_face_model("pattern_faces:blind", threads=1)
+    assert len(open_gallery(reader, tmp_path / "g.safetensors")) == 12
+    assert len(open_gallery(reader, root / "people")) == 12
+    other = Pipeline(load_face_model("pattern_faces:blind", threads=1))
     with pytest.raises(SettingError, match="made by another model"):
-        open_gallery(other, tmp_path / "g.safetensors", SHARP)
+        open_gallery(other, tmp_path / "g.safetensors")
 
 
-def test_two_photos_are_compared(reader: FaceModel, root: Path) -> None:
-    same = compare(reader, root / "people" / "p0" / "0.png", root / "again" / "p0" / "9.png", SHARP)
-    other = compare(reader, root / "people" / "p0" / "0.png", root / "again" / "p1" / "9.png", SHARP)
-    assert same["score"] > 0.95 > 0.5 > other["score"]
+def test_two_photos_are_compared(reader: Pipeline, root: Path) -> None:
+    same = compare(reader, root / "people" / "p0" / "0.png", root / "again" / "p0" / "9.png")
+    other = compare(reader, root / "people" / "p0" / "0.png", root / "again" / "p1" / "9.png")
+    assert same.score > 0.95 > 0.5 > other.score
 
 
-def test_ways_of_a_watch_list_are_two(reader: FaceModel, gallery: Gallery, root: Path) -> None:
-    with pytest.raises(SettingError, match="a watch list compares by none or fitted-estimated"):
-        calibrate(reader, gallery, root / "strangers", SHARP, mode="resolution")
-    with pytest.raises(SettingError, match="needs a matcher"):
-        calibrate(reader, gallery, root / "strangers", SHARP, mode="fitted-estimated")
-    with pytest.raises(SettingError, match="expected a rate above 0 and below 1"):
-        calibrate(reader, gallery, root / "strangers", SHARP, fpir=1.0)
+def test_wanted_rates_and_sizes_have_a_range() -> None:
+    for rate in (0.0, 1.0):
+        with pytest.raises(SettingError, match="expected a rate above 0 and below 1"):
+            Wanted(rate)
+    with pytest.raises(SettingError, match="expected 1 to 1000 px"):
+        Wanted(least_px=float("inf"))
 
 
 def test_a_size_that_no_stranger_shows_has_no_threshold_of_its_own(
-    reader: FaceModel, gallery: Gallery, root: Path
+    reader: Pipeline, gallery: Gallery, root: Path
 ) -> None:
     told: list[str] = []
-    found = calibrate(
-        reader, gallery, root / "strangers", replace(SHARP, probe_px=(24.0, 112.0)), fpir=0.1, note=told.append
-    )
+    pipeline = at(reader, probe_px=(24.0, 112.0))
+    found = calibrate(pipeline, gallery, root / "strangers", TENTH, note=told.append).thresholds
     assert [level.face_px for level in found.levels] == [24.0]
     assert found.levels[0].strangers == 40  # each once, though both sizes were looked at
     assert any(text.startswith("No stranger shows about 112 px") for text in told)
 
 
-def test_what_was_cut_or_matched_otherwise_is_refused(reader: FaceModel, gallery: Gallery, root: Path) -> None:
-    levels = Thresholds(reader.fingerprint, "none", 0.1, 6, 8.0, (Threshold(112.0, 0.5, 40, 0.1),))
+def test_what_was_cut_or_matched_otherwise_is_refused(reader: Pipeline, gallery: Gallery, root: Path) -> None:
+    levels = Thresholds(reader.model.fingerprint, "none", 0.1, 6, 8.0, (Threshold(112.0, 0.5, 40, 0.1),))
     with pytest.raises(SettingError, match=r"made with a margin of None, and this is 0\.2"):
-        identify(reader, gallery, root / "again", levels, replace(SHARP, margin=0.2))
+        identify(at(reader, margin=0.2), gallery, root / "again", levels)
     with pytest.raises(SettingError, match=r"calibrated with a margin of 0\.2, and this is None"):
-        identify(reader, gallery, root / "again", replace(levels, margin=0.2), SHARP)
+        identify(reader, gallery, root / "again", replace(levels, margin=0.2))
     with pytest.raises(SettingError, match="calibrated for another model"):
-        identify(reader, gallery, root / "again", replace(levels, fingerprint="other"), SHARP)
+        identify(reader, gallery, root / "again", replace(levels, fingerprint="other"))
     with pytest.raises(SettingError, match="calibrated with another matcher"):
-        identify(reader, gallery, root / "again", replace(levels, matcher="other"), SHARP)
-    with pytest.raises(SettingError, match="expected 1 to 1000 px"):
-        calibrate(reader, gallery, root / "strangers", SHARP, least_px=float("inf"))
+        identify(reader, gallery, root / "again", replace(levels, matcher="other"))
 
 
-def test_a_folder_is_no_photo_to_compare(reader: FaceModel, root: Path) -> None:
-    with pytest.raises(DataError, match="people is no photo"):
-        compare(reader, root / "people", root / "again" / "p0" / "9.png", SHARP)
-
-
-def test_nothing_is_told_where_nothing_was_calibrated(reader: FaceModel, gallery: Gallery, root: Path) -> None:
+def test_a_photo_that_cannot_be_read_is_an_answer_and_the_rest_goes_on(
+    reader: Pipeline, gallery: Gallery, root: Path, tmp_path: Path
+) -> None:
+    levels = Thresholds(reader.model.fingerprint, "none", 0.1, 6, 8.0, (Threshold(112.0, 0.5, 40, 0.1),))
+    pattern_faces.write(tmp_path / "b.png", 1, 3)
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "c.jpg").write_text("no picture")
     told: list[str] = []
-    found = calibrate(
-        reader, gallery, root / "strangers", replace(SHARP, probe_px=(20.0,)), fpir=0.1, least_px=4, note=told.append
+    answers = identify(reader, gallery, tmp_path, levels, note=told.append)
+    assert [(name, each.verdict) for name, each in answers.items()] == [
+        ("a.png", "cannot be read"), ("b.png", "candidate"), ("c.jpg", "cannot be read"),
+    ]  # fmt: skip
+    assert answers["a.png"].text() == "cannot be read"
+    assert told[0].startswith("2 of 3 photos of the probes cannot be read and are left out: a.png is empty (0 bytes)")
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(DataError, match=r"a\.png is empty"):
+        identify(reader, gallery, tmp_path, levels)
+    for name in ("p0/a.png", "p1/b.png"):
+        pattern_faces.write(tmp_path / "people" / name, 1, 3)
+    (tmp_path / "people" / "p1" / "b.png").write_bytes(b"")
+    enrolled, faces = enroll_folder(reader, tmp_path / "people", note=told.append)
+    assert enrolled.people == ("p0",)
+    assert list(faces.unreadable) == ["p1/b.png"]
+
+
+def test_frames_of_a_folder_get_one_answer(reader: Pipeline, gallery: Gallery, root: Path, tmp_path: Path) -> None:
+    for photo in range(3):
+        pattern_faces.write(tmp_path / "left" / f"{photo}.png", 2, 20 + photo)
+        pattern_faces.write(tmp_path / "right" / f"{photo}.png", 4, 20 + photo)
+    (tmp_path / "right" / "9.png").write_bytes(b"")
+    levels = Thresholds(
+        reader.model.fingerprint, "none", 0.1, 6, 8.0, (Threshold(12.0, 0.9, 40, 0.1), Threshold(112.0, 0.5, 40, 0.1))
     )
+    answers = identify(reader, gallery, tmp_path, levels, frames=True)
+    assert {name: each.hits[0].person for name, each in answers.items()} == {"left": "p2", "right": "p4"}
+    each = identify(reader, gallery, tmp_path / "left", levels)
+    pooled = answers["left"]
+    scores = [one.hits[0].score for one in each.values()]
+    sizes = [one.face_px or 0 for one in each.values()]
+    weights = np.clip(np.array(sizes) / 48, 0, 1)
+    assert pooled.hits[0].score == pytest.approx(np.average(scores, weights=weights), abs=1e-6)
+    assert pooled.threshold == pytest.approx(np.average([one.threshold for one in each.values()], weights=weights))
+    assert pooled.face_px == max(sizes)
+    blind = replace(levels, least_px=200.0)  # no frame shows enough
+    assert {a.verdict for a in identify(reader, gallery, tmp_path, blind, frames=True).values()} == {
+        "too little to tell"
+    }
+
+
+def test_a_folder_is_no_photo_to_compare(reader: Pipeline, root: Path) -> None:
+    with pytest.raises(DataError, match="people is no photo"):
+        compare(reader, root / "people", root / "again" / "p0" / "9.png")
+
+
+def test_nothing_is_told_where_nothing_was_calibrated(reader: Pipeline, gallery: Gallery, root: Path) -> None:
+    told: list[str] = []
+    pipeline = at(reader, probe_px=(20.0,))
+    found = calibrate(pipeline, gallery, root / "strangers", Wanted(0.1, 4), note=told.append).thresholds
     assert found.least_px == 18.0
     assert "Below 18.0 px nothing will be told, as nothing was calibrated there." in told
 
 
 def test_photos_of_the_enrolled_without_a_face_are_misses(
-    reader: FaceModel, gallery: Gallery, root: Path, tmp_path: Path, shared: Path
+    reader: Pipeline, gallery: Gallery, root: Path, tmp_path: Path, shared: Path
 ) -> None:
     yunet = Detector(shared / "data" / "faces" / "models" / "yunet_n_640_640.onnx")
     for person in range(3):
@@ -217,9 +271,8 @@ def test_photos_of_the_enrolled_without_a_face_are_misses(
     Image.fromarray(np.full((80, 90, 3), 200, np.uint8)).save(tmp_path / "own" / "p3" / "wall.png")
     pattern_faces.write(tmp_path / "own" / "nobody" / "1.png", 77)
     told: list[str] = []
-    found = calibrate(
-        reader, gallery, root / "strangers", replace(SHARP, probe_px=(24.0,)), mated=tmp_path / "own", fpir=0.1,
-        detector=yunet, note=told.append,
-    )  # fmt: skip
+    pipeline = replace(at(reader, probe_px=(24.0,)), detector=yunet)
+    made = calibrate(pipeline, gallery, root / "strangers", TENTH, mated=tmp_path / "own", note=told.append)
+    found = made.thresholds
     assert found.levels[0].fnir == pytest.approx(1 / 4)
     assert any("1 people of" in text and "are not enrolled" in text for text in told)

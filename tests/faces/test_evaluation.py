@@ -11,13 +11,20 @@ import pytest
 
 import pattern_faces
 from keyhole.errors import DataError, SettingError
+from keyhole.faces.comparison import Pipeline, Setting, compare, crops_of
 from keyhole.faces.degradation import Degradation
-from keyhole.faces.evaluation import Setting, Watched, compare, crops_of, evaluate, fit
+from keyhole.faces.evaluation import evaluate, fit
+from keyhole.faces.matching import Matcher
 from keyhole.faces.models import FaceModel, load_face_model
 from keyhole.faces.protocols import folder, lfw
 from keyhole.faces.samples import IdentificationSet, PairSet, Sample
+from keyhole.progress import silent
 
 QUICK = Setting(draws=100)
+
+
+def under(model: FaceModel, setting: Setting, matcher: Matcher | None = None) -> Pipeline:
+    return Pipeline(model, None, matcher, setting)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +63,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> PairSet:
 
 
 def test_a_reader_finds_everybody(reader: FaceModel, closed: IdentificationSet) -> None:
-    found = evaluate(reader, closed, QUICK)
+    found = evaluate(under(reader, QUICK), closed)
     assert found.rows[0].figures["rank-1"].value == 1.0
     assert found.rows[0].figures["CMC area"].value == 1.0
     assert found.rows[0].cmc == (1.0,) * 12
@@ -64,36 +71,36 @@ def test_a_reader_finds_everybody(reader: FaceModel, closed: IdentificationSet) 
 
 
 def test_the_blind_find_nobody_for_ties_never_help(blind: FaceModel, closed: IdentificationSet) -> None:
-    found = evaluate(blind, closed, QUICK)
+    found = evaluate(under(blind, QUICK), closed)
     assert found.rows[0].figures["rank-1"].value == 0.0
     assert found.rows[0].figures["CMC area"].value == pytest.approx(1 / 12)
 
 
 def test_strangers_are_searches_without_a_mate(reader: FaceModel, mixed: IdentificationSet) -> None:
-    found = evaluate(reader, mixed, replace(QUICK, fpir=0.1))
+    found = evaluate(under(reader, replace(QUICK, fpir=0.1)), mixed)
     assert found.rows[0].figures["FNIR at FPIR 10 %"].value == 0.0
     assert found.rows[0].errors is not None
     assert "40 not" in found.summary
-    assert "FNIR at FPIR 1 %" not in evaluate(reader, mixed, QUICK).rows[0].figures  # 40 searches cannot show it
+    assert "FNIR at FPIR 1 %" not in evaluate(under(reader, QUICK), mixed).rows[0].figures  # 40 searches cannot show it
 
 
 def test_groups_are_told_apart(reader: FaceModel, closed: IdentificationSet) -> None:
-    found = evaluate(reader, closed, QUICK)
+    found = evaluate(under(reader, QUICK), closed)
     assert [(group.name, group.searches, group.missed) for group in found.groups] == [
         ("camera cam0", 6, 0), ("camera cam1", 6, 0),
     ]  # fmt: skip
 
 
 def test_pairs_are_told_apart_and_not_by_the_blind(reader: FaceModel, blind: FaceModel, pairs: PairSet) -> None:
-    found = evaluate(reader, pairs, QUICK)
+    found = evaluate(under(reader, QUICK), pairs)
     assert found.rows[0].figures["accuracy"].value == 1.0
     assert found.rows[0].figures["EER"].value == 0.0
-    assert evaluate(blind, pairs, QUICK).rows[0].figures["accuracy"].value == 0.5
+    assert evaluate(under(blind, QUICK), pairs).rows[0].figures["accuracy"].value == 0.5
 
 
 def test_without_pixels_a_reader_is_blind_and_alike_images_help(reader: FaceModel, closed: IdentificationSet) -> None:
     setting = replace(QUICK, probe_px=(112.0, 4.0), match=("none", "resolution"))
-    found = evaluate(reader, closed, setting)
+    found = evaluate(under(reader, setting), closed)
     told = {(row.face_px, row.mode): row for row in found.rows}
     assert told[112.0, "resolution"].gap is not None
     assert told[112.0, "resolution"].gap.value == 0.0
@@ -106,13 +113,13 @@ def test_without_pixels_a_reader_is_blind_and_alike_images_help(reader: FaceMode
 
 
 def test_a_probe_without_a_face_is_a_miss(reader: FaceModel, closed: IdentificationSet) -> None:
-    gallery, probes = crops_of(reader, closed, QUICK)
+    gallery, probes = crops_of(under(reader, QUICK), closed)
     assert gallery.found.all()
     # a sample whose face is not found has no crop; the search for it cannot succeed
     lost = replace(probes.subset(range(11)), found=np.array([True] * 11 + [False]))
     from keyhole.faces.evaluation import _searches
 
-    found = _searches(reader, closed, (gallery, lost), QUICK, None, False, lambda items, **_: iter(items))
+    found, _ = _searches(under(reader, QUICK), closed, (gallery, lost), silent)
     assert found.rows[0].figures["rank-1"].value == pytest.approx(11 / 12)
     assert found.missed == {"gallery": 0, "probes": 1}
     assert "1 probes" in found.summary
@@ -120,7 +127,7 @@ def test_a_probe_without_a_face_is_a_miss(reader: FaceModel, closed: Identificat
 
 def test_small_galleries_are_no_sharper_than_their_probes(reader: FaceModel, closed: IdentificationSet) -> None:
     setting = replace(QUICK, shrink="both")
-    gallery, probes = (Watched(reader, crops, setting) for crops in crops_of(reader, closed, setting))
+    gallery, probes = (under(reader, setting).watch(crops) for crops in crops_of(under(reader, setting), closed))
     both = compare(probes, gallery, 6.0, mode="none")
     np.testing.assert_allclose(both, probes.at(6.0) @ gallery.at(6.0).T, rtol=1e-6)
 
@@ -134,14 +141,15 @@ def test_mates_are_not_alike_by_their_noise(reader: FaceModel, tmp_path: Path) -
             lines.append(f"{role},{role}{person}.png,p{person},yes")
     (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
     setting = replace(QUICK, probe_px=(14.0,), match=("none", "resolution"), how=Degradation(112, noise_sigma=4.0))
-    for row in evaluate(reader, folder.read(tmp_path), setting).rows:
+    for row in evaluate(under(reader, setting), folder.read(tmp_path)).rows:
         assert row.figures["rank-1"].value < 0.4
 
 
 def test_the_order_of_ways_does_not_matter(reader: FaceModel, closed: IdentificationSet) -> None:
     setting = replace(QUICK, probe_px=(5.0,), match=("resolution", "none"))
     there, back = (
-        evaluate(reader, closed, replace(setting, match=m)) for m in (("resolution", "none"), ("none", "resolution"))
+        evaluate(under(reader, replace(setting, match=m)), closed)
+        for m in (("resolution", "none"), ("none", "resolution"))
     )
     assert there.rows[0].gap == back.rows[1].gap
     assert there.rows[0].gap is not None
@@ -149,13 +157,75 @@ def test_the_order_of_ways_does_not_matter(reader: FaceModel, closed: Identifica
 
 def test_what_would_fail_after_the_work_fails_before_it(reader: FaceModel, closed: IdentificationSet) -> None:
     with pytest.raises(SettingError, match="needs a matcher"):
-        evaluate(reader, closed, replace(QUICK, match=("fitted",)))
+        evaluate(under(reader, replace(QUICK, match=("fitted",))), closed)
     with pytest.raises(SettingError, match="Sizes are estimated on aligned 112 crops"):
-        evaluate(reader, closed, replace(QUICK, match=("resolution-estimated",), margin=0.2))
+        evaluate(under(reader, replace(QUICK, match=("resolution-estimated",), margin=0.2)), closed)
+
+
+def test_nobody_to_find_is_told_before_the_work(reader: FaceModel, tmp_path: Path) -> None:
+    pattern_faces.write_manifest(tmp_path, enrolled=2)
+    lines = (tmp_path / "manifest.csv").read_text().replace("probe,p/0.png,p000", "probe,p/0.png,q0")
+    (tmp_path / "manifest.csv").write_text(lines.replace("probe,p/1.png,p001", "probe,p/1.png,q1"))
+    with pytest.raises(DataError, match="No probe is of anyone in the gallery"):
+        evaluate(under(reader, QUICK), folder.read(tmp_path))
+
+
+def test_a_camera_that_does_nothing_at_a_size_is_told(reader: FaceModel, closed: IdentificationSet) -> None:
+    noisy = replace(QUICK, how=Degradation(112, noise_sigma=4.0))
+    (told,) = (note for note in evaluate(under(reader, noisy), closed).notes if note.startswith("At 112 px"))
+    assert "the probes are as they are: blur, noise and codec" in told
+    assert not [n for n in evaluate(under(reader, replace(noisy, probe_px=(8.0,))), closed).notes if "as they are" in n]
+
+
+def test_frames_of_a_track_are_one_search(reader: FaceModel, tmp_path: Path) -> None:
+    """The first of three frames shows somebody else: alone it misleads, and the other two outvote it."""
+    lines = ["role,path,identity,track,aligned"]
+    for person in range(12):
+        pattern_faces.write(tmp_path / f"g{person}.png", person)
+        lines.append(f"gallery,g{person}.png,p{person},,yes")
+        for frame in range(3):
+            shown = person if frame else (person + 5) % 12
+            pattern_faces.write(tmp_path / f"f{person}_{frame}.png", shown, 7)
+            lines.append(f"probe,f{person}_{frame}.png,p{person},t,yes")
+    lines.append("probe,f0_1.png,p0,,yes")  # of no track: a search of its own
+    (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
+    read = folder.read(tmp_path)
+    alone = evaluate(under(reader, QUICK), read).rows[0].figures["rank-1"]
+    assert alone.value == pytest.approx(25 / 37)
+    pooled = replace(QUICK, pool=("best", "equal", "quality"), match=("none", "resolution"))
+    found = evaluate(under(reader, pooled), read)
+    assert [row.mode for row in found.rows[:3]] == ["none best", "none equal", "none quality"]
+    assert [row.gap is None for row in found.rows] == [True] + [False] * 5
+    assert "13 tracks of the probes, 0 of them without a face" in found.summary
+    # all frames have 112 pixels: the first is the best, and it shows somebody else
+    assert [row.figures["rank-1"].value for row in found.rows] == pytest.approx([1 / 13, 1, 1] * 2)
+    with pytest.raises(SettingError, match=r"No probe has 'clip'.*known are camera, track"):
+        evaluate(under(reader, replace(pooled, track="clip")), read)
+
+
+def test_pairs_have_no_tracks(reader: FaceModel, pairs: PairSet) -> None:
+    with pytest.raises(SettingError, match="this protocol compares pairs"):
+        evaluate(under(reader, replace(QUICK, pool=("equal",))), pairs)
+
+
+def test_a_track_is_lost_where_no_frame_shows_a_face(reader: FaceModel, tmp_path: Path) -> None:
+    root = pattern_faces.write_manifest(tmp_path, enrolled=6)
+    read = folder.read(root)
+    track = {"track": "t"}
+    probes = tuple(replace(sample, attributes=track) for sample in read.probes for _ in range(2))
+    read = replace(read, probes=probes)
+    gallery, crops = crops_of(under(reader, QUICK), read)
+    there = np.array([True, False] * 5 + [False, False])  # the last person in neither frame
+    lost = replace(crops.subset(np.flatnonzero(there)), found=there)
+    from keyhole.faces.evaluation import _searches
+
+    found, _ = _searches(under(reader, replace(QUICK, pool=("quality",))), read, (gallery, lost), silent)
+    assert found.rows[0].figures["rank-1"].value == pytest.approx(5 / 6)
+    assert "6 tracks of the probes, 1 of them without a face" in found.summary
 
 
 def test_too_few_strangers_for_a_rate_are_told(reader: FaceModel, mixed: IdentificationSet) -> None:
-    notes = evaluate(reader, mixed, QUICK).notes
+    notes = evaluate(under(reader, QUICK), mixed).notes
     assert any(note.startswith("No FNIR is told: FPIR 1 % cannot be shown by 40 non-mated searches") for note in notes)
 
 
@@ -168,20 +238,22 @@ def test_a_fitted_matcher_helps_other_people_and_refuses_its_own(
         pattern_faces.write(others / f"{person}.png", person)
         lines.append(f"{'gallery' if person % 2 else 'probe'},{person}.png,q{person},yes")
     (others / "manifest.csv").write_text("\n".join(lines) + "\n")
-    matcher = fit(reader, folder.read(others), QUICK)
+    matcher = fit(under(reader, QUICK), folder.read(others))
     assert matcher.about["faces"] == 120
     assert len(matcher.people) == 120
     setting = replace(QUICK, probe_px=(6.0, 112.0), match=("none", "fitted", "fitted-estimated"))
-    found = evaluate(reader, closed, setting, matcher=matcher)
+    found = evaluate(under(reader, setting, matcher), closed)
     told = {(row.face_px, row.mode): row.figures["rank-1"].value for row in found.rows}
     assert told[6.0, "fitted"] >= told[6.0, "none"]
     assert told[112.0, "fitted"] == told[112.0, "none"] == 1.0
     with pytest.raises(SettingError, match="fitted on 120 of the people"):
-        evaluate(reader, folder.read(others), setting, matcher=matcher)
+        evaluate(under(reader, setting, matcher), folder.read(others))
 
 
 def test_json_is_percent_and_text_is_a_table(reader: FaceModel, closed: IdentificationSet) -> None:
-    found = evaluate(reader, closed, replace(QUICK, probe_px=(112.0, 8.0), match=("none", "resolution")), examples=True)
+    found = evaluate(
+        under(reader, replace(QUICK, probe_px=(112.0, 8.0), match=("none", "resolution"))), closed, examples=True
+    )
     value = json.loads(json.dumps(found.to_json()))
     assert value["rows"][0]["figures"]["rank-1"]["value"] == 100.0
     assert value["rows"][0]["gap"] is None
@@ -200,7 +272,9 @@ def test_json_is_percent_and_text_is_a_table(reader: FaceModel, closed: Identifi
         ({"probe_px": (8.0, 8.0)}, "'8,8'; expected whole numbers"),
         ({"probe_px": (float("nan"),)}, "expected whole numbers"),
         ({"shrink": "gallery"}, "shrink is 'gallery'; expected probe or both"),
-        ({"draws": 99}, "draws is 99; expected at least 100"),
+        ({"draws": 99}, "draws is 99; expected 100 to 100,000"),
+        ({"draws": 100_001}, "draws is 100001; expected 100 to 100,000"),
+        ({"pool": ("best", "worst")}, "Unknown way of pooling 'worst'"),
         ({"probe_px": (8.5,)}, "expected whole numbers from 1 to 1000 px"),
         ({"shrink": "both", "match": ("fitted",)}, "with --shrink both there is none"),
         ({"fpir": 0.0}, "expected a rate above 0 and below 1"),
@@ -216,10 +290,10 @@ def test_photos_need_a_detector_and_crops_have_no_margin(reader: FaceModel, tmp_
     for name in ("gallery/a.png", "probes/a.png"):
         pattern_faces.write(tmp_path / name, 1)
     with pytest.raises(DataError, match="a photo without landmarks, and there is no detector"):
-        evaluate(reader, folder.read(tmp_path), QUICK)
+        evaluate(under(reader, QUICK), folder.read(tmp_path))
     root = pattern_faces.write_manifest(tmp_path / "crops", enrolled=2)
     with pytest.raises(SettingError, match=r"ends at the face, and a margin of 0\.3 was asked for"):
-        evaluate(reader, folder.read(root), replace(QUICK, margin=0.3))
+        evaluate(under(reader, replace(QUICK, margin=0.3)), folder.read(root))
 
 
 @pytest.mark.slow
@@ -227,5 +301,5 @@ def test_lfw_is_what_was_measured_on_the_same_crops(shared: Path) -> None:
     """Folds 8 to 10 at 112 px, as published for the model to half a point."""
     folder_ = shared / "data" / "faces"
     model = load_face_model(folder_ / "models" / "face-reidentification-retail-0095.fp16.xml")
-    found = evaluate(model, lfw.read(folder_ / "lfw" / "lfw112.zip", folds=(8, 9)), QUICK)
+    found = evaluate(under(model, QUICK), lfw.read(folder_ / "lfw" / "lfw112.zip", folds=(8, 9)))
     assert found.rows[0].figures["accuracy"].value == pytest.approx(0.995, abs=0.004)

@@ -9,7 +9,8 @@ import pytest
 
 import pattern_faces
 from keyhole.errors import RunError, SettingError
-from keyhole.faces.evaluation import Setting, evaluate
+from keyhole.faces.comparison import Pipeline, Setting
+from keyhole.faces.evaluation import evaluate
 from keyhole.faces.factors import Condition, study_factors
 from keyhole.faces.models import FaceModel, load_face_model
 from keyhole.faces.protocols import folder
@@ -39,7 +40,7 @@ def test_each_factor_is_measured_from_the_first_condition(models: list[FaceModel
     assert effects["matching", Condition(models[0].name, None, 112.0, "resolution")].gain.value == 0.0
     for condition, figure in found.figures:
         alone = next(m for m in models if m.name == condition.model)
-        rows = evaluate(alone, closed, SETTING).rows
+        rows = evaluate(Pipeline(alone, setting=SETTING), closed).rows
         same = next(row for row in rows if (row.face_px, row.mode) == (condition.face_px, condition.mode))
         assert figure.value == same.figures["rank-1"].value
     assert "no factor of training data by itself" in found.notes[0]
@@ -65,6 +66,8 @@ def test_a_stopped_study_goes_on_and_another_one_is_refused(
 def test_wrong_settings_are_told(models: list[FaceModel], closed: IdentificationSet) -> None:
     with pytest.raises(SettingError, match="measures from 'none'"):
         study_factors(models, closed, Setting(match=("resolution",)))
+    with pytest.raises(SettingError, match="leave --pool out"):
+        study_factors(models, closed, Setting(pool=("equal",)))
     with pytest.raises(SettingError, match="each name once"):
         study_factors([models[0], models[0]], closed, SETTING)
     with pytest.raises(SettingError, match="at least one model"):

@@ -11,6 +11,7 @@ import pytest
 from keyhole.errors import DataError, SettingError, ShapeError
 from keyhole.faces.gallery import Gallery, candidates, enroll, load_gallery, save_gallery
 from keyhole.faces.matching import Matcher, fit_matcher, matched_scores
+from keyhole.faces.pooling import Pooled, frame_quality, frame_weights, grouped, pool
 from keyhole.files import read_tensors, write_tensors
 
 
@@ -111,3 +112,29 @@ def test_a_file_of_another_kind_is_refused(spoil: dict[str, object], gallery: Ga
     write_tensors(path, tensors, {**values, **spoil})
     with pytest.raises(DataError, match="is no gallery of 'keyhole faces embed'"):
         load_gallery(path)
+
+
+def test_frames_of_a_track_are_searched_as_one() -> None:
+    """Against the plain way: all scores of all frames, then their weighted mean."""
+    random = np.random.default_rng(3)
+
+    def rows(count: int) -> np.ndarray:
+        return unit(random.normal(size=(count, 6)))
+
+    sizes = (8.0, 16.0)
+    maps, means = random.normal(size=(2, 6, 6)).astype(np.float32), rows(2)
+    matcher = Matcher("f", sizes, maps, means, rows(1)[0], (0.7, 0.2))
+    people = tuple(f"p{k % 9}" for k in range(30))
+    some = Gallery("f", people, tuple(f"{k}.jpg" for k in range(30)), rows(30), {px: rows(30) for px in sizes})
+    probes, shown = rows(200), random.choice([7.0, 9.0, 15.0, 60.0], 200)
+    tracks = grouped(random.integers(0, 70, 200).tolist())  # more than are held at a time
+    weights = frame_weights("quality", frame_quality(shown, matcher), tracks)
+    every = matched_scores(probes, shown, lambda px: some.view(px), mode="fitted", matcher=matcher)
+    expected = pool(every, weights, tracks)
+    found = candidates(some, probes, shown, matcher=matcher, count=3, pooled=Pooled(tracks, weights))
+    assert len(found) == len(tracks)
+    for hits, scores in zip(found, expected, strict=True):
+        best = {person: max(s for s, p in zip(scores, people, strict=True) if p == person) for person in set(people)}
+        order = sorted(best, key=lambda person: -best[person])
+        assert [hit.person for hit in hits] == order[:3]
+        np.testing.assert_allclose([hit.score for hit in hits], [best[person] for person in order[:3]], rtol=1e-4)

@@ -4,40 +4,66 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 
 from keyhole.errors import DataError, SettingError
-from keyhole.faces.enrollment import Note, faces_of, no_note, open_people, people_of, seen_px, way_of
-from keyhole.faces.evaluation import Setting, Watched
+from keyhole.faces.comparison import Pipeline
+from keyhole.faces.enrollment import Note, faces_of, no_note, open_people, people_of, seen_px
 from keyhole.faces.gallery import Gallery, Hit, candidates
 from keyhole.faces.identification import Searches
-from keyhole.faces.matching import Matcher
-from keyhole.faces.samples import Sample
+from keyhole.faces.samples import Sample, shortened
 from keyhole.faces.thresholds import Threshold, Thresholds, level
 from keyhole.progress import Progress, silent
 
-if TYPE_CHECKING:
-    from keyhole.faces.detection import Detector
-    from keyhole.faces.models import FaceModel
+
+@dataclass(frozen=True)
+class Wanted:
+    """What thresholds are asked for.
+
+    Attributes:
+        fpir: Share of searches of strangers that may raise an alarm, above 0 and below 1.
+        least_px: Below this nothing will be told, 1 to 1000.
+    """
+
+    fpir: float = 0.01
+    least_px: float = 8.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0 < self.fpir < 1:
+            raise SettingError(f"--fpir is {self.fpir}; expected a rate above 0 and below 1, such as 0.01.")
+        if not 1 <= self.least_px <= 1000:
+            raise SettingError(f"--least-px is {self.least_px}; expected 1 to 1000 px.")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Thresholds, and the scores that they rest on.
+
+    Attributes:
+        thresholds: What was found.
+        strangers: By size, the best score of each search of a stranger.
+        mates: By size, the score of the mate in each search of the enrolled, -infinity where it was not first; empty
+            where no photos of the enrolled were given.
+    """
+
+    thresholds: Thresholds
+    strangers: dict[float, Float[np.ndarray, " s"]]
+    mates: dict[float, Float[np.ndarray, " m"]]
 
 
 def calibrate(
-    model: FaceModel,
+    pipeline: Pipeline,
     gallery: Gallery,
     strangers: Path,
-    setting: Setting,
+    wanted: Wanted,
     *,
     mated: Path | None = None,
-    mode: str = "none",
-    matcher: Matcher | None = None,
-    fpir: float = 0.01,
-    least_px: float = 8.0,
-    detector: Detector | None = None,
     progress: Progress = silent,
     note: Note = no_note,
-) -> Thresholds:
+) -> Calibration:
     """Return thresholds by the size of the probe, so that strangers raise an alarm at a wanted rate.
 
     Photos of strangers are made as small as each size of the setting and searched in the gallery. Each search is filed
@@ -45,77 +71,73 @@ def calibrate(
     one photo under one size, the one with the highest score counts (of the enrolled, the lowest).
 
     Args:
-        model: The model.
+        pipeline: Model, detector, matcher, margin and camera; the sizes are the ``probe_px`` of its setting.
         gallery: The enrolled.
         strangers: Folder or archive of photos of people who are not.
-        setting: The sizes are its ``probe_px``.
-        mated: The same of other photos of the enrolled, to tell how many are missed.
-        mode: ``none`` or ``fitted-estimated``.
-        matcher: For the latter.
-        fpir: The wanted rate, above 0 and below 1.
-        least_px: Below this nothing will be told.
-        detector: Finds faces.
+        wanted: The rate of false alarms, and below which size nothing is told.
+        mated: Folder or archive of other photos of the enrolled, to tell how many are missed.
         progress: Wraps the loops.
         note: Is told what looks wrong.
 
     Raises:
-        SettingError: A setting is out of range, or a stranger is enrolled.
+        SettingError: A stranger is enrolled, or gallery and matcher are of another model.
         DataError: There is nobody to calibrate on.
     """
-    fitted = _checked(model, gallery, strangers, setting, mode=mode, matcher=matcher, fpir=fpir, least_px=least_px)
-    others = _searches(model, gallery, strangers, setting, fitted, detector, progress, note)
-    own = _searches(model, gallery, mated, setting, fitted, detector, progress, note) if mated is not None else None
+    _check(pipeline, gallery, strangers)
+    others = _searches(pipeline, gallery, strangers, progress, note)
+    own = None if mated is None else _searches(pipeline, gallery, mated, progress, note)
     if own is not None and (unknown := {sample.identity for sample in own.samples} - set(gallery.people)):
-        names = ", ".join(sorted(unknown)[:3])
-        note(f"{len(unknown)} people of {mated} are not enrolled and count for nothing: {names}.")
-    levels = _levels(gallery, others, own, fpir=fpir, note=note)
+        note(f"{len(unknown)} people of {mated} are not enrolled and count for nothing: {shortened(sorted(unknown))}.")
+    filed = {px: _filed(gallery, others, px, mated=False) for px in others.sizes_px}
+    mates = {} if own is None else {px: _filed(gallery, own, px, mated=True) for px in others.sizes_px}
+    levels = _levels(filed, mates, fpir=wanted.fpir, note=note)
+    least_px = wanted.least_px
     if least_px < 0.9 * levels[0].face_px:
         least_px = 0.9 * levels[0].face_px
         note(f"Below {least_px:.1f} px nothing will be told, as nothing was calibrated there.")
-    enrolled, digest = len(set(gallery.people)), None if fitted is None else fitted.digest()
-    return Thresholds(model.fingerprint, mode, fpir, enrolled, least_px, levels, margin=setting.margin, matcher=digest)
+    found = Thresholds(
+        pipeline.model.fingerprint,
+        pipeline.mode,
+        wanted.fpir,
+        len(set(gallery.people)),
+        least_px,
+        levels,
+        margin=pipeline.setting.margin,
+        matcher=None if pipeline.matcher is None else pipeline.matcher.digest(),
+    )
+    return Calibration(
+        found,
+        {px: each.other[each.found] for px, each in filed.items() if len(each.rank)},
+        {px: each.mate[each.mated] for px, each in mates.items() if each.mated.any()},
+    )
 
 
-def _checked(
-    model: FaceModel,
-    gallery: Gallery,
-    strangers: Path,
-    setting: Setting,
-    *,
-    mode: str,
-    matcher: Matcher | None,
-    fpir: float,
-    least_px: float,
-) -> Matcher | None:
-    """Return the matcher that is used; refuse before any work what does not fit together."""
-    if not 0 < fpir < 1:
-        raise SettingError(f"--fpir is {fpir}; expected a rate above 0 and below 1, such as 0.01.")
-    if not 1 <= least_px <= 1000:
-        raise SettingError(f"--least-px is {least_px}; expected 1 to 1000 px.")
-    fitted = way_of(mode, matcher)
-    gallery.check(model.fingerprint, setting.margin)
+def _check(pipeline: Pipeline, gallery: Gallery, strangers: Path) -> None:
+    """Refuse before any work what does not fit together."""
+    gallery.check(pipeline.model.fingerprint, pipeline.setting.margin)
     with open_people(strangers) as album:
         named = {sample.identity for sample in people_of(album, aligned=False)}
-    if fitted is not None:
-        fitted.check(model.fingerprint, named | set(gallery.people), margin=setting.margin)
+    if pipeline.matcher is not None:
+        people = named | set(gallery.people)
+        pipeline.matcher.check(pipeline.model.fingerprint, people, margin=pipeline.setting.margin)
     if known := named & set(gallery.people):
         raise SettingError(
             f"{len(known)} of the strangers have the name of someone who is enrolled; expected none. Take them out."
         )
-    return fitted
 
 
-def _levels(gallery: Gallery, others: _Found, own: _Found | None, *, fpir: float, note: Note) -> tuple[Threshold, ...]:
+def _levels(
+    filed: dict[float, Searches], mates: dict[float, Searches], *, fpir: float, note: Note
+) -> tuple[Threshold, ...]:
     levels = []
-    for face_px in others.sizes_px:
-        filed = _filed(gallery, others, face_px, mated=False)
-        if not len(filed.rank):
+    for face_px, others in filed.items():
+        if not len(others.rank):
             note(
                 f"No stranger shows about {face_px:g} px, so that size has no threshold of its own; the nearest counts."
             )
             continue
-        mates = None if own is None else _filed(gallery, own, face_px, mated=True)
-        found = level(face_px, filed, mates if mates is not None and mates.mated.any() else None, fpir=fpir)
+        own = mates.get(face_px)
+        found = level(face_px, others, own if own is not None and own.mated.any() else None, fpir=fpir)
         levels.append(found)
         if found.fpir_bound > 1.5 * fpir:
             note(
@@ -141,32 +163,20 @@ class _Found:
     lost: tuple[str, ...]
 
 
-def _searches(
-    model: FaceModel,
-    gallery: Gallery,
-    root: Path,
-    setting: Setting,
-    matcher: Matcher | None,
-    detector: Detector | None,
-    progress: Progress,
-    note: Note,
-) -> _Found:
+def _searches(pipeline: Pipeline, gallery: Gallery, root: Path, progress: Progress, note: Note) -> _Found:
     """Return the best candidate of each photo with a face, at each size of the setting."""
-    crops, kept, missed = faces_of(
-        model, root, setting, detector=detector, progress=progress, note=note, kind=str(root)
-    )
-    if not kept:
+    faces = faces_of(pipeline, root, kind=str(root), progress=progress, note=note)
+    if not faces.samples:
         raise DataError(f"No face was found in any photo of {root}. Look at the photos, or at --detector.")
-    watched = Watched(model, crops, setting, progress=progress, name="probes")
-    sizes = tuple(sorted(setting.probe_px))
-    shown = np.stack([seen_px(watched, px) for px in sizes], axis=1)
+    sizes = tuple(sorted(pipeline.setting.probe_px))
+    shown = np.stack([seen_px(faces.watched, px) for px in sizes], axis=1)
     best = [
-        [hits[0] for hits in candidates(gallery, watched.at(px), shown[:, k], matcher=matcher, count=1)]
+        [hits[0] for hits in candidates(gallery, faces.watched.at(px), shown[:, k], matcher=pipeline.matcher, count=1)]
         for k, px in enumerate(sizes)
     ]
     with open_people(root) as album:
-        lost = tuple(s.identity for s in people_of(album, aligned=False) if s.path in set(missed))
-    return _Found(kept, sizes, shown, [list(row) for row in zip(*best, strict=True)], lost)
+        lost = tuple(s.identity for s in people_of(album, aligned=False) if s.path in set(faces.without_face))
+    return _Found(faces.samples, sizes, shown, [list(row) for row in zip(*best, strict=True)], lost)
 
 
 def _filed(gallery: Gallery, found: _Found, face_px: float, *, mated: bool) -> Searches:

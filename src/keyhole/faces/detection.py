@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from keyhole.errors import SettingError, WeightsError
 from keyhole.faces.dimensions import free_dimensions
 from keyhole.faces.photos import Photo, check_photo
 from keyhole.faces.threads import in_order
+
+Box: TypeAlias = tuple[float, float, float, float]  # left, top, width, height
 
 _STRIDES = (8, 16, 32)
 _OUTPUTS = tuple(f"{kind}_{stride}" for kind in ("cls", "obj", "bbox", "kps") for stride in _STRIDES)
@@ -36,7 +38,7 @@ class Face:
         score: How sure the detector is, 0 to 1.
     """
 
-    box: tuple[float, float, float, float]
+    box: Box
     landmarks: Float[np.ndarray, "5 2"]
     score: float
 
@@ -134,7 +136,7 @@ def choose(
     faces: Sequence[Face],
     *,
     rule: Literal["largest", "center", "box"] = "largest",
-    box: tuple[float, float, float, float] | None = None,
+    box: Box | None = None,
     size_px: tuple[int, int] | None = None,
 ) -> Face | None:
     """Return one of the faces of a photo, or nothing when no face fits: then the photo is a miss.
@@ -161,8 +163,7 @@ def choose(
         middle = size_px[0] / 2, size_px[1] / 2
         return min(faces, key=lambda face: math.dist(_center(face.box), middle), default=None)
     if rule == "box" and box is not None:
-        wanted = np.array(box, np.float64)
-        shares = [float(_shares(wanted, np.array([face.box]))[0]) for face in faces]
+        shares = [overlap(box, face.box) for face in faces]
         best = max(range(len(faces)), key=shares.__getitem__, default=None)
         return faces[best] if best is not None and shares[best] > 0 else None
     needs = {"center": "size_px", "box": "box"}
@@ -171,7 +172,17 @@ def choose(
     raise SettingError(f"The rule for choosing a face is {rule!r}, expected largest, center or box.")
 
 
-def _center(box: tuple[float, float, float, float]) -> tuple[float, float]:
+def overlap(first: Box, second: Box) -> float:
+    """Return the intersection over the union of two boxes (left, top, width, height), 0 to 1.
+
+    Example:
+        >>> overlap((0, 0, 2, 2), (1, 0, 2, 2))
+        0.3333333333333333
+    """
+    return float(_shares(np.array(first, np.float64), np.array([second], np.float64))[0])
+
+
+def _center(box: Box) -> tuple[float, float]:
     return box[0] + box[2] / 2, box[1] + box[3] / 2
 
 

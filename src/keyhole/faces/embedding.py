@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from keyhole.errors import DataError, SettingError
 from keyhole.faces.alignment import align, crop_box, face_px_of, retemplate, similarity_transform, widen
 from keyhole.faces.degradation import Degradation, degrade, image_seeds
 from keyhole.faces.detection import Detector, choose
-from keyhole.faces.photos import decode_photo
+from keyhole.faces.photos import Photo, decode_photo
 from keyhole.faces.threads import in_order
 from keyhole.progress import Progress, silent
 
@@ -41,6 +41,8 @@ class Crops:
         found: Which of the samples have a face; the three above have a row for each of those, in their order.
         canonical: Whether the crops are 112-template crops, which a model's own template is cut from; else they are
             in the model's own form already.
+        several: Names of photos that show several faces, the largest of which was taken.
+        unreadable: Why a photo could not be read, by its name; such a sample has no face.
     """
 
     pixels: UInt8[Tensor, "f s s 3"]
@@ -48,6 +50,8 @@ class Crops:
     native_px: Float[np.ndarray, " f"]
     found: Bool[np.ndarray, " n"]
     canonical: bool = True
+    several: tuple[str, ...] = ()
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return how many faces were found."""
@@ -67,6 +71,7 @@ def crop_samples(
     *,
     margin: float | None = None,
     detector: Detector | None = None,
+    skip_unreadable: bool = False,
     progress: Progress = silent,
 ) -> Crops:
     """Cut the faces of samples out of their photos, as a model wants them.
@@ -82,6 +87,7 @@ def crop_samples(
         margin: Shown around the face beyond that, in sides of the crop, 0 to 1: the crop is then cut from the photo in
             the model's own form. None takes the 112-template crop where the model has a template.
         detector: Finds faces; needed for samples without landmarks that are no aligned crops.
+        skip_unreadable: Leave out photos that cannot be read, and say so in the crops.
         progress: Wraps the loop.
 
     Raises:
@@ -97,31 +103,48 @@ def crop_samples(
             "show up to 1 beyond the face. Lower --margin."
         )
 
-    def cut(sample: Sample) -> tuple[np.ndarray, float, float] | None:
-        return _cut(album, sample, preparation, margin, detector)
+    def cut(sample: Sample) -> _Cut | DataError | None:
+        try:
+            photo = decode_photo(album.read(sample.path), name=sample.path)
+        except DataError as error:
+            return error
+        return _cut(photo, sample, preparation, margin, detector)
 
     cuts = list(progress(in_order(cut, samples), label="cropping", total=len(samples)))
-    there = [each for each in cuts if each is not None]
+    unreadable = {s.path: str(each) for s, each in zip(samples, cuts, strict=True) if isinstance(each, DataError)}
+    if unreadable and not skip_unreadable:
+        first = next(iter(unreadable.values()))
+        more = f" So it is with {len(unreadable)} of {len(samples)} pictures." if len(unreadable) > 1 else ""
+        raise DataError(first + more)
+    there = [each for each in cuts if isinstance(each, _Cut)]
     canonical = preparation.template is not None and margin is None
     side = SIDE_PX if canonical else preparation.size_px
-    pixels = np.stack([each[0] for each in there]) if there else np.zeros((0, side, side, 3), np.uint8)
+    pixels = np.stack([each.pixels for each in there]) if there else np.zeros((0, side, side, 3), np.uint8)
     return Crops(
         torch.from_numpy(pixels),
-        np.array([each[1] for each in there], float),
-        np.array([each[2] for each in there], float),
-        np.array([each is not None for each in cuts], bool),
+        np.array([each.extent for each in there], float),
+        np.array([each.native_px for each in there], float),
+        np.array([isinstance(each, _Cut) for each in cuts], bool),
         canonical,
+        tuple(s.path for s, each in zip(samples, cuts, strict=True) if isinstance(each, _Cut) and each.faces > 1),
+        unreadable,
     )
 
 
+class _Cut(NamedTuple):
+    pixels: np.ndarray
+    extent: float
+    native_px: float
+    faces: int = 1  # among which it was chosen by its size alone
+
+
 def _cut(
-    album: Album, sample: Sample, preparation: Preparation, margin: float | None, detector: Detector | None
-) -> tuple[np.ndarray, float, float] | None:
-    photo = decode_photo(album.read(sample.path), name=sample.path)
+    photo: Photo, sample: Sample, preparation: Preparation, margin: float | None, detector: Detector | None
+) -> _Cut | None:
     if sample.aligned:
         _check_aligned(photo, sample, preparation, margin)
-        return photo, 1.0, float(SIDE_PX)
-    landmarks, box = sample.landmarks, sample.box
+        return _Cut(photo, 1.0, float(SIDE_PX))
+    landmarks, box, seen = sample.landmarks, sample.box, 1
     if landmarks is None or (preparation.template is None and box is None):
         if detector is None:
             raise DataError(
@@ -129,9 +152,11 @@ def _cut(
                 "Name one by --detector FILE, or give aligned 112 x 112 crops."
             )
         wanted = box if box is not None or landmarks is None else _around(landmarks)
-        face = choose(detector.detect(photo), rule="largest" if wanted is None else "box", box=wanted)
+        faces = detector.detect(photo)
+        face = choose(faces, rule="largest" if wanted is None else "box", box=wanted)
         if face is None:
             return None
+        seen = len(faces) if wanted is None else 1
         points, box = face.landmarks, face.box
     else:
         points = np.asarray(landmarks, float)
@@ -140,14 +165,14 @@ def _cut(
         assert box is not None
         beyond = (preparation.margin or 0.0) + (margin or 0.0)
         crop = crop_box(photo, box, margin=beyond, size_px=preparation.size_px)
-        return crop, max(box[2], box[3]) * (1 + beyond) / native_px, native_px
+        return _Cut(crop, max(box[2], box[3]) * (1 + beyond) / native_px, native_px, seen)
     if margin is None:
-        return align(photo, points), 1.0, native_px
+        return _Cut(align(photo, points), 1.0, native_px, seen)
     template, size_px = np.asarray(preparation.template, float), preparation.size_px
     beyond = (preparation.margin or 0.0) + margin
     crop = align(photo, points, template=template, size_px=size_px, margin=beyond)
     matrix = similarity_transform(points, widen(template, size_px, beyond))
-    return crop, size_px / math.hypot(matrix[0, 0], matrix[1, 0]) / native_px, native_px
+    return _Cut(crop, size_px / math.hypot(matrix[0, 0], matrix[1, 0]) / native_px, native_px, seen)
 
 
 def _around(landmarks: Sequence[Sequence[float]]) -> tuple[float, float, float, float]:

@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from keyhole.errors import DataError, SettingError
 from keyhole.faces.albums import Album, album_of_file, open_album, picture_size
-from keyhole.faces.embedding import Crops, crop_samples, shown_px
-from keyhole.faces.evaluation import Setting, Watched
+from keyhole.faces.comparison import Pipeline, Watched
+from keyhole.faces.embedding import shown_px
 from keyhole.faces.gallery import Gallery, candidates, enroll, load_gallery
-from keyhole.faces.matching import Matcher, check_modes
-from keyhole.faces.samples import Sample
-from keyhole.faces.thresholds import NO_FACE, Answer, Thresholds, answer
+from keyhole.faces.pooling import Pooled, frame_quality, frame_weights, grouped, pool
+from keyhole.faces.samples import Sample, shortened
+from keyhole.faces.thresholds import NO_FACE, UNREADABLE, Answer, Thresholds, answer
 from keyhole.progress import Progress, silent
 
-if TYPE_CHECKING:
-    from keyhole.faces.detection import Detector
-    from keyhole.faces.models import FaceModel
-
 Note = Callable[[str], None]
-# a watch list compares photos as they are, or by a matcher; how small a probe is, is never told from outside
-WAYS = ("none", "fitted-estimated")
 
 
 def no_note(_text: str) -> None:
     """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Faces:
+    """The faces of a folder of photos.
+
+    Attributes:
+        watched: The faces, to be embedded.
+        samples: The photos in which a face was found, in the order of the faces.
+        without_face: Names of those in which none was.
+        unreadable: Why each photo that could not be read was left out, by its name.
+    """
+
+    watched: Watched
+    samples: tuple[Sample, ...]
+    without_face: tuple[str, ...]
+    unreadable: dict[str, str]
 
 
 def open_people(root: Path) -> Album:
@@ -53,7 +64,7 @@ def people_of(album: Album, *, aligned: bool | None = None) -> tuple[Sample, ...
         aligned: Whether they are aligned 112 crops; None takes those for it that measure 112 x 112.
 
     Raises:
-        DataError: There is no picture, or one cannot be read.
+        DataError: There is no picture.
     """
     names = album.pictures()
     parts = {name: PurePosixPath(name).parts for name in names}
@@ -62,7 +73,7 @@ def people_of(album: Album, *, aligned: bool | None = None) -> tuple[Sample, ...
     samples = []
     for name, each in parts.items():
         person = PurePosixPath(name).stem if len(each) == 1 or wrapped else each[-2]
-        crop = picture_size(album, name) == (112, 112) if aligned is None else aligned
+        crop = _is_crop(album, name) if aligned is None else aligned
         samples.append(Sample(name, unicodedata.normalize("NFC", person), aligned=crop))
     if not samples:
         raise DataError(
@@ -71,75 +82,88 @@ def people_of(album: Album, *, aligned: bool | None = None) -> tuple[Sample, ...
     return tuple(samples)
 
 
+def _is_crop(album: Album, name: str) -> bool:
+    try:
+        return picture_size(album, name) == (112, 112)
+    except DataError:  # told where the picture itself is read
+        return False
+
+
 def faces_of(
-    model: FaceModel,
+    pipeline: Pipeline,
     root: Path,
-    setting: Setting,
     *,
-    detector: Detector | None,
-    progress: Progress,
-    note: Note,
     kind: str,
-) -> tuple[Crops, tuple[Sample, ...], tuple[str, ...]]:
-    """Return crops, the samples in which a face was found, and the names of the others."""
+    role: str = "probes",
+    progress: Progress = silent,
+    note: Note = no_note,
+) -> Faces:
+    """Return the faces of a folder or archive of photos, or of one photo, and what was left out.
+
+    Args:
+        pipeline: Finds the faces and cuts them out.
+        root: Where the photos are.
+        kind: What notes call them.
+        role: Faces of another role get other noise.
+        progress: Wraps the loop.
+        note: Is told what was left out, and what was taken for an aligned crop.
+
+    Raises:
+        DataError: There is no photo, or none that can be read.
+    """
     with open_people(root) as album:
         samples = people_of(album)
-        crops = crop_samples(
-            album, samples, model.preparation, margin=setting.margin, detector=detector, progress=progress
-        )
+        crops = pipeline.crop(album, samples, skip_unreadable=True, progress=progress)
+    if crops.unreadable:
+        first = next(iter(crops.unreadable.values()))
+        if len(crops.unreadable) == len(samples):
+            raise DataError(first)
+        note(f"{len(crops.unreadable)} of {len(samples)} photos of {kind} cannot be read and are left out: {first}")
     if crops_taken := sum(sample.aligned for sample in samples):
         note(f"{crops_taken} of {len(samples)} photos of {kind} measure 112 x 112 and are taken as aligned crops.")
     kept = tuple(sample for sample, there in zip(samples, crops.found, strict=True) if there)
-    missed = tuple(sample.path for sample, there in zip(samples, crops.found, strict=True) if not there)
+    missed = tuple(
+        sample.path
+        for sample, there in zip(samples, crops.found, strict=True)
+        if not there and sample.path not in crops.unreadable
+    )
     if missed:
-        note(f"No face was found in {len(missed)} of {len(samples)} photos of {kind}: {', '.join(missed[:3])}.")
-    return crops, kept, missed
+        note(f"No face was found in {len(missed)} of {len(samples)} photos of {kind}: {shortened(missed)}.")
+    if several := crops.several:
+        note(f"{len(several)} photos of {kind} show several faces, and the largest is taken: {shortened(several)}.")
+    return Faces(pipeline.watch(crops, progress=progress, name=role), kept, missed, dict(crops.unreadable))
 
 
 def enroll_folder(
-    model: FaceModel,
-    root: Path,
-    setting: Setting,
-    *,
-    detector: Detector | None = None,
-    sizes_px: Sequence[float] = (),
-    progress: Progress = silent,
-    note: Note = no_note,
-) -> tuple[Gallery, tuple[str, ...]]:
-    """Return the gallery of a folder of people, and the photos in which no face was found.
+    pipeline: Pipeline, root: Path, *, progress: Progress = silent, note: Note = no_note
+) -> tuple[Gallery, Faces]:
+    """Return the gallery of a folder of people, and the faces that it is of.
 
     Args:
-        model: The model.
+        pipeline: Model, detector and margin; the sizes of its matcher are embedded too.
         root: Folder or archive of ``PERSON/*.jpg`` or ``PERSON.jpg``.
-        setting: Margin and camera.
-        detector: Finds faces.
-        sizes_px: Also embedded at these sizes; those of a matcher.
         progress: Wraps the loops.
         note: Is told what looks wrong.
 
     Raises:
         DataError: There is no photo, or no face in any.
     """
-    crops, kept, missed = faces_of(
-        model, root, setting, detector=detector, progress=progress, note=note, kind="the gallery"
-    )
-    if not kept:
+    faces = faces_of(pipeline, root, kind="the gallery", role="gallery", progress=progress, note=note)
+    if not faces.samples:
         raise DataError(f"No face was found in any photo of {root}. Look at the photos, or at --detector.")
-    watched = Watched(model, crops, setting, progress=progress, name="gallery")
-    people, photos = [sample.identity for sample in kept], [sample.path for sample in kept]
-    gallery = enroll(model.fingerprint, people, photos, watched.at, sizes_px=sizes_px, margin=setting.margin, note=note)
-    return gallery, missed
+    gallery = enroll(
+        pipeline.model.fingerprint,
+        [sample.identity for sample in faces.samples],
+        [sample.path for sample in faces.samples],
+        faces.watched.at,
+        sizes_px=() if pipeline.matcher is None else pipeline.matcher.sizes_px,
+        margin=pipeline.setting.margin,
+        note=note,
+    )
+    return gallery, faces
 
 
-def open_gallery(
-    model: FaceModel,
-    path: Path,
-    setting: Setting,
-    *,
-    detector: Detector | None = None,
-    matcher: Matcher | None = None,
-    note: Note = no_note,
-) -> Gallery:
+def open_gallery(pipeline: Pipeline, path: Path, *, note: Note = no_note) -> Gallery:
     """Return the gallery of a file of ``keyhole faces embed``, or of a folder of people; arguments as above.
 
     Raises:
@@ -147,10 +171,9 @@ def open_gallery(
     """
     if path.suffix == ".safetensors":
         gallery = load_gallery(path)
-        gallery.check(model.fingerprint, setting.margin)
+        gallery.check(pipeline.model.fingerprint, pipeline.setting.margin)
         return gallery
-    sizes = matcher.sizes_px if matcher is not None else ()
-    return enroll_folder(model, path, setting, detector=detector, sizes_px=sizes, note=note)[0]
+    return enroll_folder(pipeline, path, note=note)[0]
 
 
 def seen_px(watched: Watched, face_px: float | None) -> Float[np.ndarray, " f"]:
@@ -160,32 +183,13 @@ def seen_px(watched: Watched, face_px: float | None) -> Float[np.ndarray, " f"]:
     return shown_px(watched.crops, face_px)
 
 
-def way_of(mode: str, matcher: Matcher | None) -> Matcher | None:
-    """Return the matcher of a watch list's way of comparing, None where photos are compared as they are.
-
-    Raises:
-        UnknownNameError: There is no such way.
-        SettingError: It is none of a watch list's, or lacks its matcher.
-    """
-    check_modes((mode,))
-    if mode not in WAYS:
-        raise SettingError(f"--match is {mode!r}; a watch list compares by {' or '.join(WAYS)}.")
-    if mode != "none" and matcher is None:
-        raise SettingError("Matching 'fitted' needs a matcher; fit one: keyhole faces fit.")
-    if mode == "none" or matcher is None:
-        return None
-    return matcher
-
-
 def identify(
-    model: FaceModel,
+    pipeline: Pipeline,
     gallery: Gallery,
     probes: Path,
     thresholds: Thresholds,
-    setting: Setting,
     *,
-    matcher: Matcher | None = None,
-    detector: Detector | None = None,
+    frames: bool = False,
     count: int = 5,
     progress: Progress = silent,
     note: Note = no_note,
@@ -193,13 +197,12 @@ def identify(
     """Return what may be said of each probe, by its name; of a photo without a face, that there is none.
 
     Args:
-        model: The model.
+        pipeline: Model, detector, matcher and margin.
         gallery: The enrolled.
         probes: A photo, or a folder or archive of them.
-        thresholds: Of the same model and way of matching.
-        setting: Margin and camera.
-        matcher: For ``fitted-estimated``.
-        detector: Finds faces.
+        thresholds: Of the same model and matcher.
+        frames: The photos of each folder are frames of one person, and get one answer under the folder's name: their
+            scores are pooled by quality, and so are the thresholds of their sizes.
         count: Candidates at most.
         progress: Wraps the loops.
         note: Is told what looks wrong.
@@ -207,21 +210,48 @@ def identify(
     Raises:
         SettingError: Gallery or thresholds are of another model, margin or matcher.
     """
-    fitted = way_of(thresholds.mode, matcher)
-    gallery.check(model.fingerprint, setting.margin)
+    _check_thresholds(pipeline, gallery, thresholds, note)
+    faces = faces_of(pipeline, probes, kind="the probes", progress=progress, note=note)
+    names = [_track_of(sample.path, frames) for sample in faces.samples]
+    answers = {name: Answer(NO_FACE) for name in (_track_of(path, frames) for path in faces.without_face)}
+    answers |= {name: Answer(UNREADABLE) for name in (_track_of(path, frames) for path in faces.unreadable)}
+    if names:
+        sizes, tracks = seen_px(faces.watched, None), grouped(names)
+        # a frame of too few pixels does not count, and where no other is there, nothing is told
+        quality = np.where(sizes < thresholds.least_px, 0.0, frame_quality(sizes, pipeline.matcher))
+        weights = frame_weights("quality", quality, tracks)
+        pooled = Pooled(tracks, weights) if frames else None
+        hits = candidates(gallery, faces.watched.at(None), sizes, matcher=pipeline.matcher, count=count, pooled=pooled)
+        largest = tracks.largest(sizes)
+        wanted = pool(np.array([[thresholds.at(px).score] for px in sizes]), weights, tracks)[:, 0]
+        for track, row in enumerate(tracks.first):
+            answers[names[row]] = answer(hits[track], float(largest[track]), thresholds, score=float(wanted[track]))
+    return dict(sorted(answers.items()))
+
+
+def _track_of(name: str, frames: bool) -> str:
+    """Return under which name a photo is answered: its own, or that of its folder."""
+    return str(PurePosixPath(name).parent) if frames else name
+
+
+def _check_thresholds(pipeline: Pipeline, gallery: Gallery, thresholds: Thresholds, note: Note) -> None:
+    model, margin, matcher = pipeline.model, pipeline.setting.margin, pipeline.matcher
+    gallery.check(model.fingerprint, margin)
     if thresholds.fingerprint != model.fingerprint:
         raise SettingError(
             "The thresholds were calibrated for another model. Calibrate this one: keyhole faces calibrate."
         )
-    if thresholds.margin != setting.margin:
+    if thresholds.margin != margin:
         raise SettingError(
-            f"The thresholds were calibrated with a margin of {thresholds.margin}, and this is {setting.margin}. "
+            f"The thresholds were calibrated with a margin of {thresholds.margin}, and this is {margin}. "
             "Use the same, or calibrate again: keyhole faces calibrate."
         )
-    if thresholds.matcher != (None if fitted is None else fitted.digest()):
+    if thresholds.matcher != (None if matcher is None else matcher.digest()):
+        seen = "without a matcher" if thresholds.matcher is None else "with another matcher"
+        given = "none is given" if matcher is None else "this one is given"
         raise SettingError(
-            "The thresholds were calibrated with another matcher. Use the same, or calibrate again: keyhole faces "
-            "calibrate."
+            f"The thresholds were calibrated {seen}, and {given}. Give the same --matcher, or calibrate again: keyhole "
+            "faces calibrate."
         )
     enrolled = len(set(gallery.people))
     if enrolled > thresholds.enrolled:
@@ -229,48 +259,60 @@ def identify(
             f"Warning: the thresholds were calibrated for {thresholds.enrolled} people, and {enrolled} are enrolled: "
             "expect more false alarms. Calibrate again."
         )
-    crops, kept, lost = faces_of(
-        model, probes, setting, detector=detector, progress=progress, note=note, kind="the probes"
-    )
-    watched = Watched(model, crops, setting, progress=progress, name="probes")
-    sizes = seen_px(watched, None)
-    found = candidates(gallery, watched.at(None), sizes, matcher=fitted, count=count) if kept else ()
-    answers = {
-        sample.path: answer(hits, float(px), thresholds) for sample, hits, px in zip(kept, found, sizes, strict=True)
-    }
-    return dict(sorted({**answers, **{name: Answer(NO_FACE, None, None, (), None) for name in lost}}.items()))
 
 
-def compare(
-    model: FaceModel,
-    first: Path,
-    second: Path,
-    setting: Setting,
-    *,
-    mode: str = "none",
-    matcher: Matcher | None = None,
-    detector: Detector | None = None,
-) -> dict[str, float]:
-    """Return how alike the faces of two photos are, ``score`` from -1 to 1, and how many pixels each shows.
+@dataclass(frozen=True)
+class Compared:
+    """Two photos, compared.
+
+    Attributes:
+        score: How alike the faces are, -1 to 1.
+        first_px: ``face_px`` that the first one shows.
+        second_px: That of the second.
+        crops: The two faces as they were compared.
+    """
+
+    score: float
+    first_px: float
+    second_px: float
+    crops: tuple[UInt8[np.ndarray, "s s 3"], UInt8[np.ndarray, "s s 3"]]
+
+    def to_json(self) -> dict[str, float]:
+        """Return the figures as JSON values."""
+        return {"score": self.score, "first_px": self.first_px, "second_px": self.second_px}
+
+
+def compare(pipeline: Pipeline, first: Path, second: Path, *, note: Note = no_note) -> Compared:
+    """Return how alike the faces of two photos are, and how many pixels each shows.
+
+    Args:
+        pipeline: Model, detector, matcher and margin.
+        first: A photo.
+        second: Another; the sharper of the two stands for the gallery.
+        note: Is told where a photo shows several faces.
 
     Raises:
         DataError: There is no face in one of them.
     """
-    fitted = way_of(mode, matcher)
     seen, shown = [], []
     for path in (first, second):
         if not path.is_file():
             raise DataError(f"{path} is no photo. Name two photos; of folders, 'keyhole faces identify' tells more.")
-        crops, kept, _ = faces_of(
-            model, path, setting, detector=detector, progress=silent, note=no_note, kind=str(path)
-        )
-        if not kept:
+        faces = faces_of(pipeline, path, kind=str(path), note=note)
+        if not faces.samples:
             raise DataError(f"No face was found in {path}. Look at the photo, or at --detector.")
-        watched = Watched(model, crops, setting)
-        seen.append(watched)
-        shown.append(float(seen_px(watched, None)[0]))
+        seen.append(faces.watched)
+        shown.append(float(seen_px(faces.watched, None)[0]))
     sharp, small = sorted((0, 1), key=lambda i: -shown[i])
-    sizes = fitted.sizes_px if fitted is not None else ()
-    gallery = enroll(model.fingerprint, ["first"], [str(first)], seen[sharp].at, sizes_px=sizes)
-    hits = candidates(gallery, seen[small].at(None), np.array([shown[small]]), matcher=fitted, count=1)
-    return {"score": hits[0][0].score, "first_px": shown[0], "second_px": shown[1]}
+    sizes = pipeline.matcher.sizes_px if pipeline.matcher is not None else ()
+    gallery = enroll(
+        pipeline.model.fingerprint,
+        ["first"],
+        [str(first)],
+        seen[sharp].at,
+        sizes_px=sizes,
+        margin=pipeline.setting.margin,
+    )
+    hits = candidates(gallery, seen[small].at(None), np.array([shown[small]]), matcher=pipeline.matcher, count=1)
+    crops = tuple(watched.crops.pixels[0].numpy() for watched in seen)
+    return Compared(hits[0][0].score, shown[0], shown[1], (crops[0], crops[1]))

@@ -3,222 +3,45 @@
 from __future__ import annotations
 
 import io
-import zlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool
 
 from keyhole.errors import DataError, SettingError
 from keyhole.faces import identification, verification
-from keyhole.faces.albums import open_album
+from keyhole.faces.comparison import Pipeline, Setting, Watched, compare, crops_of
 from keyhole.faces.degradation import Degradation
-from keyhole.faces.embedding import SIDE_PX, Crops, crop_samples, degraded, embed_crops, shown_px
+from keyhole.faces.embedding import SIDE_PX, Crops, degraded
 from keyhole.faces.intervals import Interval, Resampling, Statistic, difference, interval
-from keyhole.faces.matching import Matcher, Views, check_modes, fit_matcher, matched_scores
-from keyhole.faces.resolution import effective_face_px
+from keyhole.faces.matching import Matcher, fit_matcher
+from keyhole.faces.pooling import frame_quality, frame_weights, grouped, pool, tracks_of
 from keyhole.faces.results import Evaluation, Example, Group, Row
 from keyhole.faces.samples import IdentificationSet, PairSet, Sample
 from keyhole.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from keyhole.faces.detection import Detector
     from keyhole.faces.models import FaceModel
 
 
-_CAMERA = Degradation(SIDE_PX)  # its size is replaced by those of the probes
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Under which conditions a model is evaluated.
-
-    Attributes:
-        probe_px: ``face_px`` of the probes, one after the other; 112 and above leaves them as they are.
-        match: Ways of matching; differences are told from ``none`` where it is among them.
-        shrink: ``probe`` makes the probes small (the mismatched case), ``both`` the gallery as well.
-        margin: Shown around the face beyond what the model wants; None takes aligned 112 crops where it can.
-        how: The camera: resampler, blur, noise, codec; its size is replaced.
-        seed: Of sensor noise and of the bootstrap.
-        draws: Of the bootstrap over subjects.
-        fpir: Rate of false alarms at which misses are told, where there are people who are not enrolled.
-    """
-
-    probe_px: tuple[float, ...] = (112.0,)
-    match: tuple[str, ...] = ("none",)
-    shrink: Literal["probe", "both"] = "probe"
-    margin: float | None = None
-    how: Degradation = _CAMERA
-    seed: int = 0
-    draws: int = 2000
-    fpir: float = 0.01
-
-    def __post_init__(self) -> None:
-        """Check names and ranges."""
-        check_modes(self.match)
-        sizes = self.probe_px
-        if not sizes or len(set(sizes)) < len(sizes) or not all(1 <= px <= 1000 and px == int(px) for px in sizes):
-            told = ",".join(f"{px:g}" for px in sizes)
-            raise SettingError(
-                f"Sizes of probes are {told!r}; expected whole numbers from 1 to 1000 px, each once, such as 8,12,16."
-            )
-        if self.shrink not in ("probe", "both"):
-            raise SettingError(f"shrink is {self.shrink!r}; expected probe or both.")
-        if self.shrink == "both" and any(mode.startswith("fitted") for mode in self.match):
-            raise SettingError(
-                "A fitted comparison takes a small probe to a sharp gallery; with --shrink both there is none. "
-                "Use --match none."
-            )
-        if self.draws < 100:
-            raise SettingError(f"draws is {self.draws}; expected at least 100 for an interval.")
-        if not 0 < self.fpir < 1:
-            raise SettingError(f"fpir is {self.fpir}; expected a rate above 0 and below 1, such as 0.01.")
-
-    def at(self, face_px: float | None) -> Degradation | None:
-        """Return the degradation to a size; None where nothing is done."""
-        return None if face_px is None or face_px >= SIDE_PX else replace(self.how, face_px=round(face_px))
-
-
-class Watched:
-    """Faces under a model, embedded at each size once.
-
-    Args:
-        model: The model.
-        crops: Faces cut out for it.
-        setting: The camera.
-        progress: Wraps the loops.
-        name: What they are called there; faces of another name get other noise.
-    """
-
-    def __init__(
-        self, model: FaceModel, crops: Crops, setting: Setting, *, progress: Progress = silent, name: str = "faces"
-    ) -> None:
-        self.model, self.crops, self.setting = model, crops, setting
-        self._progress, self._name = progress, name
-        # noise of its own, so that a probe and its mate are not alike by their noise
-        role = np.random.SeedSequence((setting.seed, zlib.crc32(name.encode())))
-        self.seed = int(role.generate_state(1)[0])
-        self._seen: dict[float | None, np.ndarray] = {}
-        self._sizes: dict[float | None, np.ndarray] = {}
-
-    def at(self, face_px: float | None) -> Float[np.ndarray, "f d"]:
-        """Return the unit embeddings of the faces at a size; as they are for None, and from 112 px on."""
-        how = self.setting.at(face_px)
-        key = None if how is None else face_px
-        if key not in self._seen:
-            label = f"{self._name} at {face_px:g} px" if key is not None else self._name
-            self._seen[key] = embed_crops(
-                self.model, self.crops, how=how, seed=self.seed, progress=self._progress, label=label
-            )
-        return self._seen[key]
-
-    def estimated_px(self, face_px: float | None) -> Float[np.ndarray, " f"]:
-        """Return what the spectrum says of the faces' size after the degradation.
-
-        Raises:
-            SettingError: The crops are not in the 112 template, on which sizes are estimated.
-        """
-        if not self.crops.canonical:
-            raise SettingError(
-                "Sizes are estimated on aligned 112 crops; with a margin, or a model without alignment, they are not. "
-                "Use --match none, resolution or fitted."
-            )
-        how = self.setting.at(face_px)
-        key = None if how is None else face_px
-        if key not in self._sizes:
-            observed, parts, start = np.minimum(self.crops.native_px, SIDE_PX), [], 0
-            for pixels in degraded(self.crops, how=how, seed=self.seed):
-                some = observed[start : start + len(pixels)]
-                parts.append(effective_face_px(pixels, observed_px=some.tolist()).numpy())
-                start += len(pixels)
-            self._sizes[key] = np.concatenate(parts) if parts else np.zeros(0)
-        return self._sizes[key]
-
-
-def compare(
-    probes: Watched,
-    gallery: Watched,
-    face_px: float,
-    *,
-    mode: str,
-    matcher: Matcher | None = None,
-    pairs: tuple[np.ndarray, np.ndarray] | None = None,
-) -> np.ndarray:
-    """Return how alike probes of a size and a gallery are under a way of matching.
-
-    Args:
-        probes: The probes.
-        gallery: The gallery.
-        face_px: Of the probes.
-        mode: The way of matching.
-        matcher: For ``fitted``.
-        pairs: Rows of probes and of the gallery that are compared one with one; all with all where missing.
-
-    Returns:
-        One score a pair, or probes x gallery.
-    """
-    setting = probes.setting
-    seen = probes.at(face_px)
-    sizes = probes.estimated_px(face_px) if mode.endswith("-estimated") else shown_px(probes.crops, face_px)
-    views: Views = gallery.at
-    if setting.shrink == "both":
-        views = _no_sharper(gallery, face_px)
-    if pairs is None:
-        return matched_scores(seen, sizes, views, mode=mode, matcher=matcher)
-    rows, mates = pairs
-    return matched_scores(seen[rows], sizes[rows], views, mode=mode, matcher=matcher, mates=mates)
-
-
-def _no_sharper(gallery: Watched, face_px: float) -> Views:
-    def view(px: float | None) -> np.ndarray:
-        return gallery.at(face_px if px is None else min(px, face_px))
-
-    return view
-
-
-def crops_of(
-    model: FaceModel,
-    protocol: IdentificationSet | PairSet,
-    setting: Setting,
-    *,
-    detector: Detector | None = None,
-    progress: Progress = silent,
-) -> tuple[Crops, ...]:
-    """Return the faces of a protocol, cut out for a model: gallery and probes, or those of all pairs.
-
-    Raises:
-        DataError: A photo cannot be read, or there is no detector for it.
-    """
-    groups = (protocol.samples,) if isinstance(protocol, PairSet) else (protocol.gallery, protocol.probes)
-    with open_album(protocol.root) as album:
-        return tuple(
-            crop_samples(album, group, model.preparation, margin=setting.margin, detector=detector, progress=progress)
-            for group in groups
-        )
-
-
 def evaluate(
-    model: FaceModel,
+    pipeline: Pipeline,
     protocol: IdentificationSet | PairSet,
-    setting: Setting,
     *,
-    detector: Detector | None = None,
-    matcher: Matcher | None = None,
     examples: bool = False,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Return what a model reaches on a protocol at each size of the probe, under each way of matching.
+    """Return what a pipeline reaches on a protocol at each size of the probe, under each way of matching.
 
-    A probe in which no face is found is a miss, whatever its scores; so is a pair with such a picture.
+    A probe in which no face is found is a miss, whatever its scores; so is a pair with such a picture, and a track
+    without a face in any frame.
 
     Args:
-        model: The model.
+        pipeline: Model, detector, matcher and conditions; the matcher may not have been fitted on people of the
+            protocol.
         protocol: What is compared.
-        setting: The conditions.
-        detector: Finds faces in photos without landmarks.
-        matcher: For ``fitted``; it may not have been fitted on people of the protocol.
         examples: Keep a few faces for the report; only where the terms of the data allow it.
         progress: Wraps the loops.
 
@@ -226,20 +49,22 @@ def evaluate(
         DataError: A photo cannot be read, there is nothing to compare, or no face at all.
         SettingError: Settings exclude each other, or the matcher knows people of the protocol.
     """
-    _check(model, setting, matcher)
-    if matcher is not None:
-        pictures = protocol.samples if isinstance(protocol, PairSet) else (*protocol.gallery, *protocol.probes)
-        matcher.check(model.fingerprint, {sample.identity for sample in pictures}, margin=setting.margin)
-    parts = crops_of(model, protocol, setting, detector=detector, progress=progress)
+    _check(pipeline, protocol)
+    parts = crops_of(pipeline, protocol, progress=progress)
     for crops, name in zip(parts, ("pictures",) if len(parts) == 1 else ("gallery", "probes"), strict=True):
         if not len(crops):
             raise DataError(f"No face was found in any picture of the {name}. Look at the pictures, or at --detector.")
-    measure = _pairs if isinstance(protocol, PairSet) else _searches
-    return measure(model, protocol, parts, setting, matcher, examples, progress)  # type: ignore[arg-type]
+    if isinstance(protocol, PairSet):
+        found, probes = _pairs(pipeline, protocol, parts[0], progress)
+    else:
+        found, probes = _searches(pipeline, protocol, parts, progress)
+    notes = (*found.notes, *_not_degraded(pipeline.setting))
+    return replace(found, notes=notes, examples=_examples(probes, pipeline.setting) if examples else ())
 
 
-def _check(model: FaceModel, setting: Setting, matcher: Matcher | None) -> None:
+def _check(pipeline: Pipeline, protocol: IdentificationSet | PairSet) -> None:
     """Refuse before any work what would fail after it."""
+    setting, matcher, model = pipeline.setting, pipeline.matcher, pipeline.model
     if matcher is None and any(mode.startswith("fitted") for mode in setting.match):
         raise SettingError("Matching 'fitted' needs a matcher; fit one: keyhole faces fit.")
     aligned = model.preparation.template is not None and setting.margin is None
@@ -248,30 +73,48 @@ def _check(model: FaceModel, setting: Setting, matcher: Matcher | None) -> None:
             "Sizes are estimated on aligned 112 crops; with a margin, or a model without alignment, they are not. "
             "Use --match none, resolution or fitted."
         )
+    if isinstance(protocol, PairSet):
+        if setting.pool:
+            raise SettingError("--pool makes one search of several probes, and this protocol compares pairs. Leave it.")
+        pictures = protocol.samples
+    else:
+        pictures = (*protocol.gallery, *protocol.probes)
+        if setting.pool:
+            tracks_of(protocol.probes, setting.track)
+    if matcher is not None:
+        matcher.check(model.fingerprint, {sample.identity for sample in pictures}, margin=setting.margin)
+    if isinstance(protocol, IdentificationSet) and not protocol.mated().any():
+        raise DataError(
+            "No probe is of anyone in the gallery, so there is no search that could succeed. Compare the names of "
+            "people in gallery and probes."
+        )
 
 
-def _pairs(
-    model: FaceModel,
-    protocol: PairSet,
-    parts: tuple[Crops, ...],
-    setting: Setting,
-    matcher: Matcher | None,
-    examples: bool,
-    progress: Progress,
-) -> Evaluation:
-    crops = parts[0]
+def _not_degraded(setting: Setting) -> tuple[str, ...]:
+    """Return the note on probes that no camera stood before, where one was asked for."""
+    whole = [px for px in setting.probe_px if px >= SIDE_PX]
+    if not whole or replace(setting.how, face_px=SIDE_PX) == Degradation(SIDE_PX):
+        return ()
+    return (
+        f"At {', '.join(f'{px:g}' for px in whole)} px the probes are as they are: blur, noise and codec of the camera "
+        "are applied to smaller ones only.",
+    )
+
+
+def _pairs(pipeline: Pipeline, protocol: PairSet, crops: Crops, progress: Progress) -> tuple[Evaluation, Watched]:
+    setting = pipeline.setting
     place = np.where(crops.found, np.cumsum(crops.found) - 1, -1)[protocol.pairs]
     whole = (place >= 0).all(axis=1)
     probe_rows, probe_places = np.unique(place[whole, 1], return_inverse=True)
     mate_rows, mate_places = np.unique(place[whole, 0], return_inverse=True)
-    probes = Watched(model, crops.subset(probe_rows), setting, progress=progress, name="probes")
-    gallery = Watched(model, crops.subset(mate_rows), setting, progress=progress, name="gallery")
+    pictures = pipeline.watch(crops, progress=progress, name="pictures")
+    probes, gallery = pictures.subset(probe_rows, name="probes"), pictures.subset(mate_rows, name="gallery")
     subjects = protocol.subjects()
 
-    def row(face_px: float, mode: str) -> tuple[Statistic, Row]:
+    def rows(face_px: float, mode: str) -> Iterator[tuple[Statistic, Row]]:
         scores = np.full(len(place), verification.LOST)
         pairs = probe_places, mate_places
-        scores[whole] = compare(probes, gallery, face_px, mode=mode, matcher=matcher, pairs=pairs)
+        scores[whole] = compare(probes, gallery, face_px, mode=mode, matcher=pipeline.matcher, pairs=pairs)
         told = verification.fold_accuracy(scores, protocol.same, protocol.folds)
         main = verification.accuracy_statistic(told, subjects)
         more = {
@@ -281,84 +124,113 @@ def _pairs(
         }
         curve = verification.det(scores, protocol.same)
         errors = tuple(curve.false_accept.tolist()), tuple(curve.false_reject.tolist())
-        return main, Row(
-            face_px, mode, _with_intervals({"accuracy": main, **more}, setting), None, (), errors, _flags(told.correct)
-        )
+        figures = _with_intervals({"accuracy": main, **more}, setting)
+        yield main, Row(face_px, mode, figures, None, (), errors, _flags(told.correct))
 
-    rows = _rows(row, setting)
     missed = int((~crops.found).sum())
     summary = f"{protocol.summary()}; {missed} without a face, {int((~whole).sum())} pairs lost by that"
-    return Evaluation(
-        "pairs", model.name, protocol.name, summary, "accuracy", rows, (), protocol.notes, _about(model),
-        _told(setting), setting.draws, {"pictures": missed}, ("false accepts, %", "false rejects, %"),
-        _examples(probes, setting) if examples else (),
+    found = Evaluation(
+        "pairs", pipeline.model.name, protocol.name, summary, "accuracy", _rows(rows, setting), (), protocol.notes,
+        _about(pipeline.model), _told(setting), setting.draws, {"pictures": missed},
+        ("false accepts, %", "false rejects, %"),
     )  # fmt: skip
+    return found, probes
 
 
 def _searches(
-    model: FaceModel,
-    protocol: IdentificationSet,
-    parts: tuple[Crops, ...],
-    setting: Setting,
-    matcher: Matcher | None,
-    examples: bool,
-    progress: Progress,
-) -> Evaluation:
+    pipeline: Pipeline, protocol: IdentificationSet, parts: tuple[Crops, ...], progress: Progress
+) -> tuple[Evaluation, Watched]:
     enrolled, sought = parts
-    probes = Watched(model, sought, setting, progress=progress, name="probes")
-    gallery = Watched(model, enrolled, setting, progress=progress, name="gallery")
-    open_set = not protocol.mated().all()
+    setting = pipeline.setting
+    probes = pipeline.watch(sought, progress=progress, name="probes")
+    gallery = pipeline.watch(enrolled, progress=progress, name="gallery")
+    tracked, there, pools = _tracked(protocol, sought, setting)
+    open_set = not tracked.mated().all()
     held: dict[tuple[float, str], identification.Searches] = {}
 
-    def row(face_px: float, mode: str) -> tuple[Statistic, Row]:
-        scores = np.zeros((len(protocol.probes), len(protocol.gallery)), np.float32)
-        scores[np.ix_(sought.found, enrolled.found)] = compare(probes, gallery, face_px, mode=mode, matcher=matcher)
-        found = identification.search(
-            scores,
-            gallery=[sample.identity for sample in protocol.gallery],
-            probes=[sample.identity for sample in protocol.probes],
-            found=sought.found,
-            enrolled=enrolled.found,
-            views=protocol.views,
-        )
-        held[face_px, mode] = found
-        main = identification.rank_statistic(found)
-        more: dict[str, Statistic | None] = {"rank-1": main}
-        if found.people >= 10:
-            more["rank-5"] = identification.rank_statistic(found, 5)
-        more["CMC area"] = identification.cmc_area_statistic(found)
-        errors = None
-        if open_set and found.alarms.any():
-            more[f"FNIR at FPIR {100 * setting.fpir:g} %"] = identification.fnir_at_fpir_statistic(found, setting.fpir)
-            curve = identification.open_set_curve(found)
-            errors = tuple(curve.fpir.tolist()), tuple(curve.fnir.tolist())
-        cmc = tuple(identification.cmc(found).tolist())
-        return main, Row(
-            face_px, mode, _with_intervals(more, setting), None, cmc, errors, _flags(identification.hits(found))
-        )
+    def rows(face_px: float, mode: str) -> Iterator[tuple[Statistic, Row]]:
+        of_frames = compare(probes, gallery, face_px, mode=mode, matcher=pipeline.matcher)
+        quality = frame_quality(probes.sizes_px(face_px, mode), pipeline.matcher) if setting.pool else np.zeros(0)
+        for way, pooled in pools(of_frames, quality):
+            scores = np.zeros((len(tracked.probes), len(tracked.gallery)), np.float32)
+            scores[np.ix_(there, enrolled.found)] = pooled
+            found = identification.search(
+                scores,
+                gallery=[sample.identity for sample in tracked.gallery],
+                probes=[sample.identity for sample in tracked.probes],
+                found=there,
+                enrolled=enrolled.found,
+                views=tracked.views,
+            )
+            held[face_px, label := mode + way] = found
+            yield _row_of(found, face_px, label, setting, open_set=open_set)
 
-    rows = _rows(row, setting)
+    made = _rows(rows, setting)
     missed = {"gallery": int((~enrolled.found).sum()), "probes": int((~sought.found).sum())}
     summary = f"{protocol.summary()}; without a face {missed['gallery']} of the gallery, {missed['probes']} probes"
-    return Evaluation(
-        "searches", model.name, protocol.name, summary, "rank-1", rows, _groups(protocol, held, setting),
-        (*protocol.notes, *_too_few(held, setting)), _about(model), _told(setting), setting.draws, missed,
+    if setting.pool:
+        summary += f"; {len(tracked.probes):,} tracks of the probes, {int((~there).sum())} of them without a face"
+    found = Evaluation(
+        "searches", pipeline.model.name, protocol.name, summary, "rank-1", made, _groups(tracked, held, setting),
+        (*protocol.notes, *_too_few(held, setting)), _about(pipeline.model), _told(setting), setting.draws, missed,
         ("FPIR, %", "FNIR, %"),
-        _examples(probes, setting) if examples else (),
     )  # fmt: skip
+    return found, probes
 
 
-def _rows(row: Callable[[float, str], tuple[Statistic, Row]], setting: Setting) -> tuple[Row, ...]:
-    """Return one row a size and mode, with the gap to ``none``."""
-    rows = []
+# from scores and qualities of frames with a face to the scores of searches, one for each way of pooling
+_Pools = Callable[[np.ndarray, np.ndarray], Iterator[tuple[str, np.ndarray]]]
+
+
+def _tracked(
+    protocol: IdentificationSet, sought: Crops, setting: Setting
+) -> tuple[IdentificationSet, Bool[np.ndarray, " t"], _Pools]:
+    """Return the searches of a protocol, which of them show a face, and how frames become searches."""
+    if not setting.pool:
+        return protocol, sought.found, lambda scores, _quality: iter([("", scores)])
+    tracks = tracks_of(protocol.probes, setting.track)
+    seen = np.zeros(len(tracks), bool)
+    seen[tracks.of[sought.found]] = True
+    frames = grouped(tracks.of[sought.found].tolist())
+    order = np.argsort(tracks.of[sought.found][frames.first])  # rows of searches are in the order of all tracks
+
+    def pools(scores: np.ndarray, quality: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        for way in setting.pool:
+            yield f" {way}", pool(scores, frame_weights(way, quality, frames), frames)[order]
+
+    return replace(protocol, probes=tuple(protocol.probes[row] for row in tracks.first)), seen, pools
+
+
+def _row_of(
+    found: identification.Searches, face_px: float, label: str, setting: Setting, *, open_set: bool
+) -> tuple[Statistic, Row]:
+    main = identification.rank_statistic(found)
+    more: dict[str, Statistic | None] = {"rank-1": main}
+    if found.people >= 10:
+        more["rank-5"] = identification.rank_statistic(found, 5)
+    more["CMC area"] = identification.cmc_area_statistic(found)
+    errors = None
+    if open_set and found.alarms.any():
+        more[f"FNIR at FPIR {100 * setting.fpir:g} %"] = identification.fnir_at_fpir_statistic(found, setting.fpir)
+        curve = identification.open_set_curve(found)
+        errors = tuple(curve.fpir.tolist()), tuple(curve.fnir.tolist())
+    cmc = tuple(identification.cmc(found).tolist())
+    right = _flags(identification.hits(found))
+    return main, Row(face_px, label, _with_intervals(more, setting), None, cmc, errors, right)
+
+
+def _rows(rows: Callable[[float, str], Iterator[tuple[Statistic, Row]]], setting: Setting) -> tuple[Row, ...]:
+    """Return the rows of each size, with the gap to the first row of ``none``."""
+    told: list[Row] = []
     for face_px in setting.probe_px:
-        made = {mode: row(face_px, mode) for mode in setting.match}
-        for mode, (main, each) in made.items():
+        made = [each for mode in setting.match for each in rows(face_px, mode)]
+        plain = next(((main, row) for main, row in made if row.mode.split()[0] == "none"), None)
+        for main, row in made:
             gap = None
-            if mode != "none" and "none" in made:
-                gap = difference(main, made["none"][0], resampling=_draws(setting))
-            rows.append(replace(each, gap=gap))
-    return tuple(rows)
+            if plain is not None and row is not plain[1]:
+                gap = difference(main, plain[0], resampling=_draws(setting))
+            told.append(replace(row, gap=gap))
+    return tuple(told)
 
 
 def _flags(values: np.ndarray) -> tuple[bool, ...]:
@@ -417,7 +289,8 @@ def _about(model: FaceModel) -> dict[str, str]:
 
 def _told(setting: Setting) -> dict[str, Any]:
     told = asdict(setting)
-    return {**told, "probe_px": list(setting.probe_px), "match": list(setting.match), "how": asdict(setting.how)}
+    lists = {name: list(getattr(setting, name)) for name in ("probe_px", "match", "pool")}
+    return {**told, **lists, "how": asdict(setting.how)}
 
 
 def _examples(probes: Watched, setting: Setting, *, most: int = 4) -> tuple[Example, ...]:
@@ -437,38 +310,30 @@ def _examples(probes: Watched, setting: Setting, *, most: int = 4) -> tuple[Exam
     return tuple(found)
 
 
-def fit(
-    model: FaceModel,
-    faces: IdentificationSet | PairSet,
-    setting: Setting,
-    *,
-    detector: Detector | None = None,
-    progress: Progress = silent,
-) -> Matcher:
+def fit(pipeline: Pipeline, faces: IdentificationSet | PairSet, *, progress: Progress = silent) -> Matcher:
     """Return a matcher fitted on all faces of a set, without its labels; see :mod:`keyhole.faces.matching`.
 
     Args:
-        model: The model.
+        pipeline: Model, detector, margin and camera.
         faces: The faces; who they are of is only remembered as digests, so that nobody tests on them.
-        setting: Margin and camera.
-        detector: Finds faces.
         progress: Wraps the loops.
 
     Raises:
         DataError: A photo cannot be read, or there are too few faces.
     """
-    parts = crops_of(model, faces, setting, detector=detector, progress=progress)
+    parts = crops_of(pipeline, faces, progress=progress)
     samples: tuple[Sample, ...]
     samples = faces.samples if isinstance(faces, PairSet) else (*faces.gallery, *faces.probes)
-    seen = [Watched(model, part, setting, progress=progress, name=f"faces {k + 1}") for k, part in enumerate(parts)]
+    seen = [pipeline.watch(part, progress=progress, name=f"faces {k + 1}") for k, part in enumerate(parts)]
 
     def at(face_px: float | None) -> np.ndarray:
         return np.concatenate([watched.at(face_px) for watched in seen])
 
+    setting = pipeline.setting
     return fit_matcher(
         at(None),
         at,
-        fingerprint=model.fingerprint,
+        fingerprint=pipeline.model.fingerprint,
         people={sample.identity for sample in samples},
         about={"faces_of": faces.name, "camera": asdict(setting.how), "margin": setting.margin},
     )

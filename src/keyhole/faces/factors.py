@@ -16,7 +16,8 @@ import numpy as np
 
 from keyhole.errors import RunError, SettingError
 from keyhole.faces.albums import open_album
-from keyhole.faces.evaluation import Setting, evaluate
+from keyhole.faces.comparison import Pipeline, Setting
+from keyhole.faces.evaluation import evaluate
 from keyhole.faces.intervals import Interval, Resampling, Statistic, difference, interval, mean_statistic
 from keyhole.faces.results import Evaluation
 from keyhole.faces.samples import IdentificationSet, PairSet
@@ -143,6 +144,8 @@ def study_factors(
     names = [model.name for model in models]
     if not models or not margins or len(set(names)) < len(names) or len(set(margins)) < len(margins):
         raise SettingError("A study of factors needs at least one model and one margin, and each name once.")
+    if setting.pool:
+        raise SettingError("A study of factors takes each probe for itself; leave --pool out.")
     if "none" not in setting.match:
         raise SettingError("A study of factors measures from 'none'; add it to --match.")
     by_model = {(matcher.fingerprint, matcher.about.get("margin")): matcher for matcher in matchers}
@@ -155,7 +158,7 @@ def study_factors(
             matcher = by_model.get((model.fingerprint, margin))
             part = _kept(path, model, protocol, here, matcher)
             if part is None:
-                found = evaluate(model, protocol, here, detector=detector, matcher=matcher, progress=progress)
+                found = evaluate(Pipeline(model, detector, matcher, here), protocol, progress=progress)
                 part = {"conditions": _conditions(model, protocol, here, matcher), **_part(found)}
                 if path is not None:
                     write_json(path, part)
@@ -179,7 +182,8 @@ def _conditions(
 ) -> dict[str, Any]:
     """Return what decides a part: setting, model, matcher, and the pictures by their content."""
     told = asdict(setting)
-    told |= {"probe_px": list(setting.probe_px), "match": list(setting.match), "fingerprint": model.fingerprint}
+    told |= {name: list(getattr(setting, name)) for name in ("probe_px", "match", "pool")}
+    told |= {"fingerprint": model.fingerprint}
     told |= {"matcher": None if matcher is None else matcher.digest(), "pictures": _digest(protocol)}
     return {key: value for key, value in told.items() if key not in ("draws", "fpir")}
 

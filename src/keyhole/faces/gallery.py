@@ -12,11 +12,13 @@ from jaxtyping import Float
 
 from keyhole.errors import DataError, SettingError, ShapeError
 from keyhole.faces.matching import Matcher, Views
+from keyhole.faces.pooling import Pooled, Tracks, pool
 from keyhole.faces.search import search
 from keyhole.files import read_tensors, write_tensors
 
 _KIND = "keyhole gallery 1"
 _SHARP = "sharp"
+_TRACKS = 64  # of a gallery of 100,000 photos, their scores take 26 MB
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def candidates(
     *,
     matcher: Matcher | None = None,
     count: int = 5,
+    pooled: Pooled | None = None,
 ) -> tuple[tuple[Hit, ...], ...]:
     """Return the people who are most alike to each probe, best first, each by the best of their photos.
 
@@ -111,6 +114,11 @@ def candidates(
         shown_px: ``face_px`` of each probe; decides how it is matched.
         matcher: Match as it was fitted; None compares as it is.
         count: How many people.
+        pooled: Take probes for frames of tracks, each of which is one search; its score is the weighted mean of those
+            of its frames.
+
+    Returns:
+        Candidates of each probe, or of each track.
 
     Raises:
         ShapeError: Probes and sizes differ in number.
@@ -128,6 +136,8 @@ def candidates(
         raise DataError("The gallery is empty. Enroll someone first: keyhole faces embed.")
     if matcher is not None:
         matcher.check(gallery.fingerprint, (), margin=gallery.margin)
+    if pooled is not None:
+        return tuple(_pooled_people(gallery, probes, np.asarray(shown_px, float), matcher, pooled, count))
     found: list[tuple[Hit, ...]] = [()] * len(probes)
     for rows, left, right in _products(gallery, probes, np.asarray(shown_px, float), matcher):
         for row, hits in zip(rows, _best_people(gallery, left, right, count), strict=True):
@@ -153,17 +163,45 @@ def _products(
     return [part for part in parts if len(part[0])]
 
 
+def _pooled_people(
+    gallery: Gallery,
+    probes: np.ndarray,
+    shown_px: np.ndarray,
+    matcher: Matcher | None,
+    pooled: Pooled,
+    count: int,
+) -> Iterator[tuple[Hit, ...]]:
+    """Yield the best people of each track; scores of a few tracks at a time are held for the whole gallery."""
+    tracks = pooled.tracks
+    parts = _products(gallery, probes, shown_px, matcher)
+    for start in range(0, len(tracks), _TRACKS):
+        scores = np.zeros((min(_TRACKS, len(tracks) - start), len(gallery)), np.float32)
+        for rows, left, right in parts:
+            here = np.flatnonzero((tracks.of[rows] >= start) & (tracks.of[rows] < start + len(scores)))
+            if len(here):
+                # the mean of products is the product of the mean: frames of one size are pooled, then compared
+                members = Tracks(tracks.first[start : start + len(scores)], tracks.of[rows[here]] - start)
+                scores += pool(left[here], pooled.weights[rows[here]], members) @ right.T
+        for each in scores:
+            order = np.argsort(-each, kind="stable")
+            yield _people(gallery, each[order], order, count)
+
+
 def _best_people(gallery: Gallery, left: np.ndarray, right: np.ndarray, count: int) -> list[tuple[Hit, ...]]:
     photos_a_person = max(np.unique(gallery.people, return_counts=True)[1])
     found = search(left, right, count=int(min(len(gallery), count * photos_a_person)))
-    hits = []
-    for scores, rows in zip(found.scores, found.rows, strict=True):
-        best: dict[str, Hit] = {}
-        for score, row in zip(scores, rows, strict=True):
-            person = gallery.people[row]
-            best.setdefault(person, Hit(person, gallery.photos[row], float(score)))
-        hits.append(tuple(best.values())[:count])
-    return hits
+    return [_people(gallery, *each, count) for each in zip(found.scores, found.rows, strict=True)]
+
+
+def _people(gallery: Gallery, scores: np.ndarray, rows: np.ndarray, count: int) -> tuple[Hit, ...]:
+    """Return the first few people among gallery rows that are sorted by falling score."""
+    best: dict[str, Hit] = {}
+    for score, row in zip(scores, rows, strict=True):
+        if len(best) == count:
+            break
+        person = gallery.people[row]
+        best.setdefault(person, Hit(person, gallery.photos[row], float(score)))
+    return tuple(best.values())
 
 
 def enroll(

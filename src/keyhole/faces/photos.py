@@ -124,6 +124,12 @@ def read_frames(path: Path) -> Iterator[Photo]:
             yield frame
 
 
+def frame_count(path: Path) -> int:
+    """Return how many frames or pages an image file has; raises like :func:`read_frames`."""
+    with _open(_read(path), str(path)) as image:
+        return _frames(image, str(path))
+
+
 def check_photo(photo: Photo) -> None:
     """Check that an array is a photo: height x width x 3, at least one pixel, of bytes.
 

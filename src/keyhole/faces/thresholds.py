@@ -14,7 +14,7 @@ from keyhole.faces.identification import Searches, fnir, threshold_for_fpir
 from keyhole.files import read_json, write_json
 
 _KIND = "keyhole thresholds 1"
-UNKNOWN, TOO_LITTLE, NO_FACE = "unknown", "too little to tell", "no face"
+UNKNOWN, TOO_LITTLE, NO_FACE, UNREADABLE = "unknown", "too little to tell", "no face", "cannot be read"
 
 
 @dataclass(frozen=True)
@@ -70,18 +70,18 @@ class Answer:
     """What is said of a probe.
 
     Attributes:
-        verdict: ``candidate``, ``unknown``, ``too little to tell`` or ``no face``.
-        face_px: What its spectrum shows; None without a face.
+        verdict: ``candidate``, ``unknown``, ``too little to tell``, ``no face`` or ``cannot be read``.
+        face_px: What its spectrum shows, of several frames the best one's; None without a face.
         threshold: The score that decided; None where there is too little.
         hits: The candidates at or above it, best first; none unless the verdict is ``candidate``.
         best: The best score, told without a name.
     """
 
     verdict: str
-    face_px: float | None
-    threshold: float | None
-    hits: tuple[Hit, ...]
-    best: float | None
+    face_px: float | None = None
+    threshold: float | None = None
+    hits: tuple[Hit, ...] = ()
+    best: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -100,13 +100,14 @@ class Answer:
         return f"{named} ({decided})"
 
 
-def answer(hits: Sequence[Hit], face_px: float, thresholds: Thresholds) -> Answer:
+def answer(hits: Sequence[Hit], face_px: float, thresholds: Thresholds, *, score: float | None = None) -> Answer:
     """Return what may be said of a probe: candidates at or above the threshold, and no name below it.
 
     Args:
         hits: The candidates, best first.
         face_px: What the probe shows.
         thresholds: Of the model and the way of matching that made the scores.
+        score: From which a candidate is told; that of the nearest size where missing.
 
     Example:
         >>> found = Thresholds("f", "none", 0.01, 2, 8.0, (Threshold(16.0, 0.5, 300, 0.03),))
@@ -115,10 +116,10 @@ def answer(hits: Sequence[Hit], face_px: float, thresholds: Thresholds) -> Answe
     """
     best = float(hits[0].score) if hits else None
     if face_px < thresholds.least_px:
-        return Answer(TOO_LITTLE, face_px, None, (), None)
-    level = thresholds.at(face_px)
-    told = tuple(hit for hit in hits if hit.score >= level.score)
-    return Answer("candidate" if told else UNKNOWN, face_px, level.score, told, best)
+        return Answer(TOO_LITTLE, face_px)
+    least = thresholds.at(face_px).score if score is None else score
+    told = tuple(hit for hit in hits if hit.score >= least)
+    return Answer("candidate" if told else UNKNOWN, face_px, least, told, best)
 
 
 def level(face_px: float, strangers: Searches, mated: Searches | None = None, *, fpir: float) -> Threshold:

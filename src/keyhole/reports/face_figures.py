@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from keyhole.reports.figures import INK, SOFT, drawing, to_svg
 from keyhole.reports.markup import color, dash
 
@@ -101,6 +103,61 @@ def by_threshold(
         axes.tick_params(length=0, which="both")
         axes.title.set_color(INK)
         return to_svg(figure, told)
+
+
+def by_threshold_size(
+    groups: Sequence[tuple[str, Mapping[float, np.ndarray]]], thresholds: Mapping[float, float], told: str
+) -> str:
+    """Return how scores of groups lie at each size, and the threshold between them.
+
+    A thin line spans the middle 98 % of a group's scores, a thick one the middle half, with a dot at the median.
+
+    Args:
+        groups: Name, and scores by size; what is not finite is left out.
+        thresholds: Score by size.
+        told: What it shows, for those who cannot see it.
+    """
+    sizes = sorted(thresholds)
+    with drawing(8.4, 3.3) as figure:
+        axes = figure.add_axes((0, 0, 1, 1))
+        for number, (_, scores) in enumerate(groups):
+            for at, px in enumerate(sizes):
+                values = np.asarray(scores.get(px, ()), float)
+                values = values[np.isfinite(values)]
+                if not len(values):
+                    continue
+                x = at + 0.22 * (number - (len(groups) - 1) / 2)
+                low, first, middle, third, high = np.quantile(values, (0.01, 0.25, 0.5, 0.75, 0.99))
+                axes.plot([x, x], [low, high], color=color(number), linewidth=1.1)
+                axes.plot([x, x], [first, third], color=color(number), linewidth=5, solid_capstyle="butt", alpha=0.6)
+                axes.plot(x, middle, "o", color=color(number), markersize=4)
+        for at, px in enumerate(sizes):
+            axes.plot([at - 0.36, at + 0.36], [thresholds[px]] * 2, color=INK, linewidth=1.8)
+        axes.set_xticks(range(len(sizes)), [f"{px:g}" for px in sizes])
+        axes.set(xlabel="face_px that the probe shows", ylabel="score")
+        axes.yaxis.grid(True)
+        axes.tick_params(length=0)
+        return to_svg(figure, told, least=0.6)
+
+
+def over_frames(tracks: Sequence[Sequence[tuple[int, float, float]]], told: str) -> str:
+    """Return how many pixels of face a clip shows, one line a face.
+
+    Args:
+        tracks: Frame, ``face_px`` by the eyes (dotted), and ``face_px`` that is really shown (whole line).
+        told: What it shows, for those who cannot see it.
+    """
+    with drawing(8.4, 3.0) as figure:
+        axes = figure.add_axes((0, 0, 1, 1))
+        for number, track in enumerate(tracks):
+            frames, eyes, shown = zip(*track, strict=True)
+            axes.plot(frames, eyes, color=color(number), linewidth=1.1, linestyle=":")
+            axes.plot(frames, shown, color=color(number), linewidth=1.8, marker="o", markersize=3)
+        axes.set_ylim(bottom=0)
+        axes.set(xlabel="frame", ylabel="face_px")
+        axes.yaxis.grid(True)
+        axes.tick_params(length=0)
+        return to_svg(figure, told, least=0.6)
 
 
 def _pattern(number: int) -> str | tuple[float, tuple[float, ...]]:
