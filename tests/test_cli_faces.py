@@ -130,7 +130,7 @@ def test_a_clip_is_followed_from_frames_to_names(shared: Path, tmp_path: Path) -
     folders = sorted(path.name for path in (tmp_path / "run" / "tracks").iterdir())
     assert len(folders) == len(found["tracks"])
     assert "holds this run, finished" in faces(*command).err
-    assert "Cannot read nowhere.gif" in faces("frames", "nowhere.gif", *command[2:]).err.splitlines()[-1]
+    assert "Cannot read nowhere.gif" in faces("frames", "nowhere.gif", *command[2:-1], tmp_path / "no").err
 
 
 def test_models_are_listed_with_their_terms() -> None:

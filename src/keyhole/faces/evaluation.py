@@ -150,7 +150,9 @@ def _searches(
 
     def rows(face_px: float, mode: str) -> Iterator[tuple[Statistic, Row]]:
         of_frames = compare(probes, gallery, face_px, mode=mode, matcher=pipeline.matcher)
-        quality = frame_quality(probes.sizes_px(face_px, mode), pipeline.matcher) if setting.pool else np.zeros(0)
+        # what a frame is worth is read off its spectrum wherever that can be read, whatever size it is matched by
+        shown = probes.sizes_px(face_px, "-estimated" if sought.canonical else mode) if setting.pool else np.zeros(0)
+        quality = frame_quality(shown, pipeline.matcher)
         for way, pooled in pools(of_frames, quality):
             scores = np.zeros((len(tracked.probes), len(tracked.gallery)), np.float32)
             scores[np.ix_(there, enrolled.found)] = pooled
