@@ -61,9 +61,10 @@ def test_temperatures_are_above_zero(temperature: float) -> None:
 
 def test_what_each_term_needs() -> None:
     terms = [Term(name, 1.0) for name in TERMS]
-    assert {term.name for term in terms if not term.needs_teacher} == {"ce"}
-    assert {term.name for term in terms if term.needs_hints} == {"hint", "at", "vid", "sp", "semckd"}
-    assert {term.name for term in terms if term.needs_labels} == {"ce", "dkd", "crd"}
+    assert {term.name for term in terms if not term.needs_teacher} == {"ce", "margin"}
+    assert {term.name for term in terms if term.needs_hints} == {"hint", "at", "vid", "sp", "semckd", "askd"}
+    assert {term.name for term in terms if term.needs_labels} == {"ce", "dkd", "crd", "margin"}
+    assert {name for name, kind in TERMS.items() if kind.embeds} == {"embedding", "relations", "margin"}
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_an_adapted_feature_is_normalized_over_the_images() -> None:
     torch.testing.assert_close(adapted.var(dim=(0, 2, 3)), torch.ones(7), atol=1e-2, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["hint", "at", "vid", "sp"])
+@pytest.mark.parametrize("name", ["hint", "at", "vid", "sp", "askd"])
 def test_hints_are_weighed(name: str) -> None:
     channels, places = ((3, 4), (5, 2)), (("t0", "s0"), ("t1", "s1"))
     view = View(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from keyhole.data.digits import load_digits
-from keyhole.data.splits import MemorySplit
+from keyhole.data.splits import Batch, MemorySplit
 from keyhole.distillation.balance import gradient_scales
 from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
 from keyhole.distillation.terms import HintPair, Term, View, parse_terms
@@ -34,7 +34,7 @@ T = TypeVar("T")
 CONFIG = TrainConfig(epochs=2, batch_size=8, lr=0.05, precision="fp32", device="cpu", compile="off")
 HINTS = (HintPair("layer1.1", "layer1.0"), HintPair("layer3.1", "layer3.0"))
 TERMS = ("ce", "ce,kd", "ce,hint", "ce,kd,at", "ce,dkd,dist", "ls", "ce,wttm", "ce,vid,sp", "ce,crd", "ce,crd,hint")
-TERMS += ("ce,semckd", "ce,hint,semckd")
+TERMS += ("ce,semckd", "ce,hint,semckd", "embedding", "embedding,relations,askd", "margin")
 
 
 def arm(terms: str, spec: InputSpec, name: str = "", student: str = "resnet8") -> Arm:
@@ -666,3 +666,41 @@ def test_without_held_out_images_the_best_is_the_last(
     assert all(torch.equal(tensor, weights(outcome.last)[name]) for name, tensor in weights(outcome.best).items())
     assert "held_out_top1" not in outcome.history[0]
     assert not outcome.last.module.training
+
+
+# Two views
+
+
+@dataclass(frozen=True)
+class _Dimmed(MemorySplit):
+    """Images that students see at half their brightness, in half the size."""
+
+    def training_batches(self, batch_size: int, **settings: Any) -> Iterator[Batch]:
+        for batch in super().training_batches(batch_size, **settings):
+            yield replace(batch, seen=nn.functional.avg_pool2d(batch.images, 2) / 2)
+
+
+def test_students_may_see_other_images_than_their_teacher(toy_teacher: Network, toy_split: MemorySplit) -> None:
+    torch.set_num_threads(1)
+    whole = toy_teacher.input
+    half = InputSpec((whole.size_px[0] // 2, whole.size_px[1] // 2), whole.mean, whole.std)
+    dimmed = _Dimmed(**vars(toy_split))
+    arms = [arm("kd", half, "small"), arm("kd", whole, "as large as the teacher")]
+    cohort = cohort_of(*arms, teacher=toy_teacher, train=dimmed)
+    batch = next(dimmed.training_batches(8, seed=0, epoch=0, augment=False))
+    lesson = next(cohort.lessons([batch]))
+    assert lesson.taught is not None
+    torch.testing.assert_close(lesson.taught[0], toy_teacher(batch.images), atol=1e-4, rtol=1e-4)
+    assert batch.seen is not None
+    torch.testing.assert_close(lesson.views[half], half.prepare(batch.seen))
+    torch.testing.assert_close(lesson.views[whole], whole.prepare(batch.seen))
+    assert [len(outcome.history) for outcome in fit(cohort, dimmed).outcomes] == [2, 2]
+
+
+def test_people_may_be_more_than_numbers_of_an_embedding(toy_split: MemorySplit, toy_input: InputSpec) -> None:
+    many = replace(toy_split, classes=("a", "b", "c", "d", "e"))
+    cohort = cohort_of(arm("margin", toy_input), train=many)
+    assert cohort.learners[0].terms["margin"].head.weight.shape == (5, 3)  # type: ignore[union-attr]
+    fit(cohort, many)
+    with pytest.raises(DataError, match="has 5 classes and arm ce 3 outputs"):
+        fit(cohort_of(arm("ce", toy_input), train=many), many)

@@ -26,11 +26,13 @@ class Batch:
         images: In [0, 1].
         labels: Class of each image; -1 where it is not known.
         indices: Position of each image in the official order of its data set.
+        seen: What students see of it, where that is another image than the teacher's, such as one of fewer pixels.
     """
 
     images: Float[Tensor, "n c h w"]
     labels: Int64[Tensor, " n"]
     indices: Int64[Tensor, " n"]
+    seen: Float[Tensor, "n c h2 w2"] | None = None
 
 
 @dataclass(frozen=True)

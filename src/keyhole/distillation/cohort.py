@@ -260,7 +260,7 @@ class Cohort:
         own = channels_of(network, names)
         channels = {pair: (own[pair.student], teacher_channels[pair.teacher]) for pair in pairs}
         terms = nn.ModuleDict(
-            {term.name: build_term(term, self._setting(arm, term, end, channels)) for term in arm.terms}
+            {term.name: build_term(term, self._setting(arm, term, end, channels, classes)) for term in arm.terms}
         )
         network = replace(network, module=self.group.share_statistics(network.module))
         terms = self.group.share_statistics(terms)
@@ -284,7 +284,12 @@ class Cohort:
         return Learner(arm, network, tapped, terms, optimizer)
 
     def _setting(
-        self, arm: Arm, term: Term, end: tuple[HintPair, ...], channels: Mapping[HintPair, tuple[int, int]]
+        self,
+        arm: Arm,
+        term: Term,
+        end: tuple[HintPair, ...],
+        channels: Mapping[HintPair, tuple[int, int]],
+        outputs: int,
     ) -> Setting:
         kind = TERMS[term.name]
         pairs = end if kind.last else arm.hints if kind.hints else ()
@@ -295,7 +300,10 @@ class Cohort:
             indices = self._train.indices.cpu()
             labels = torch.full((int(indices.max()) + 1,), -1)
             labels[indices] = self._train.labels.cpu()
-        return Setting(pairs, [channels[pair] for pair in pairs], labels, self.config.seed, self.config.batch_size)
+        people = len(self._train.classes) if self._train is not None else 0
+        return Setting(
+            pairs, [channels[pair] for pair in pairs], labels, self.config.seed, self.config.batch_size, outputs, people
+        )
 
     def lessons(self, batches: Iterable[Batch]) -> Iterator[Lesson]:
         """Yield each batch with the teacher's answer; with workers, the next answers are made while learners step."""
@@ -315,13 +323,12 @@ class Cohort:
             self._ahead.append(self._lesson(batch))
 
     def _lesson(self, batch: Batch) -> Callable[[], Lesson]:
-        views: dict[InputSpec, Tensor] = {}
-        for spec in (self.teacher_input, *(learner.arm.input for learner in self.learners)):
-            if spec is not None and spec not in views:
-                views[spec] = spec.prepare(batch.images)
+        seen = batch.images if batch.seen is None else batch.seen
+        views = {spec: spec.prepare(seen) for spec in {learner.arm.input: None for learner in self.learners}}
         if self._teaching is None or self.teacher_input is None:
             return lambda: Lesson(batch, views, None)
-        answer = self._teaching.ask(views[self.teacher_input])
+        shared = batch.seen is None and self.teacher_input in views
+        answer = self._teaching.ask(views[self.teacher_input] if shared else self.teacher_input.prepare(batch.images))
         return lambda: Lesson(batch, views, answer())
 
     def step(self, lesson: Lesson, rate: float) -> None:

@@ -14,6 +14,12 @@ from keyhole.distillation import losses
 from keyhole.distillation.adapters import HintAdapter, VariationalHead
 from keyhole.distillation.association import Association
 from keyhole.distillation.contrast import Contrast
+from keyhole.distillation.embeddings import (
+    MarginSoftmax,
+    attention_similarity_loss,
+    embedding_loss,
+    relation_loss,
+)
 from keyhole.errors import SettingError, unknown_name
 
 
@@ -107,6 +113,8 @@ class Setting:
         labels: Class of each image of the data set by official position, -1 for those not trained on.
         seed: Of what the term draws.
         batch_size: Images in a step.
+        outputs: Numbers that the student gives for an image.
+        classes: Classes of the training images.
     """
 
     pairs: Sequence[HintPair] = ()
@@ -114,6 +122,8 @@ class Setting:
     labels: Int64[Tensor, " n"] | None = None
     seed: int = 0
     batch_size: int = 64
+    outputs: int = 0
+    classes: int = 0
 
 
 class _OfLogits(nn.Module):
@@ -139,6 +149,18 @@ class _OfBoth(_OfLogits):
 
     def forward(self, view: View) -> Tensor:
         return self.loss(view.logits, view.teacher_logits, view.labels, **self.knobs)
+
+
+class _OfPeople(nn.Module):
+    """A loss of embeddings and the people that they are of."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        self.head = MarginSoftmax(setting.outputs, setting.classes, seed=setting.seed)
+
+    def forward(self, view: View) -> Tensor:
+        found: Tensor = self.head(view.logits, view.labels)
+        return found
 
 
 class _OfPairs(nn.ModuleList):
@@ -229,6 +251,7 @@ class Kind:
         hints: Compares features of hint layers.
         labels: Needs the classes of the training images.
         last: Compares the last layers of both networks, whatever the hints.
+        embeds: Takes the outputs for embeddings, not for logits of the classes.
     """
 
     weight: float
@@ -239,8 +262,10 @@ class Kind:
     hints: bool = False
     labels: bool = False
     last: bool = False
+    embeds: bool = False
 
 
+_OURS = "by this package: a cosine is its own scale"
 _REPDISTILLER = "https://github.com/HobbitLong/RepDistiller"
 
 TERMS: dict[str, Kind] = {
@@ -277,6 +302,22 @@ TERMS: dict[str, Kind] = {
     "sp": Kind(3000.0, _paired(lambda *_: _Plain(losses.similarity_preserving_loss)), _REPDISTILLER, hints=True),
     "semckd": Kind(
         400.0, lambda _, setting: _OfAll(setting), "https://github.com/DefangChen/SemCKD, for CIFAR-100", hints=True
+    ),
+    "embedding": Kind(1.0, lambda *_: _OfLogits(embedding_loss), _OURS, embeds=True),
+    "relations": Kind(1.0, lambda *_: _OfLogits(relation_loss), _OURS, embeds=True),
+    "askd": Kind(
+        5.0,
+        _paired(lambda *_: _Plain(attention_similarity_loss)),
+        "https://github.com/gist-ailab/teaching-where-to-look",
+        hints=True,
+    ),
+    "margin": Kind(
+        1.0,
+        lambda _, setting: _OfPeople(setting),
+        "https://arxiv.org/abs/1801.07698, margin 0.5 and scale 64",
+        teacher=False,
+        labels=True,
+        embeds=True,
     ),
     "crd": Kind(0.8, lambda _, setting: _OfMemory(setting), _REPDISTILLER, labels=True, last=True),
 }
