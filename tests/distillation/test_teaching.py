@@ -71,3 +71,30 @@ def test_what_goes_wrong_in_a_worker_is_told_to_the_asker(network: Network) -> N
         with pytest.raises(RuntimeError, match="channels"):
             take()
         assert asked.ask(torch.randn(2, 3, 16, 16))()[0].shape == (2, 5)  # and the next question is answered
+
+
+def test_what_comes_again_is_looked_at_once(network: Network) -> None:
+    looked: list[int] = []
+    asked = Teaching(network, NAMES, device=CPU, precision="fp32", keep_bytes=2**24)
+    answer = asked._answer
+    asked._answer = lambda images: looked.append(len(images)) or answer(images)  # type: ignore[method-assign, func-returns-value]
+    images = torch.randn(6, 3, 16, 16)
+    plain = Teaching(network, NAMES, device=CPU, precision="fp32").ask(images)()
+    for rows in ([3, 1], [1, 5, 3], [0, 1, 2, 3, 4, 5], [5, 0]):
+        views = torch.tensor(rows)
+        logits, features = asked.ask(images[views], views)()
+        torch.testing.assert_close(logits, plain[0][views], rtol=1e-4, atol=1e-5)
+        for name in NAMES:
+            torch.testing.assert_close(features[name], plain[1][name][views], rtol=1e-4, atol=1e-5)
+    assert looked == [2, 1, 3]
+    asked.ask(images)()  # without numbers nothing is known of them
+    assert looked == [2, 1, 3, 6]
+
+
+def test_nothing_is_kept_where_memory_does_not_suffice(network: Network) -> None:
+    asked = Teaching(network, NAMES, device=CPU, precision="fp32", keep_bytes=1000)
+    images, views = torch.randn(2, 3, 16, 16), torch.arange(2)
+    first, second = asked.ask(images, views)(), asked.ask(images, views)()
+    assert torch.equal(first[0], second[0])
+    assert not asked._kept.keeps
+    assert asked._kept._parts == {}

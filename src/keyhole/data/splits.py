@@ -27,12 +27,15 @@ class Batch:
         labels: Class of each image; -1 where it is not known.
         indices: Position of each image in the official order of its data set.
         seen: What students see of it, where that is another image than the teacher's, such as one of fewer pixels.
+        views: Number of each image, where the very same image comes again in other epochs, so that what a teacher says
+            of it may be kept.
     """
 
     images: Float[Tensor, "n c h w"]
     labels: Int64[Tensor, " n"]
     indices: Int64[Tensor, " n"]
     seen: Float[Tensor, "n c h2 w2"] | None = None
+    views: Int64[Tensor, " n"] | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -123,6 +124,7 @@ class Arm:
         hints: Which of its layers learn from which layers of the teacher.
         balance: ``weights`` takes the terms as they are; ``gradients`` first scales each so that its gradient in the
             student's weights is as large as that of the first term, so that weights tell how hard each one pulls.
+        start: Weights that it begins with; None draws them.
     """
 
     name: str
@@ -131,11 +133,16 @@ class Arm:
     terms: tuple[Term, ...]
     hints: tuple[HintPair, ...] = ()
     balance: str = "weights"
+    start: Path | None = None
 
     def __post_init__(self) -> None:
         """Check the name of the balance."""
         if self.balance not in BALANCES:
             raise unknown_name("balance", self.balance, BALANCES)
+
+    def build(self, classes: int) -> Network:
+        """Return the student as it is before any step; random weights are drawn from the global state."""
+        return build(self.student, classes=classes, input=self.input, weights=self.start)
 
 
 @dataclass(frozen=True)
@@ -176,6 +183,7 @@ class Cohort:
         teacher: The teacher; it is copied and frozen.
         train: The training images, for terms that keep something of each of them, and for ``compile="auto"``.
         group: The processes that train this cohort together; each has all the learners and its share of every batch.
+        keep_bytes: Memory for answers of the teacher to images that come again (see :class:`Batch`).
 
     Raises:
         SettingError: A term lacks its teacher or its hints, or two arms have one name.
@@ -191,6 +199,7 @@ class Cohort:
         teacher: Network | None = None,
         train: Split | None = None,
         group: Group = ALONE,
+        keep_bytes: int = 0,
     ) -> None:
         _check_arms(arms, teacher=teacher is not None, processes=group.count)
         self.group = group
@@ -229,6 +238,7 @@ class Cohort:
                 replays=self.replays,
                 workers=self._workers,
                 places=self._places,
+                keep_bytes=keep_bytes,
             )
         self.dropped: dict[str, str] = {}
         self._coming: Iterator[Batch] = iter(())
@@ -250,7 +260,7 @@ class Cohort:
 
     def _enlist(self, arm: Arm, classes: int, teacher_channels: Mapping[str, int]) -> Learner:
         torch.manual_seed(self.config.seed)
-        network = build(arm.student, classes=classes, input=arm.input)
+        network = arm.build(classes)
         self._draws = self._draws or draws_random_numbers(network)
         end: tuple[HintPair, ...] = ()
         if self._last is not None and any(TERMS[term.name].last for term in arm.terms):
@@ -328,7 +338,8 @@ class Cohort:
         if self._teaching is None or self.teacher_input is None:
             return lambda: Lesson(batch, views, None)
         shared = batch.seen is None and self.teacher_input in views
-        answer = self._teaching.ask(views[self.teacher_input] if shared else self.teacher_input.prepare(batch.images))
+        shown = views[self.teacher_input] if shared else self.teacher_input.prepare(batch.images)
+        answer = self._teaching.ask(shown, batch.views)
         return lambda: Lesson(batch, views, answer())
 
     def step(self, lesson: Lesson, rate: float) -> None:

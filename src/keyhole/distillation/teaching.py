@@ -32,6 +32,7 @@ class Teaching:
         replays: Record the forward pass once, and replay it.
         workers: Answer on these, in parts; without them an answer is made when it is taken.
         places: How many workers there are.
+        keep_bytes: Memory for answers to images that come again; where all of them do not fit, none is kept.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Teaching:
         replays: bool = False,
         workers: Executor | None = None,
         places: int = 1,
+        keep_bytes: int = 0,
     ) -> None:
         self._dtype = PRECISIONS[precision]
         self._macs = count_macs(network)
@@ -54,19 +56,42 @@ class Teaching:
         for _ in range(places if workers else 1):
             self._free.put(freeze(network, names, device=device, precision=precision, compile=compile))
         self._replay = Replay(self._answer, device) if replays else None
+        self._kept = Kept(keep_bytes)
 
-    def ask(self, images: Tensor) -> Callable[[], Answer]:
-        """Return a function that gives the answer to prepared images (n, c, h, w), waiting for it if need be."""
+    def ask(self, images: Tensor, views: Tensor | None = None) -> Callable[[], Answer]:
+        """Return a function that gives the answer to prepared images (n, c, h, w), waiting for it if need be.
+
+        Args:
+            images: The images.
+            views: Number of each, where the same one comes again: it is looked at once.
+        """
+        if views is None or not self._kept.keeps:
+            return self._asked(images)
+        numbers = views.cpu()
+        missing = self._kept.missing(numbers)
+        if not bool(missing.any()):
+            return lambda: self._kept.take(numbers)
+        pending = self._asked(images[missing.to(images.device)])
+
+        def wait() -> Answer:
+            answer = pending()
+            if self._kept.put(numbers[missing], answer) or not bool(missing.all()):
+                return self._kept.take(numbers)
+            return answer
+
+        return wait
+
+    def _asked(self, images: Tensor) -> Callable[[], Answer]:
         images = images.to(self._dtype)
         if self._replay is not None:
-            return lambda: self._kept(images)
+            return lambda: self._replayed(images)
         if self._workers is None:
             return lambda: self._answer(images)
         parts = max(1, min(TEACHER_PARTS, int(self._macs * len(images) / _PART_MACS)))
         pieces = [self._workers.submit(self._answer, piece) for piece in images.chunk(parts)]
         return lambda: _together([piece.result() for piece in pieces])
 
-    def _kept(self, images: Tensor) -> Answer:
+    def _replayed(self, images: Tensor) -> Answer:
         assert self._replay is not None, "ask saw to it"
         logits, features = self._replay(images)
         return logits.clone(), {name: feature.clone() for name, feature in features.items()}
@@ -79,6 +104,56 @@ class Teaching:
         finally:
             self._free.put(module)
         return answer
+
+
+class Kept:
+    """Answers by the number of their image, as long as they fit into some memory.
+
+    Args:
+        most_bytes: That memory; it grows as far as numbers reach.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._there = torch.zeros(0, dtype=torch.bool)
+        self._parts: dict[str, Tensor] = {}
+
+    @property
+    def keeps(self) -> bool:
+        """Whether answers are kept."""
+        return self._most_bytes > 0
+
+    def missing(self, numbers: Tensor) -> Tensor:
+        """Return which of the images have no answer yet."""
+        self._reach(int(numbers.max()) + 1)
+        return ~self._there[numbers]
+
+    def put(self, numbers: Tensor, answer: Answer) -> bool:
+        """Keep answers; return whether they are kept, which ends for good where memory does not suffice."""
+        parts = {"": answer[0], **answer[1]}
+        each = sum(part[0].numel() * part.element_size() for part in parts.values())
+        if not self.keeps or each * len(self._there) > self._most_bytes:
+            self._most_bytes = 0
+            return False
+        for name, part in parts.items():
+            held = self._parts.get(name)
+            if held is None or len(held) < len(self._there):
+                grown = part.new_empty((len(self._there), *part.shape[1:]))
+                if held is not None:
+                    grown[: len(held)] = held
+                self._parts[name] = held = grown
+            held[numbers.to(held.device)] = part
+        self._there[numbers] = True
+        return True
+
+    def take(self, numbers: Tensor) -> Answer:
+        """Return the answers to some images, all of which are kept."""
+        found = {name: held[numbers.to(held.device)] for name, held in self._parts.items()}
+        return found.pop(""), found
+
+    def _reach(self, count: int) -> None:
+        if count > len(self._there):
+            self._there = torch.cat([self._there, torch.zeros(count - len(self._there), dtype=torch.bool)])
 
 
 def _together(pieces: Sequence[Answer]) -> Answer:

@@ -20,7 +20,6 @@ from keyhole.distillation.terms import TERMS
 from keyhole.errors import DataError, DivergenceError, RunError, unknown_name
 from keyhole.files import read_tensors, write_tensors
 from keyhole.models.network import Network
-from keyhole.models.zoo import build
 from keyhole.progress import Progress, silent
 
 _OF_MACHINE = {"compile", "device"}  # may differ between processes, and when a run goes on
@@ -288,7 +287,7 @@ def _restore(
 
 
 def _outcome(learner: Learner) -> Outcome:
-    last, best = (build(learner.arm.student, classes=learner.network.classes, input=learner.arm.input) for _ in "lb")
+    last, best = (learner.arm.build(learner.network.classes) for _ in "lb")
     last.module.load_state_dict(learner.network.module.state_dict())
     best.module.load_state_dict(learner.best)
     return Outcome(learner.arm, last, best, learner.best_epoch, tuple(learner.history))
