@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 import face_toys
 from keyhole.errors import WeightsError
-from keyhole.faces.openvino_ir import read_ir, residual_sums
+from keyhole.faces.openvino_ir import read_ir, rebuild, residual_sums
 
 RETAIL = Path("data") / "faces" / "models" / "face-reidentification-retail-0095.fp16.xml"
 
@@ -59,6 +60,36 @@ def test_a_published_network_equals_openvino_and_can_be_trained(shared: Path) ->
     assert len(scaling) == 2  # scale and shift of the image stay as they are
     assert len(residual_sums(module)) == 12
     assert all(name.startswith("add_") and hasattr(module, name) for name in residual_sums(module))
+
+
+def test_a_plan_makes_the_network_again(shared: Path, toy: Path) -> None:
+    for path, side in ((toy, face_toys.SIDE), (shared / RETAIL, 128)):
+        module = read_ir(path)
+        plan = json.loads(json.dumps(module.plan()))
+        again = rebuild(plan, module.state_dict())
+        images = torch.rand(2, 3, side, side) * 255
+        with torch.no_grad():
+            assert torch.equal(module(images), again(images))
+        assert [name for name, _ in again.named_parameters()] == [name for name, _ in module.named_parameters()]
+        assert [name for name, _ in again.named_buffers()] == [name for name, _ in module.named_buffers()]
+
+
+def test_plans_that_make_no_sense_are_told(toy: Path) -> None:
+    module = read_ir(toy)
+    plan, state = module.plan(), module.state_dict()
+    first = plan["steps"][0]
+    for broken in (
+        {},
+        {**plan, "result": "nothing"},
+        {**plan, "steps": [{**first, "kind": "Loop"}]},
+        {**plan, "steps": [{**first, "takes": ["later"]}]},
+        {**plan, "steps": [{**first, "name": "a.b"}]},
+        {**plan, "steps": plan["steps"][:1]},
+    ):
+        with pytest.raises(WeightsError, match="no network that can be built again"):
+            rebuild(broken, state)
+    with pytest.raises(WeightsError, match="no network that can be built again"):
+        rebuild(plan, {})
 
 
 def test_names_stay_and_states_load(toy: Path) -> None:

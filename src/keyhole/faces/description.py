@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from keyhole.errors import KeyholeError, SettingError, unknown_name
+from keyhole.faces.compact import COMPACT
 from keyhole.faces.preparation import Licenses, Preparation, Template, arcface_template
 from keyhole.faces.registry import KNOWN_MODELS
 from keyhole.files import read_toml
@@ -111,7 +112,7 @@ def parse_description(table: Mapping[str, Any], *, where: str, folder: Path, nam
 
 
 def _networks() -> list[str]:
-    return [name for name, model in KNOWN_MODELS.items() if model.network == name]
+    return [*(name for name, model in KNOWN_MODELS.items() if model.network == name), *COMPACT]
 
 
 def _check_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:
@@ -121,7 +122,9 @@ def _check_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> N
 
 
 def _preparation(table: Mapping[str, Any], where: str, network: str | None) -> Preparation:
-    base = KNOWN_MODELS[network].preparation if network else None
+    base = None
+    if network is not None:
+        base = COMPACT[network].preparation if network in COMPACT else KNOWN_MODELS[network].preparation
     size_px = _integer(table, "size_px", where) or (base.size_px if base else None)
     if size_px is None:
         raise SettingError(f"{where} lacks size_px, the side of the model's input in pixels.")

@@ -10,15 +10,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from keyhole.errors import DivergenceError, KeyholeError, SettingError, WeightsError, unknown_name
+from keyhole.faces.compact import COMPACT, load_compact
 from keyhole.faces.description import Description, parse_description, read_description
 from keyhole.faces.edgeface import EDGEFACES, load_edgeface
 from keyhole.faces.mobilefacenet import load_mobilefacenet
+from keyhole.faces.openvino_ir import IrModule, rebuild
 from keyhole.faces.preparation import Licenses as Licenses
 from keyhole.faces.preparation import Preparation as Preparation
 from keyhole.faces.preparation import prepare
@@ -34,7 +37,7 @@ from keyhole.faces.runtimes import (
 )
 from keyhole.faces.vggface2 import VGGFACE2_NETWORKS, load_vggface2
 from keyhole.faces.weights import READERS, read_weights
-from keyhole.files import sha256
+from keyhole.files import read_tensors, sha256, write_tensors
 from keyhole.runtime import choose_device
 
 
@@ -116,6 +119,7 @@ def load_face_model(
     - the name of a known model that was downloaded (see :mod:`keyhole.faces.registry`);
     - a model file (``.onnx``, OpenVINO's ``.xml`` with the ``.bin`` beside it, or weights of a known network) whose
       SHA-256 is known: it needs no description;
+    - a ``.safetensors`` file of :func:`save_face_model`, such as a student: it brings its description along;
     - a ``.toml`` file that describes any model (see :mod:`keyhole.faces.description`);
     - ``package.module:function``, which returns a ``torch.nn.Module`` with a dict ``description`` of the same keys.
 
@@ -139,6 +143,8 @@ def load_face_model(
         return _load(_described_by_registry(text, installed(text, folder)), where)
     if path.suffix == ".toml":
         return _load(read_description(path), where)
+    if path.suffix == ".safetensors" and (found := _load_itself(path, where)) is not None:
+        return found
     if path.suffix in (".onnx", ".xml", *READERS):
         return _load(_described_by_checksum(path), where)
     if re.fullmatch(r"[\w.]+:\w+", text):
@@ -146,6 +152,66 @@ def load_face_model(
     raise unknown_name(
         "face model", text, KNOWN_MODELS, see="Or name a file (.onnx, .xml, .toml) or package.module:function."
     )
+
+
+def save_face_model(
+    path: Path,
+    module: nn.Module,
+    network: str,
+    preparation: Preparation,
+    *,
+    licenses: Licenses,
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Write weights with all that must be known to use them right, so that :func:`load_face_model` takes the file.
+
+    Args:
+        path: A ``.safetensors`` file.
+        module: The network.
+        network: Its name among :data:`NETWORKS`: a file never chooses the code that runs beyond those. The graph of an
+            OpenVINO IR has no name; it is kept with its weights.
+        preparation: What its crops are.
+        licenses: Of code, weights and training data.
+        about: More JSON values to keep with it, such as the recipe.
+
+    Raises:
+        UnknownNameError: There is no such network.
+        RunError: The file cannot be written; an older one is untouched.
+    """
+    graph = module.plan() if isinstance(module, IrModule) else None
+    if graph is None and network not in NETWORKS:
+        raise unknown_name("network", network, NETWORKS)
+    told = {
+        "kind": _KIND,
+        "network": network if graph is None else None,
+        "graph": graph,
+        "preparation": dataclasses.asdict(preparation),
+        "licenses": dataclasses.asdict(licenses),
+        "about": dict(about or {}),
+    }
+    write_tensors(path, dict(module.state_dict()), told)
+
+
+def _load_itself(path: Path, where: _Where) -> FaceModel | None:
+    """Return the model of a file of :func:`save_face_model`; None for other files."""
+    tensors, told = read_tensors(path)
+    if told.get("kind") != _KIND:
+        return None
+    try:
+        table = {key: value for key, value in told["preparation"].items() if value is not None}
+        described = parse_description(
+            {**table, "file": path.name, "licenses": told["licenses"]},
+            where=path.name,
+            folder=path.parent,
+            name=path.stem,
+        )
+        network, graph = told["network"], told["graph"]
+        module = rebuild(graph, tensors) if graph is not None else NETWORKS[network](tensors)
+    except (LookupError, TypeError, AttributeError) as error:
+        message = f"{path} does not describe its face model. Write it anew, or describe it in a .toml file."
+        raise WeightsError(message) from error
+    source = network if graph is None else json.dumps(graph, sort_keys=True)
+    return _from_module(module, described, where, source=source, digest=sha256(path))
 
 
 @dataclass(frozen=True)
@@ -266,6 +332,8 @@ def _tensor_digests(module: nn.Module) -> list[str]:
     return digests
 
 
+_KIND = "keyhole face model 1"
+
 # how ONNX names a file that holds weights: entry "location" of a tensor, then its length and text
 _LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])")
 
@@ -294,4 +362,5 @@ NETWORKS: dict[str, Callable[[Mapping[str, Tensor]], nn.Module]] = {
     "mobilefacenet": load_mobilefacenet,
     **{name: partial(load_edgeface, name=name) for name in EDGEFACES},
     **{name: partial(load_vggface2, name=name) for name in VGGFACE2_NETWORKS},
+    **{name: partial(load_compact, name=name) for name in COMPACT},
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -45,17 +45,44 @@ class _Node:
     inputs: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Step:
-    """One call: a module, what it takes, and what its result is called."""
+    """One operation of the graph, as values that JSON can hold: enough to build its module, without its weights.
 
-    module: str
-    takes: tuple[str, ...]
-    gives: str
+    Attributes:
+        name: Of its module, and of what it gives.
+        kind: Its type in the file.
+        settings: Its attributes in the file.
+        takes: Names of the features that it takes; the images have none.
+        shapes: Of its weights.
+        numbers: Its whole numbers, such as axes.
+        bias: Whether a constant was added to a convolution.
+        fixed: Whether its constant acts on the images themselves, and stays as it is.
+    """
+
+    name: str
+    kind: str
+    settings: dict[str, str]
+    takes: list[str]
+    shapes: list[list[int]]
+    numbers: list[list[int]]
+    bias: bool = False
+    fixed: bool = False
+
+    def module(self) -> nn.Module:
+        """Return the module, its weights zero."""
+        constants = [np.zeros(shape, np.float32) for shape in self.shapes]
+        constants += [np.asarray(values, np.int64) for values in self.numbers]
+        made = _MAKERS[self.kind](self.settings, constants, len(self.takes))
+        if self.bias and isinstance(made, nn.Conv2d):
+            made.bias = nn.Parameter(torch.zeros(made.out_channels))
+        if self.fixed and isinstance(made, _Affine):
+            made.freeze()
+        return made
 
 
 class IrModule(nn.Module):
-    """The graph of an IR; made by :func:`read_ir`.
+    """The graph of an IR; made by :func:`read_ir`, or by :func:`rebuild` from its own plan.
 
     Attributes:
         input_shape: Channels, height and width of the images that it takes.
@@ -72,11 +99,19 @@ class IrModule(nn.Module):
         last = {taken: number for number, step in enumerate(self._steps) for taken in step.takes}
         self._free = [[name for name, number in last.items() if number == k] for k in range(len(self._steps))]
 
+    def plan(self) -> dict[str, Any]:
+        """Return the graph without its weights as JSON values, from which :func:`rebuild` makes it again."""
+        return {
+            "input": list(self.input_shape),
+            "steps": [asdict(step) for step in self._steps],
+            "result": self._result,
+        }
+
     def forward(self, images: Tensor) -> Tensor:
         """Return the graph's result for images (n, c, h, w), in its own scale: this graph may hold the scaling."""
         values = {"": images}
         for step, free in zip(self._steps, self._free, strict=True):
-            values[step.gives] = self._modules[step.module](*(values[name] for name in step.takes))  # type: ignore[misc]
+            values[step.name] = self._modules[step.name](*(values[name] for name in step.takes))  # type: ignore[misc]
             for name in free:
                 if name != self._result:
                     values.pop(name, None)
@@ -103,10 +138,36 @@ def read_ir(path: Path) -> IrModule:
     return _Builder(path, nodes, data, shape).build()
 
 
+def rebuild(plan: Mapping[str, Any], weights: Mapping[str, Tensor]) -> IrModule:
+    """Return the network of a plan, with these weights; only operations that are known here are ever built.
+
+    Args:
+        plan: From :meth:`IrModule.plan`.
+        weights: Its state dict.
+
+    Raises:
+        WeightsError: The plan is none, or the weights are of another network.
+    """
+    try:
+        steps = [_Step(**step) for step in plan["steps"]]
+        known = {""}
+        for step in steps:
+            if not known >= set(step.takes) or step.name in known or not re.fullmatch(r"\w+", step.name):
+                raise ValueError(f"{step.name!r} takes what is not there")
+            known.add(step.name)
+        if plan["result"] not in known:
+            raise ValueError(f"no step gives {plan['result']!r}")
+        module = IrModule({step.name: step.module() for step in steps}, steps, plan["input"], plan["result"])
+        module.load_state_dict(dict(weights))
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"The file holds no network that can be built again ({reason}). Write it anew.") from error
+    return module
+
+
 def residual_sums(module: IrModule) -> tuple[str, ...]:
     """Return the names of the sums of two features in their order: where residual blocks end."""
-    sums = [step.module for step in module._steps if isinstance(module._modules[step.module], _Sum)]
-    return tuple(sums)
+    return tuple(step.name for step in module._steps if isinstance(module._modules[step.name], _Sum))
 
 
 def _nodes(path: Path) -> tuple[list[_Node], tuple[int, ...]]:
@@ -179,6 +240,7 @@ class _Builder:
         self.raw: set[str] = set()  # nodes on which no layer with weights has acted yet
         self.operations: dict[str, nn.Module] = {}
         self.steps: list[_Step] = []
+        self.by_name: dict[str, _Step] = {}
 
     def build(self) -> IrModule:
         result = None
@@ -226,14 +288,26 @@ class _Builder:
             module = make(node.settings, numbers, len(values))
         except (LookupError, ValueError, IndexError) as error:
             raise self._wrong(f"{node.name!r} ({node.kind}) has settings that are not known here: {error}") from error
-        if all(given in self.raw for given in values) and isinstance(module, _Affine):
+        fixed = all(given in self.raw for given in values) and isinstance(module, _Affine)
+        if fixed and isinstance(module, _Affine):
             module.freeze()
             self.raw.add(node.id)
         name = f"{node.kind.lower()}_{re.sub(r'[^0-9A-Za-z]+', '_', node.name)}"
         while name in self.operations:
             name += "_"
         self.operations[name] = module
-        self.steps.append(_Step(name, tuple(self.names[given] for given in values), name))
+        whole = [number for number in numbers if number.dtype.kind in "iu"]
+        step = _Step(
+            name,
+            node.kind,
+            dict(node.settings),
+            [self.names[given] for given in values],
+            [list(number.shape) for number in numbers if number.dtype.kind == "f"],
+            [np.atleast_1d(number).tolist() for number in whole],
+            fixed=fixed,
+        )
+        self.steps.append(step)
+        self.by_name[name] = step
         self.names[node.id] = name
 
     def _becomes_bias(self, node: _Node, values: Sequence[str], numbers: Sequence[np.ndarray]) -> bool:
@@ -247,6 +321,7 @@ class _Builder:
         if number.size != module.out_channels or number.shape != (1, module.out_channels, 1, 1):
             return False
         module.bias = nn.Parameter(_tensor(number).flatten())
+        self.by_name[self.names[values[0]]].bias = True
         self.names[node.id] = self.names[values[0]]
         return True
 

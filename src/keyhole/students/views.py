@@ -1,0 +1,193 @@
+"""Faces as a data set of two views: the sharp image for the teacher, and what a camera makes of it for the students."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from keyhole.data.splits import WHOLE, Batch, Share, epoch_order, to_unit
+from keyhole.errors import DataError
+from keyhole.faces.albums import Album, open_album
+from keyhole.faces.alignment import retemplate
+from keyhole.faces.degradation import degrade, image_seeds
+from keyhole.faces.distributions import Distribution
+from keyhole.faces.photos import decode_photo
+from keyhole.faces.preparation import Preparation
+from keyhole.faces.threads import in_order
+from keyhole.progress import Progress, silent
+
+SIDE_PX = 112
+_FLIP, _NOISE = 21, 22  # streams of random numbers of their own
+
+
+@dataclass(frozen=True)
+class FaceViews:
+    """Aligned faces, each seen sharp by a teacher and small by students; a :class:`keyhole.data.splits.Split`.
+
+    What the students see is drawn anew in each epoch, from the seed, the epoch and the image alone. The sharp image
+    comes as it is or mirrored, so that a teacher may be asked once for each of the two. Its number is ``2 * i`` for
+    image i, and one more where it is mirrored.
+
+    Attributes:
+        crops: 112-template crops, RGB.
+        labels: Whom each shows, by position in ``classes``; -1 where it is not known.
+        indices: Position of each in the official order.
+        classes: Who there is; empty where nobody is told apart.
+        shown: What the teacher takes.
+        seen: What the students take.
+        camera: How small the students see each face, and how it came to that.
+        flip: Mirror half of the images.
+    """
+
+    crops: UInt8[Tensor, "n 112 112 3"]
+    labels: Int64[Tensor, " n"]
+    indices: Int64[Tensor, " n"]
+    classes: tuple[str, ...]
+    shown: Preparation
+    seen: Preparation
+    camera: Distribution
+    flip: bool = True
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.crops)
+
+    def subset(self, positions: Sequence[int] | Int64[Tensor, " m"]) -> FaceViews:
+        """Return the images at these positions of this split, in that order."""
+        where = torch.as_tensor(positions, dtype=torch.int64)
+        return replace(self, crops=self.crops[where], labels=self.labels[where], indices=self.indices[where])
+
+    def to(self, device: torch.device) -> FaceViews:
+        """Return the same images; they are degraded on the CPU, and batches go to the device of the network."""
+        return self
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Yield all sharp images in order, as the teacher sees them."""
+        for first in range(0, len(self), batch_size):
+            where = slice(first, first + batch_size)
+            yield Batch(in_form(self.crops[where], self.shown), self.labels[where], self.indices[where])
+
+    def small_batches(self, batch_size: int, *, seed: int = 0) -> Iterator[Batch]:
+        """Yield all images in order as the camera delivers them, in the form of the teacher."""
+        drawn = self.camera.draw(len(self), seed)
+        seeds = image_seeds(seed, len(self))
+        for first in range(0, len(self), batch_size):
+            where = slice(first, first + batch_size)
+            small = degrade(self.crops[where], drawn[where], seed=seeds[where])
+            yield Batch(in_form(small, self.shown), self.labels[where], self.indices[where])
+
+    def training_batches(
+        self, batch_size: int, *, seed: int, epoch: int, start: int = 0, augment: bool = True, share: Share = WHOLE
+    ) -> Iterator[Batch]:
+        """Yield one epoch, shuffled: the sharp image for the teacher, and ``seen`` for the students.
+
+        Args:
+            batch_size: Images a step.
+            seed: Of order, mirroring and camera.
+            epoch: From 0.
+            start: Step to begin with.
+            augment: Mirror half of the images, where they may be.
+            share: Which part of each batch this process takes.
+        """
+        count = len(self)
+        order = epoch_order(count, seed=seed, epoch=epoch)
+        mirrored = np.random.default_rng([seed, epoch, _FLIP]).integers(0, 2, count)
+        if not (augment and self.flip):
+            mirrored[:] = 0
+        drawn = self.camera.draw(count, _mixed(seed, epoch))
+        seeds = image_seeds(_mixed(seed, epoch), count)
+        for step in range(start, share.steps(count, batch_size)):
+            chosen = order[share.of_step(step, batch_size)]
+            where = torch.from_numpy(chosen)
+            crops, flips = self.crops[where], torch.from_numpy(mirrored[chosen])
+            crops = torch.where(flips[:, None, None, None] == 1, crops.flip(2), crops)
+            small = degrade(crops, [drawn[row] for row in chosen], seed=[seeds[row] for row in chosen])
+            yield Batch(
+                in_form(crops, self.shown),
+                self.labels[where],
+                self.indices[where],
+                seen=in_form(small, self.seen),
+                views=2 * self.indices[where] + flips,
+            )
+
+
+def in_form(crops: UInt8[Tensor, "n 112 112 3"], preparation: Preparation) -> Tensor:
+    """Return canonical crops in a network's own template and size, RGB in [0, 1], color first."""
+    assert preparation.template is not None, "read_faces saw to it"
+    template = np.asarray(preparation.template, float)
+    return to_unit(retemplate(crops, template, preparation.size_px, margin=preparation.margin or 0.0))
+
+
+def _mixed(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch, _NOISE]).generate_state(1)[0])
+
+
+def read_faces(
+    root: Path,
+    *,
+    shown: Preparation,
+    seen: Preparation,
+    camera: Distribution,
+    keep: Sequence[str] | None = None,
+    flip: bool = True,
+    progress: Progress = silent,
+) -> FaceViews:
+    """Return the aligned 112 crops of a folder or archive; who they show is the folder that they lie in.
+
+    Args:
+        root: Folder or zip of ``PERSON/*.jpg``, at any depth; other pictures than 112 x 112 are refused.
+        shown: What the teacher takes.
+        seen: What the students take.
+        camera: What the students see of a face.
+        keep: Names of the people to take; None takes all.
+        flip: Mirror half of the images.
+        progress: Wraps the loop.
+
+    Raises:
+        DataError: There is no picture, one cannot be read or is no aligned crop, or a network takes no such crops.
+    """
+    for preparation in (shown, seen):
+        if preparation.template is None:
+            raise DataError("A network that takes the box of a detector cannot be taught on aligned crops.")
+    with open_album(root) as album:
+        names = [name for name in album.pictures() if keep is None or person_of(name) in set(keep)]
+        if not names:
+            raise DataError(f"{root} holds no picture of the people asked for; expected PERSON/*.jpg.")
+        crops = list(
+            progress(in_order(lambda name: _crop(album, name), names), label="reading faces", total=len(names))
+        )
+    people = [person_of(name) for name in names]
+    classes = tuple(sorted(set(people)))
+    position = {person: k for k, person in enumerate(classes)}
+    return FaceViews(
+        torch.from_numpy(np.stack(crops)),
+        torch.tensor([position[person] for person in people]),
+        torch.arange(len(names)),
+        classes,
+        shown,
+        seen,
+        camera,
+        flip,
+    )
+
+
+def person_of(name: str) -> str:
+    """Return who a picture shows: the folder that it lies in, or itself."""
+    parts = PurePosixPath(name).parts
+    return parts[-2] if len(parts) > 1 else PurePosixPath(name).stem
+
+
+def _crop(album: Album, name: str) -> np.ndarray:
+    photo = decode_photo(album.read(name), name=name)
+    if photo.shape[:2] != (SIDE_PX, SIDE_PX):
+        raise DataError(
+            f"{name} of {album.root} is {photo.shape[1]} x {photo.shape[0]}; expected aligned crops of 112 x 112. "
+            "Align the photos first."
+        )
+    return photo
