@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import pattern_faces
+from keyhole.faces.compact import compact, form_of
+from keyhole.faces.models import save_face_model
+from keyhole.faces.preparation import Licenses
 from test_cli import Ran, keyhole
 
 MODEL = ("--model", "pattern_faces:reader", "--threads", 1, "--device", "cpu")
@@ -133,6 +137,40 @@ def test_a_clip_is_followed_from_frames_to_names(shared: Path, tmp_path: Path) -
     assert "Cannot read nowhere.gif" in faces("frames", "nowhere.gif", *command[2:-1], tmp_path / "no").err
 
 
+def test_a_student_is_taught_kept_and_used(closed: Path, tmp_path: Path) -> None:
+    """From a teacher of our own form to a student that evaluates like any model; a killed run would go on."""
+    torch.manual_seed(0)
+    teacher, how = tmp_path / "teacher.safetensors", form_of("compact-48-s").preparation
+    save_face_model(teacher, compact("compact-48-s").eval(), "compact-48-s", how, licenses=Licenses())
+    arms = tmp_path / "arms.toml"
+    arms.write_text(
+        '[[arm]]\nname = "alone"\n[[arm]]\nname = "hints"\nterms = "embedding,hint=0.1"\nhints = "surviving"\n'
+    )
+    for person in range(12):
+        for photo in range(2):
+            pattern_faces.write(tmp_path / "faces" / f"p{person}" / f"{photo}.png", person, photo)
+    (tmp_path / "people.txt").write_text("\n".join(f"p{k}" for k in range(10)) + "\n")
+    command = (
+        "distill", "--teacher", teacher, "--faces", tmp_path / "faces", "--people", tmp_path / "people.txt",
+        "--student", "compact-24-s", "--cohort", arms, "--epochs", 2, "--batch-size", 10, "--samples", 20,
+        "--degrade", "fixed:8,16", "--precision", "fp32", "--device", "cpu", "--out", tmp_path / "run",
+    )  # fmt: skip
+    found = faces(*command, "--json")
+    assert (found.json["faces"], found.json["people"]) == (20, 10)
+    assert [arm["name"] for arm in found.json["arms"]] == ["alone", "hints"]
+    assert len(found.json["arms"][1]["hints"]) == 3
+    assert "survive: " in found.err
+    assert "Students for few pixels" in (tmp_path / "run" / "report.html").read_text()
+    model = tmp_path / "run" / "1" / "student.safetensors"
+    used = faces("evaluate", "--model", model, "--root", closed, "--draws", 100, "--out", tmp_path / "e", "--json")
+    assert 0 <= used.json["rows"][0]["figures"]["rank-1"]["value"] <= 100
+    assert "holds this run, finished" in faces(*command).err
+    arms.write_text("[[arm]]\nnames = 'x'\n")
+    assert "Unknown key of an arm" in faces(*command[:-1], tmp_path / "other").err
+    wrong = (*command[:-2], "--people", tmp_path / "no.txt", "--out", tmp_path / "third")
+    assert faces(*wrong).code == 1
+
+
 def test_models_are_listed_with_their_terms() -> None:
     assert "face-reidentification-retail-0095" in faces("models", "--json").json["models"]
     shown = faces("models").out
@@ -185,7 +223,8 @@ def test_files_to_write_are_checked_before_the_work(command: str, closed: Path, 
 
 
 @pytest.mark.parametrize(
-    "command", ["evaluate", "factors", "fit", "embed", "calibrate", "identify", "compare", "frames", "models"]
+    "command",
+    ["evaluate", "factors", "fit", "embed", "calibrate", "identify", "compare", "frames", "distill", "models"],
 )
 def test_help_of_each_command_has_an_example(command: str) -> None:
     assert f"Example: keyhole faces {command}" in faces(command, "--help").out

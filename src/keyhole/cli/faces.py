@@ -9,7 +9,7 @@ import typer
 
 from keyhole.cli import face_options as f
 from keyhole.cli import options as o
-from keyhole.cli import watchlist
+from keyhole.cli import students, watchlist
 
 app = typer.Typer(
     help="Low-resolution faces: evaluate a model on any protocol, match by resolution, calibrate, identify.",
@@ -151,5 +151,5 @@ def models(
     o.emit({"model": download, "file": str(path)}, str(path), as_json=json)
 
 
-for command in (evaluate, factors, fit, *watchlist.COMMANDS, models):
+for command in (evaluate, factors, fit, *watchlist.COMMANDS, students.distill, models):
     app.command()(command)

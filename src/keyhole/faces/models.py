@@ -199,12 +199,8 @@ def _load_itself(path: Path, where: _Where) -> FaceModel | None:
         return None
     try:
         table = {key: value for key, value in told["preparation"].items() if value is not None}
-        described = parse_description(
-            {**table, "file": path.name, "licenses": told["licenses"]},
-            where=path.name,
-            folder=path.parent,
-            name=path.stem,
-        )
+        table |= {"file": path.name, "licenses": told["licenses"]}
+        described = parse_description(table, where=path.name, folder=path.parent, name=path.stem)
         network, graph = told["network"], told["graph"]
         module = rebuild(graph, tensors) if graph is not None else NETWORKS[network](tensors)
     except (LookupError, TypeError, AttributeError) as error:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -101,11 +102,8 @@ class IrModule(nn.Module):
 
     def plan(self) -> dict[str, Any]:
         """Return the graph without its weights as JSON values, from which :func:`rebuild` makes it again."""
-        return {
-            "input": list(self.input_shape),
-            "steps": [asdict(step) for step in self._steps],
-            "result": self._result,
-        }
+        steps = [asdict(step) for step in self._steps]
+        return {"input": list(self.input_shape), "steps": steps, "result": self._result}
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the graph's result for images (n, c, h, w), in its own scale: this graph may hold the scaling."""

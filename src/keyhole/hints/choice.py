@@ -15,7 +15,7 @@ from torch import Tensor
 from keyhole.data.splits import Split
 from keyhole.errors import DataError, SettingError, unknown_name
 from keyhole.hints.moments import Moments, ObserveConfig, at_a_time, observe
-from keyhole.hints.quality import layer_quality
+from keyhole.hints.quality import Quality, layer_quality
 from keyhole.hints.selection import QUALITY, Rule, Selection, check_rule, select, stability, task_information
 from keyhole.hints.similarity import ALWAYS, LEAST_IMAGES, METRICS, consensus, similarities
 from keyhole.models.frozen import freeze
@@ -194,57 +194,29 @@ def choose_hints(
     candidates = layers(teacher, config.layers)
     check_rule(candidates, rule)
     random = np.random.default_rng([config.seed, 4])
-    positions = torch.from_numpy(random.permutation(len(images))[: config.samples].copy())
-    sample = images.subset(positions)
-    names = [layer.name for layer in candidates]
-    metrics = [
-        name
-        for name in METRICS
-        if name in config.metrics or (name in ALWAYS and len(sample) >= LEAST_IMAGES.get(name, 2))
-    ]
-    look = replace(look, rbf="rbf_cka" in metrics)
-    informed = rule.hint == "informative"
-    scored = rule.clustering == QUALITY
-    moments = observe(
-        teacher,
-        sample,
-        names,
-        config=look,
-        labels=informed or scored,
-        features=scored,
-        device=device,
-        progress=progress,
-    )
+    sample = images.subset(torch.from_numpy(random.permutation(len(images))[: config.samples].copy()))
+    seen = _look_at(teacher, sample, candidates, rule=rule, config=config, look=look, device=device, progress=progress)
 
     started = time.perf_counter()
-    total = len(candidates)
-    found = similarities(moments, metrics, progress=progress)
-    matrices = {name: values[0, :total, :total] for name, values in found.items()}
-    known = task_information(moments)[0] if informed else None
-    scores = layer_quality(moments, progress=progress) if scored else []
-    quality = np.array([score.total for score in scores]) if scored else None
-    metrics_s = moments.seconds["sums"] + time.perf_counter() - started
-
-    started = time.perf_counter()
-    deciding = {name: matrices[name] for name in config.metrics}
+    deciding = {name: seen.matrices[name] for name in config.metrics}
     if len(deciding) > 1:
         deciding[CONSENSUS] = consensus(list(deciding.values()))
     choices = {
-        name: _choice(candidates, select(candidates, matrix, rule, information=known, quality=quality))
+        name: _choice(candidates, select(candidates, matrix, rule, information=seen.information, quality=seen.quality))
         for name, matrix in deciding.items()
     }
     selection_s = time.perf_counter() - started
 
     metric = CONSENSUS if len(config.metrics) > 1 else config.metrics[0]
     started = time.perf_counter()
-    choices[metric] = _with_stability(choices[metric], candidates, moments, rule, config, progress)
-    tapped_s = moments.seconds["tapped_forward"]
+    choices[metric] = _with_stability(choices[metric], candidates, seen.moments, rule, config, progress)
+    tapped_s = seen.moments.seconds["tapped_forward"]
     seconds = {
         "bare_forward": None,
         "tapped_forward": tapped_s,
-        "metrics": metrics_s,
+        "metrics": seen.metrics_s,
         "selection": selection_s,
-        "total": tapped_s + metrics_s + selection_s,
+        "total": tapped_s + seen.metrics_s + selection_s,
         "stability": time.perf_counter() - started,
     }
     if config.bare:
@@ -257,11 +229,70 @@ def choose_hints(
         rule=rule,
         layers=tuple(candidates),
         choices=choices,
-        information={} if known is None else dict(zip(names, map(float, known), strict=True)),
-        quality={name: {"quality": score.total, **asdict(score)} for name, score in zip(names, scores, strict=False)},
-        similarities=matrices | ({CONSENSUS: deciding[CONSENSUS]} if len(config.metrics) > 1 else {}),
+        similarities=seen.matrices | ({CONSENSUS: deciding[CONSENSUS]} if len(config.metrics) > 1 else {}),
         seconds=seconds,
+        **seen.told([layer.name for layer in candidates]),
     )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a look at the images gave: sums, similarities, and what labels tell of the layers where that was asked."""
+
+    moments: Moments
+    matrices: dict[str, Float[np.ndarray, "l l"]]
+    information: Float[np.ndarray, " l"] | None
+    scores: Sequence[Quality]
+    metrics_s: float
+
+    @property
+    def quality(self) -> Float[np.ndarray, " l"] | None:
+        return np.array([score.total for score in self.scores]) if self.scores else None
+
+    def told(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return what labels tell of the layers, by name."""
+        known = () if self.information is None else self.information
+        scores = [{"quality": score.total, **asdict(score)} for score in self.scores]
+        return {
+            "information": dict(zip(names, map(float, known), strict=False)),
+            "quality": dict(zip(names, scores, strict=False)),
+        }
+
+
+def _look_at(
+    teacher: Network,
+    sample: Split,
+    candidates: Sequence[Layer],
+    *,
+    rule: Rule,
+    config: ChoiceConfig,
+    look: ObserveConfig,
+    device: torch.device,
+    progress: Progress,
+) -> _Seen:
+    metrics = [
+        name
+        for name in METRICS
+        if name in config.metrics or (name in ALWAYS and len(sample) >= LEAST_IMAGES.get(name, 2))
+    ]
+    informed, scored = rule.hint == "informative", rule.clustering == QUALITY
+    moments = observe(
+        teacher,
+        sample,
+        [layer.name for layer in candidates],
+        config=replace(look, rbf="rbf_cka" in metrics),
+        labels=informed or scored,
+        features=scored,
+        device=device,
+        progress=progress,
+    )
+    started = time.perf_counter()
+    total = len(candidates)
+    found = similarities(moments, metrics, progress=progress)
+    matrices = {name: values[0, :total, :total] for name, values in found.items()}
+    known = task_information(moments)[0] if informed else None
+    scores = layer_quality(moments, progress=progress) if scored else []
+    return _Seen(moments, matrices, known, scores, moments.seconds["sums"] + time.perf_counter() - started)
 
 
 def _choice(candidates: Sequence[Layer], selection: Selection) -> Choice:

@@ -34,7 +34,7 @@ class FaceTeacher:
     layers: str | None
 
 
-class _Ordered(nn.Module):
+class Upright(nn.Module):
     """A network that takes RGB whatever its own order of colors, and gives rows."""
 
     def __init__(self, network: nn.Module, *, reverse: bool) -> None:
@@ -42,6 +42,7 @@ class _Ordered(nn.Module):
         self.network, self.reverse = network, reverse
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return embeddings (n, d) of prepared RGB images (n, 3, s, s)."""
         found: Tensor = self.network(images.flip(1) if self.reverse else images)
         return found.flatten(1)
 
@@ -75,7 +76,7 @@ def load_teacher(name_or_path: str | Path) -> FaceTeacher:
 
 def _teacher(model: FaceModel, module: nn.Module, name: str, candidates: str | None) -> FaceTeacher:
     how = model.preparation
-    network = Network(name, _Ordered(module, reverse=how.color == "bgr").eval(), input_of(how), model.embedding_size)
+    network = Network(name, Upright(module, reverse=how.color == "bgr").eval(), input_of(how), model.embedding_size)
     return FaceTeacher(network, how, model.licenses, model.sha256, candidates)
 
 

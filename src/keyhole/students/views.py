@@ -43,6 +43,7 @@ class FaceViews:
         seen: What the students take.
         camera: How small the students see each face, and how it came to that.
         flip: Mirror half of the images.
+        small_seed: Makes :meth:`batches` yield the faces as the camera delivers them; None yields them sharp.
     """
 
     crops: UInt8[Tensor, "n 112 112 3"]
@@ -53,6 +54,7 @@ class FaceViews:
     seen: Preparation
     camera: Distribution
     flip: bool = True
+    small_seed: int | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -68,19 +70,14 @@ class FaceViews:
         return self
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        """Yield all sharp images in order, as the teacher sees them."""
+        """Yield all images in order, in the form of the teacher: sharp, or small where ``small_seed`` is given."""
+        seed = self.small_seed
+        drawn = () if seed is None else self.camera.draw(len(self), seed)
+        seeds = [] if seed is None else image_seeds(seed, len(self))
         for first in range(0, len(self), batch_size):
             where = slice(first, first + batch_size)
-            yield Batch(in_form(self.crops[where], self.shown), self.labels[where], self.indices[where])
-
-    def small_batches(self, batch_size: int, *, seed: int = 0) -> Iterator[Batch]:
-        """Yield all images in order as the camera delivers them, in the form of the teacher."""
-        drawn = self.camera.draw(len(self), seed)
-        seeds = image_seeds(seed, len(self))
-        for first in range(0, len(self), batch_size):
-            where = slice(first, first + batch_size)
-            small = degrade(self.crops[where], drawn[where], seed=seeds[where])
-            yield Batch(in_form(small, self.shown), self.labels[where], self.indices[where])
+            crops = self.crops[where] if seed is None else degrade(self.crops[where], drawn[where], seed=seeds[where])
+            yield Batch(in_form(crops, self.shown), self.labels[where], self.indices[where])
 
     def training_batches(
         self, batch_size: int, *, seed: int, epoch: int, start: int = 0, augment: bool = True, share: Share = WHOLE

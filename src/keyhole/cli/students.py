@@ -1,0 +1,150 @@
+"""``keyhole faces distill``: a student for few pixels, taught by a model that sees the sharp face."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from keyhole.cli import options as o
+from keyhole.errors import DataError, SettingError
+
+if TYPE_CHECKING:
+    from keyhole.students.distilling import StudentPlan
+
+_CAMERA = "log-uniform:6-64;methods=pil-bicubic+pil-bilinear+pil-lanczos+pil-box+cv2-area+cv2-linear,share=0.85"
+
+
+@dataclass(frozen=True)
+class StudentOptions:
+    """A student, its loss and its hints: what a cohort gives an ``[[arm]]`` of its own."""
+
+    student: Annotated[
+        str,
+        typer.Option(help="compact-24-s, -48-s, -112-s, -48-m or -112-m, or an OpenVINO IR (.xml)."),
+    ] = "compact-112-s"
+    terms: Annotated[
+        str, typer.Option(help="embedding, relations, hint, askd, at, margin (needs labels); weights as in hint=0.1.")
+    ] = "embedding,relations"
+    hints: Annotated[
+        str | None,
+        typer.Option(help="auto (cluster centers), surviving (centers that survive), a selector, a file, or layers."),
+    ] = None
+    count: Annotated[int, typer.Option(min=1, help="Hints.")] = 3
+    metric: Annotated[str, typer.Option(help="By which layers are compared.")] = "r2_cca"
+    balance: Annotated[str, typer.Option(help="weights, or gradients.")] = "weights"
+    samples: Annotated[int, typer.Option(min=2, help="Faces that are looked at to choose hints.")] = 2000
+
+
+@dataclass(frozen=True)
+class FaceTrainOptions(o.TrainOptions):
+    """How to train on faces."""
+
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the faces.")] = 12
+    schedule: Annotated[str, typer.Option(help="step (x0.1 at the milestones) or cosine.")] = "cosine"
+    warmup_epochs: Annotated[float, typer.Option(help="Epochs over which the rate rises first.")] = 0.5
+    augment: Annotated[bool, typer.Option(help="Mirror half of the faces.")] = True
+
+
+@o.command
+def distill(
+    teacher: Annotated[str, typer.Option(help="A face model whose layers can be tapped: OpenVINO IR or PyTorch.")],
+    faces: Annotated[Path, typer.Option(help="Folder or zip PERSON/*.jpg of aligned 112 x 112 crops.")],
+    out: o.Out,
+    student: StudentOptions,
+    training: FaceTrainOptions,
+    degrade: Annotated[str, typer.Option(help="What students see: a distribution of sizes and a camera.")] = _CAMERA,
+    people: Annotated[Path | None, typer.Option(help="File with the people to train on, one name a line.")] = None,
+    cohort: Annotated[Path | None, typer.Option(help="TOML file with one [[arm]] a student.")] = None,
+    resume: o.Resume = False,
+    json: o.Json = False,
+) -> None:
+    """Teach a small network to see faces of few pixels; no labels are needed but for the term margin.
+
+    Example: keyhole faces distill --teacher M.xml --faces faces.zip --student compact-48-s --epochs 12 --out RUN
+
+    The teacher sees each face sharp, the student as the camera delivers it. Writes student.safetensors, which --model
+    of the other commands takes, result.json, log.jsonl and report.html to RUN; of a cohort one folder a student.
+    """
+    from keyhole.distillation.training import Checkpointing
+    from keyhole.faces.distributions import parse_distribution
+    from keyhole.files import write_json, write_text
+    from keyhole.reports.students_page import students_page
+    from keyhole.runs import open_run
+    from keyhole.students.distilling import StudentPlan, plan_arm, save_student, student_network
+    from keyhole.students.distilling import distill as learn
+    from keyhole.students.teachers import load_teacher
+    from keyhole.students.views import read_faces
+
+    config = training.config()
+    base = StudentPlan(**vars(student), seed=config.seed)
+    plans = (base,) if cohort is None else _cohort(cohort, base)
+    camera = parse_distribution(degrade)
+    told = o.recipe(
+        {"teacher": teacher, "faces": str(faces), "degrade": degrade, "people": people, "cohort": cohort,
+         **vars(student), **vars(training)}
+    )  # fmt: skip
+    with open_run(out, "faces distill", told, resume=resume) as run:
+        opened = load_teacher(teacher)
+        shown = {student_network(plan.student)[1] for plan in plans}
+        if len(shown) > 1:
+            raise SettingError("Students of one cohort see one form of crops; the sizes or templates of these differ.")
+        read = read_faces(
+            faces, shown=opened.preparation, seen=shown.pop(), camera=camera, keep=_people(people),
+            progress=o.progress_bar(),
+        )  # fmt: skip
+        o.note(f"{len(read)} faces of {len(read.classes)} people")
+        arms = [
+            plan_arm(plan, opened, read, device=config.device, progress=o.progress_bar(), note=o.note) for plan in plans
+        ]
+
+        def log(record: dict[str, Any]) -> None:
+            run.append(record)
+            o.note(f"{record['arm']}: epoch {record['epoch']}/{config.epochs}, loss {record['loss']:.4f}")
+
+        keep = Checkpointing(run.checkpoint, resume=run.resumed)
+        outcomes = learn(arms, opened, read, config, checkpointing=keep, progress=o.progress_bar(), log=log)
+        value: dict[str, Any] = {"teacher": teacher, "faces": len(read), "people": len(read.classes), "arms": []}
+        for number, outcome in enumerate(outcomes):
+            arm = outcome.arm
+            folder = run.path if len(outcomes) == 1 else run.path / f"{number}"
+            hints = {pair.teacher: pair.student for pair in arm.hints}
+            about = {"arm": arm.name, "teacher": opened.sha256, "degrade": degrade, "hints": hints,
+                     "epochs": config.epochs, "seed": config.seed}  # fmt: skip
+            save_student(folder / "student.safetensors", outcome, teacher=opened, about=about)
+            value["arms"].append(
+                {"name": arm.name, "student": arm.student, "parameters": outcome.last.parameters, "hints": hints,
+                 "file": str(folder / "student.safetensors"), "history": list(outcome.history)}
+            )  # fmt: skip
+        write_text(run.path / "report.html", students_page(value))
+        write_json(run.path / "result.json", value)
+        run.checkpoint.unlink(missing_ok=True)
+    lines = [f"{arm['name']}: {arm['parameters']:,} parameters, {arm['file']}" for arm in value["arms"]]
+    o.emit(value, "\n".join([*lines, f"Report: {out / 'report.html'}"]), as_json=json)
+
+
+def _people(path: Path | None) -> list[str] | None:
+    if path is None:
+        return None
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Cannot read {path}: {error}. Expected one name a line.") from error
+
+
+def _cohort(path: Path, base: StudentPlan) -> tuple[StudentPlan, ...]:
+    from keyhole.errors import unknown_name
+    from keyhole.files import read_toml
+
+    tables = read_toml(path).get("arm", [])
+    if not isinstance(tables, list) or not tables:
+        raise DataError(f"{path} has no [[arm]]; expected one a student, with a name.")
+    for table in tables:
+        for key in table:
+            if key not in vars(base):
+                raise unknown_name(f"key of an arm of {path}", key, vars(base))
+            if not isinstance(table[key], type(getattr(base, key)) if getattr(base, key) is not None else str):
+                raise DataError(f"{path}: {key} is {table[key]!r}; expected a value like {getattr(base, key)!r}.")
+    return tuple(replace(base, **table) for table in tables)

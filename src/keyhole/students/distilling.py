@@ -1,0 +1,216 @@
+"""A student for few pixels: its plan, its hints, its training, and the file that it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
+from keyhole.distillation.matching import match_hints
+from keyhole.distillation.terms import HintPair, parse_terms
+from keyhole.distillation.training import Checkpointing, Outcome, fit
+from keyhole.errors import SettingError, unknown_name
+from keyhole.faces.compact import COMPACT, compact, form_of
+from keyhole.faces.models import load_face_model, save_face_model
+from keyhole.faces.openvino_ir import read_ir
+from keyhole.faces.preparation import Licenses, Preparation
+from keyhole.files import read_json
+from keyhole.hints.choice import ChoiceConfig, choose_hints
+from keyhole.hints.selection import SELECTORS, Rule
+from keyhole.models.layers import layers
+from keyhole.models.network import Network
+from keyhole.progress import Progress, silent
+from keyhole.runtime import choose_device
+from keyhole.students.survival import layer_survival, surviving_hints
+from keyhole.students.teachers import FaceTeacher, Upright, input_of
+from keyhole.students.views import FaceViews
+
+SURVIVING = "surviving"
+KEEP_BYTES = 4 * 2**30  # for what the teacher said of each face, sharp and mirrored
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class StudentPlan:
+    """What is asked of one student, in names.
+
+    Attributes:
+        name: How it is called in tables.
+        student: A network of :data:`keyhole.faces.compact.COMPACT`, or an OpenVINO IR, whose weights it begins with.
+        terms: Of its loss, such as ``embedding,hint=0.5``.
+        hints: ``auto`` (cluster centers), ``surviving`` (centers that survive), another selector, a ``hints.json``, or
+            layers by commas; None where no term needs any.
+        count: Of hints.
+        metric: By which layers are compared.
+        balance: ``weights`` or ``gradients``.
+        samples: Faces that are looked at to choose hints.
+        seed: Of samples and random choices.
+    """
+
+    name: str = ""
+    student: str = "compact-112-s"
+    terms: str = "embedding"
+    hints: str | None = None
+    count: int = 3
+    metric: str = "r2_cca"
+    balance: str = "weights"
+    samples: int = 2000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class FaceArm(Arm):
+    """A member of a cohort that embeds faces; its student is one of :class:`StudentPlan`'s names."""
+
+    def build(self, classes: int) -> Network:
+        """Return the student as it is before any step."""
+        return student_network(self.student)[0]
+
+
+def student_network(name: str) -> tuple[Network, Preparation]:
+    """Return a student before any step, and what it takes.
+
+    Raises:
+        UnknownNameError: There is no such network.
+        WeightsError: The IR cannot be read.
+    """
+    if name.endswith(".xml"):
+        how = load_face_model(name).preparation
+        module: torch.nn.Module = Upright(read_ir(Path(name)), reverse=how.color == "bgr")
+    elif name in COMPACT:
+        how, module = form_of(name).preparation, compact(name)
+    else:
+        raise unknown_name("student", name, COMPACT, see="An OpenVINO IR (.xml) works as well.")
+    with torch.no_grad():
+        size = module.eval()(torch.zeros(1, 3, how.size_px, how.size_px)).shape[1]
+    return Network(name, module, input_of(how), size), how
+
+
+def plan_arm(
+    plan: StudentPlan,
+    teacher: FaceTeacher,
+    faces: FaceViews,
+    *,
+    device: str = "auto",
+    progress: Progress = silent,
+    note: Note = lambda _text: None,
+) -> FaceArm:
+    """Return the arm of a plan: the student, its terms, and which of its layers learn from which of the teacher's.
+
+    Args:
+        plan: What is asked.
+        teacher: The teacher.
+        faces: The training faces; hints are chosen over them, without labels.
+        device: Where to look at them.
+        progress: Wraps the long loops.
+        note: Is told what was matched with what.
+
+    Raises:
+        KeyholeError: A name does not exist, or settings do not fit together.
+    """
+    terms = parse_terms(plan.terms, equal=plan.balance == "gradients")
+    network, _ = student_network(plan.student)
+    if network.classes != teacher.network.classes:
+        raise SettingError(
+            f"The student gives {network.classes} numbers and the teacher {teacher.network.classes}; expected as many."
+        )
+    pairs: tuple[HintPair, ...] = ()
+    if any(term.needs_hints for term in terms):
+        if plan.hints is None:
+            raise SettingError("A term needs hints; give --hints auto, surviving, a hints.json or layers.")
+        candidates = layers(teacher.network, teacher.layers)
+        hints = _hints(plan, teacher, faces, device=device, progress=progress, note=note)
+        pairs = match_hints(hints, candidates, layers(network))
+        note(f"{plan.name or plan.student}: " + ", ".join(f"{pair.teacher} -> {pair.student}" for pair in pairs))
+    return FaceArm(plan.name or plan.student, plan.student, network.input, terms, pairs, plan.balance)
+
+
+def _hints(
+    plan: StudentPlan, teacher: FaceTeacher, faces: FaceViews, *, device: str, progress: Progress, note: Note
+) -> tuple[str, ...]:
+    assert plan.hints is not None, "plan_arm saw to it"
+    if plan.hints.endswith(".json"):
+        return tuple(str(name) for name in read_json(Path(plan.hints))["hints"])
+    clustering = "kmeans" if plan.hints in ("auto", SURVIVING) else plan.hints
+    if clustering not in SELECTORS:
+        return tuple(plan.hints.split(","))
+    place = choose_device(device)
+    found = choose_hints(
+        teacher.network,
+        faces,
+        Rule(clustering, plan.count, seed=plan.seed),
+        config=ChoiceConfig(
+            samples=plan.samples, metrics=(plan.metric,), layers=teacher.layers, draws=0, bare=False, seed=plan.seed
+        ),
+        device=place,
+        progress=progress,
+    )
+    if plan.hints != SURVIVING:
+        return found.hints
+    names = [layer.name for layer in found.layers]
+    survival = layer_survival(
+        teacher.network, faces, names, samples=plan.samples, seed=plan.seed, device=place, progress=progress
+    )
+    note("survive: " + ", ".join(f"{name} {value:.2f}" for name, value in survival.items()))
+    return surviving_hints(found, survival)
+
+
+def distill(
+    arms: Sequence[FaceArm],
+    teacher: FaceTeacher,
+    faces: FaceViews,
+    config: TrainConfig,
+    *,
+    checkpointing: Checkpointing | None = None,
+    progress: Progress = silent,
+    log: Callable[[dict[str, Any]], None] | None = None,
+) -> tuple[Outcome, ...]:
+    """Train students under one teacher: it sees the sharp faces, they see what the camera makes of them.
+
+    What the teacher says of a face is kept, so that each is looked at once (and once mirrored), as far as memory goes.
+
+    Args:
+        arms: The students.
+        teacher: The teacher.
+        faces: The training faces.
+        config: How to train.
+        checkpointing: Where the state is kept, from which a killed run goes on.
+        progress: Wraps the steps.
+        log: Called with one record an arm and epoch.
+
+    Raises:
+        DivergenceError: A loss became NaN or infinite.
+        RunError: The checkpoint was made with other settings.
+    """
+    needs = any(term.needs_teacher for arm in arms for term in arm.terms)
+    cohort = Cohort(
+        arms,
+        config,
+        classes=teacher.network.classes,
+        teacher=teacher.network if needs else None,
+        train=faces,
+        keep_bytes=KEEP_BYTES,
+    )
+    return fit(cohort, faces, checkpointing=checkpointing, progress=progress, log=log).outcomes
+
+
+def save_student(path: Path, outcome: Outcome, *, teacher: FaceTeacher, about: dict[str, Any]) -> None:
+    """Write a student with all that must be known to use it; ``--model`` of ``keyhole faces`` takes the file.
+
+    Raises:
+        RunError: The file cannot be written; an older one is untouched.
+    """
+    _, how = student_network(outcome.arm.student)
+    module = outcome.last.module
+    if isinstance(module, Upright):
+        module = module.network
+    terms = Licenses(
+        code="Apache-2.0",
+        weights=f"trained here; of the teacher: {teacher.licenses.weights}",
+        data=f"see the recipe; of the teacher: {teacher.licenses.data}",
+    )
+    save_face_model(path, module, outcome.arm.student, how, licenses=terms, about=about)

@@ -1,0 +1,189 @@
+"""Faces of two views, the layers that survive, and students that are trained, kept and used."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import pattern_faces
+from keyhole.distillation.cohort import TrainConfig
+from keyhole.distillation.training import Checkpointing
+from keyhole.errors import DataError, SettingError, UnknownNameError
+from keyhole.faces.compact import form_of
+from keyhole.faces.degradation import degrade, image_seeds
+from keyhole.faces.distributions import parse_distribution
+from keyhole.faces.models import load_face_model
+from keyhole.hints.choice import Choice, Hints
+from keyhole.hints.selection import Rule
+from keyhole.models.layers import Layer
+from keyhole.students.distilling import StudentPlan, distill, plan_arm, save_student
+from keyhole.students.survival import layer_survival, surviving_hints
+from keyhole.students.teachers import load_teacher
+from keyhole.students.views import FaceViews, in_form, read_faces
+
+CAMERA = parse_distribution("fixed:8,12,24")
+SMALL = form_of("compact-24-s").preparation
+CONFIG = TrainConfig(epochs=2, batch_size=8, lr=0.02, precision="fp32", device="cpu", compile="off")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("faces")
+    for person in range(10):
+        for photo in range(2):
+            pattern_faces.write(folder / f"p{person}" / f"{photo}.png", person, photo)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def faces(root: Path) -> FaceViews:
+    return read_faces(root, shown=form_of("compact-112-s").preparation, seen=SMALL, camera=CAMERA)
+
+
+def test_people_are_folders(faces: FaceViews, root: Path) -> None:
+    assert len(faces) == 20
+    assert faces.classes == tuple(f"p{k}" for k in range(10))
+    assert faces.labels.tolist() == [k // 2 for k in range(20)]
+    some = read_faces(root, shown=SMALL, seen=SMALL, camera=CAMERA, keep=["p3", "p1"])
+    assert some.classes == ("p1", "p3")
+    with pytest.raises(DataError, match="holds no picture of the people asked for"):
+        read_faces(root, shown=SMALL, seen=SMALL, camera=CAMERA, keep=["nobody"])
+
+
+def test_teachers_see_sharp_faces_and_students_small_ones(faces: FaceViews) -> None:
+    batch = next(faces.training_batches(8, seed=3, epoch=1))
+    assert batch.images.shape == (8, 3, 112, 112)
+    assert batch.seen is not None
+    assert batch.views is not None
+    assert batch.seen.shape == (8, 3, 24, 24)
+    mirrored = batch.views % 2
+    assert torch.equal(batch.views // 2, batch.indices)
+    assert 0 < int(mirrored.sum()) < 8
+    sharp = faces.crops[batch.indices]
+    sharp = torch.where(mirrored[:, None, None, None] == 1, sharp.flip(2), sharp)
+    assert torch.equal(batch.images, in_form(sharp, faces.shown))
+    small = [
+        [degrade(crop[None], how, seed=0) for how in CAMERA.draw(60, 0)[:60]] for crop in sharp
+    ]  # every size that there is: one of them must be what was seen
+    for seen, tried in zip(batch.seen, small, strict=True):
+        assert any(torch.equal(in_form(each, SMALL)[0], seen) for each in tried)
+
+
+def test_an_epoch_goes_on_where_it_stopped_and_others_differ(faces: FaceViews) -> None:
+    whole = list(faces.training_batches(6, seed=0, epoch=0))
+    rest = list(faces.training_batches(6, seed=0, epoch=0, start=2))
+    assert len(whole) == 3
+    assert torch.equal(whole[2].images, rest[0].images)
+    assert whole[2].seen is not None
+    assert rest[0].seen is not None
+    assert torch.equal(whole[2].seen, rest[0].seen)
+    other = next(faces.training_batches(6, seed=0, epoch=1))
+    assert not torch.equal(other.images, whole[0].images)
+    plain = next(faces.training_batches(6, seed=0, epoch=0, augment=False))
+    assert plain.views is not None
+    assert int((plain.views % 2).sum()) == 0
+
+
+def test_a_test_sees_sharp_faces_or_small_ones(faces: FaceViews) -> None:
+    sharp = torch.cat([batch.images for batch in faces.batches(7)])
+    assert torch.equal(sharp, in_form(faces.crops, faces.shown))
+    small = torch.cat([batch.images for batch in replace(faces, small_seed=5).batches(7)])
+    expected = degrade(faces.crops, CAMERA.draw(20, 5), seed=image_seeds(5, 20))
+    assert torch.equal(small, in_form(expected, faces.shown))
+
+
+def test_other_sizes_are_refused(tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "p").mkdir()
+    Image.new("RGB", (100, 112)).save(tmp_path / "p" / "a.png")
+    with pytest.raises(DataError, match=r"is 100 x 112; expected aligned crops of 112 x 112"):
+        read_faces(tmp_path, shown=SMALL, seen=SMALL, camera=CAMERA)
+
+
+def test_layers_of_a_published_network_survive_less_as_faces_shrink(shared: Path, faces: FaceViews) -> None:
+    path = shared / "data" / "faces" / "models" / "face-reidentification-retail-0095.fp16.xml"
+    teacher = load_teacher(path)
+    model = load_face_model(path, threads=1)
+    views = replace(faces, shown=teacher.preparation)
+    crops = (in_form(views.crops, teacher.preparation) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    with torch.no_grad():
+        found = torch.nn.functional.normalize(teacher.network(in_form(views.crops, teacher.preparation)))
+    torch.testing.assert_close(found, model.embed(crops), rtol=0, atol=2e-3)
+    names = teacher.layers.split(",")[::4] if teacher.layers else []
+    assert len(names) == 3
+    less, more = (
+        layer_survival(teacher.network, replace(views, camera=parse_distribution(text)), names)
+        for text in ("fixed:6", "fixed:32")
+    )
+    assert all(0 <= less[name] < more[name] <= 1 for name in names)
+
+
+def test_centers_that_fall_apart_are_passed_over() -> None:
+    layers = tuple(Layer(name, "block", 4, (8, 8), 9) for name in "abcd")
+    matrix = np.array([[1, 0.9, 0.5, 0], [0.9, 1, 0.8, 0], [0.5, 0.8, 1, 0], [0, 0, 0, 1.0]])
+    choice = Choice(("b", "d"), (("a", "b", "c"), ("d",)), {})
+    found = Hints("t", "x", (), "r2_cca", Rule(), layers, {"r2_cca": choice}, {"r2_cca": matrix}, {})
+    assert surviving_hints(found, dict.fromkeys("abcd", 0.7)) == ("b", "d")  # the most central one
+    assert surviving_hints(found, {"a": 0.5, "b": 0.2, "c": 0.9, "d": 0.1}) == ("c", "d")
+    none = replace(found, rule=Rule("uniform"), choices={"r2_cca": Choice(("b",), (), {})})
+    with pytest.raises(SettingError, match="uniform, which makes no clusters"):
+        surviving_hints(none, {})
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from keyhole.faces.compact import compact
+    from keyhole.faces.models import save_face_model
+    from keyhole.faces.preparation import Licenses
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    network = compact("compact-48-s").eval()
+    save_face_model(path, network, "compact-48-s", form_of("compact-48-s").preparation, licenses=Licenses())
+    return path
+
+
+def test_students_learn_and_are_used_like_any_model(teacher_file: Path, root: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    teacher = load_teacher(teacher_file)
+    faces = read_faces(root, shown=teacher.preparation, seen=SMALL, camera=CAMERA)
+    told: list[str] = []
+    plans = (
+        StudentPlan("alone", "compact-24-s", "embedding,relations"),
+        StudentPlan("centers", "compact-24-s", "embedding,hint=0.1,askd=0.1", hints="surviving", samples=20),
+        StudentPlan("people", "compact-24-s", "embedding,margin=0.1"),
+    )
+    arms = [plan_arm(plan, teacher, faces, device="cpu", note=told.append) for plan in plans]
+    assert len(arms[1].hints) == 3
+    assert [text.split(":")[0] for text in told] == ["survive", "centers"]
+    records: list[dict[str, float]] = []
+    keep = Checkpointing(tmp_path / "state.safetensors")
+    outcomes = distill(arms, teacher, faces, replace(CONFIG, epochs=4), checkpointing=keep, log=records.append)
+    for outcome in outcomes:
+        assert outcome.history[-1]["embedding"] < outcome.history[0]["embedding"]
+    save_student(tmp_path / "student.safetensors", outcomes[0], teacher=teacher, about={"epochs": 4})
+    model = load_face_model(tmp_path / "student.safetensors", threads=1, device="cpu")
+    crops = (in_form(faces.crops, SMALL) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(outcomes[0].last(in_form(faces.crops, SMALL)))
+    torch.testing.assert_close(model.embed(crops), expected, rtol=0, atol=1e-3)
+    assert json.dumps(model.licenses.data)
+
+
+def test_what_is_wrong_is_told(teacher_file: Path, faces: FaceViews, shared: Path) -> None:
+    teacher = load_teacher(teacher_file)
+    with pytest.raises(UnknownNameError, match="Unknown student 'compact-24'"):
+        plan_arm(StudentPlan(student="compact-24"), teacher, faces)
+    with pytest.raises(SettingError, match="A term needs hints"):
+        plan_arm(StudentPlan(student="compact-24-s", terms="embedding,hint"), teacher, faces)
+    onnx = shared / "data" / "faces" / "models" / "face-reidentification-retail-0095.onnx"
+    if not onnx.is_file():
+        onnx = next((shared / "data" / "faces" / "models").glob("face-reid*.onnx"))
+    with pytest.raises(SettingError, match="runs in ONNX Runtime, where layers cannot be tapped"):
+        load_teacher(onnx)
