@@ -5,8 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 # in two processes: compiled networks and the runtimes of face models in one have crashed it when it started another
-FACES := tests/faces tests/test_cli_faces.py
-REST := tests src --ignore=tests/faces --ignore=tests/test_cli_faces.py
+FACES := tests/faces tests/students tests/test_cli_faces.py tests/test_exporting.py
+REST := tests src $(addprefix --ignore=,$(FACES))
 
 .PHONY: demo test check install clean
 
@@ -28,7 +28,7 @@ install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[timm,faces,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[timm,faces,export,dev]'
 	touch $@
 
 clean:

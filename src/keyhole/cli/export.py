@@ -1,0 +1,118 @@
+"""``keyhole export``: a network as a file for another runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from keyhole.cli import options as o
+from keyhole.errors import SettingError
+
+if TYPE_CHECKING:
+    import torch
+
+    from keyhole.exporting import Prepared
+
+
+@o.command
+def export(
+    model: Annotated[
+        str, typer.Option(help="A network as in 'keyhole evaluate', or a face model as in 'keyhole faces'.")
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write: .onnx, or .xml for OpenVINO.")],
+    images: o.DataOptions,
+    network: o.NetworkOptions,
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8 (calibrated on the training images).")] = "fp32",
+    faces: Annotated[
+        Path | None, typer.Option(help="For a face model: folder or zip of aligned 112 x 112 crops to check it on.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Images to check and calibrate on.")] = 256,
+    seed: o.Seed = 0,
+    json: o.Json = False,
+) -> None:
+    """Write a network as ONNX or OpenVINO IR, and check there that it gives what it gave here.
+
+    Example: keyhole export --model student.safetensors --data cifar100 --root DIR --precision int8 --out student.onnx
+
+    The file takes RGB values from 0 to 255. For a face model (--faces) a description is written beside it, OUT.toml,
+    which --model of 'keyhole faces' takes.
+    """
+    from keyhole.exporting import export as write
+
+    told: str | None = None
+    if faces is not None:
+        prepared, shown, told = _of_faces(model, faces, samples, seed)
+    else:
+        prepared, shown = _of_classes(model, images, network, samples, seed)
+    found = write(prepared, out, shown, precision=precision)
+    value = {
+        "file": str(out), "precision": precision, "bytes": found.size_bytes, "worst": found.worst,
+        "cosine": found.cosine, "images": found.checked,
+    }  # fmt: skip
+    if told is not None:
+        from keyhole.files import write_text
+
+        beside = out.with_suffix(".toml")
+        write_text(beside, told.replace("FILE", out.name))
+        value["description"] = str(beside)
+    o.emit(
+        value,
+        f"{out}: {found.size_bytes / 2**20:.2f} MiB, mean cosine {found.cosine:.4f} to the network on {found.checked} "
+        f"images, largest difference {100 * found.worst:.2g} % of the largest output",
+        as_json=json,
+    )
+
+
+def _of_classes(
+    model: str, images: o.DataOptions, network: o.NetworkOptions, samples: int, seed: int
+) -> tuple[Prepared, torch.Tensor]:
+    import numpy as np
+    import torch
+    from torch.nn import functional
+
+    from keyhole.exporting import Prepared
+
+    opened, data = o.open_both(model, network, images)
+    if opened.input.channels != 3:
+        raise SettingError(f"{model} takes {opened.input.channels} channels; expected 3, RGB, to export it.")
+    positions = np.random.default_rng([seed, 7]).permutation(len(data.train))[:samples]
+    some = data.train.subset(torch.from_numpy(positions.copy()))
+    pixels = torch.cat([batch.images for batch in some.batches(64)]) * 255
+    if tuple(pixels.shape[-2:]) != opened.input.size_px:
+        pixels = functional.interpolate(pixels, opened.input.size_px, mode="bilinear", antialias=True)
+    mean, std = ([255 * value for value in values] for values in (opened.input.mean, opened.input.std))
+    return Prepared(opened.module, mean=mean, std=std, reverse=False), pixels
+
+
+def _of_faces(model: str, faces: Path, samples: int, seed: int) -> tuple[Prepared, torch.Tensor, str]:
+    import numpy as np
+    import torch
+
+    from keyhole.exporting import Prepared
+    from keyhole.faces.distributions import FixedSizes
+    from keyhole.students.teachers import load_teacher
+    from keyhole.students.views import in_form, read_faces
+
+    teacher = load_teacher(model)
+    how = teacher.preparation
+    views = read_faces(faces, shown=how, seen=how, camera=FixedSizes((112,)), progress=o.progress_bar())
+    chosen = np.random.default_rng([seed, 7]).permutation(len(views))[:samples]
+    pixels = in_form(views.crops[torch.from_numpy(chosen.copy())], how) * 255
+    inner: Any = teacher.network.module
+    prepared = Prepared(inner.network, mean=how.mean, std=how.std, reverse=how.color == "bgr")
+    template = [list(point) for point in how.template or ()]
+    terms = teacher.licenses
+    lines = [
+        'file = "FILE"', f"size_px = {how.size_px}", f"template = {template}",
+        *([] if how.margin is None else [f"margin = {how.margin}"]), "", "[licenses]",
+        *(f"{key} = {_quoted(getattr(terms, key))}" for key in ("code", "weights", "data")),
+    ]  # fmt: skip
+    return prepared, pixels, "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    import json
+
+    return json.dumps(text)

@@ -1,0 +1,231 @@
+"""Networks as files for other runtimes: ONNX and OpenVINO IR, in single, half or integer precision, checked as written.
+
+A file holds the preparation of its images as well: what goes in are RGB values from 0 to 255, so that a device needs to
+know nothing but the size. Integers are calibrated on images (post-training quantization: 8 bits for weights, each
+channel on its own, and for features).
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from keyhole.errors import DivergenceError, SettingError, unknown_name
+from keyhole.files import write_bytes
+
+FORMS = {".onnx": "onnxruntime", ".xml": "openvino"}
+PRECISIONS = ("fp32", "fp16", "int8")
+_ALLOWED = {"fp32": 1e-3, "fp16": 2e-2}  # of the largest output; int8 is told, not judged
+_OPSET = 18
+_INPUT, _OUTPUT = "images", "output"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file, and how it compares with the network that it was made of.
+
+    Attributes:
+        path: The file; an IR has its ``.bin`` beside it.
+        precision: ``fp32``, ``fp16`` or ``int8``.
+        size_bytes: Of all its files.
+        worst: Largest difference of an output, as a share of the largest output.
+        cosine: Mean cosine of the outputs of both, -1 to 1.
+        checked: On how many images.
+    """
+
+    path: Path
+    precision: str
+    size_bytes: int
+    worst: float
+    cosine: float
+    checked: int
+
+
+class Prepared(nn.Module):
+    """A network that takes RGB values from 0 to 255.
+
+    Args:
+        network: Takes prepared images, gives a tensor.
+        mean: Subtracted from each channel, 0 to 255, in the order of the network's channels.
+        std: What each is divided by.
+        reverse: The network takes BGR.
+    """
+
+    def __init__(self, network: nn.Module, *, mean: Sequence[float], std: Sequence[float], reverse: bool) -> None:
+        super().__init__()
+        self.network, self.reverse = network, reverse
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the network's output as rows (n, d)."""
+        ordered = images.flip(1) if self.reverse else images
+        found: Tensor = self.network((ordered - self.mean) / self.std)
+        return found.flatten(1)
+
+
+def export(
+    network: Prepared,
+    path: Path,
+    images: Float[Tensor, "n 3 h w"],
+    *,
+    precision: str = "fp32",
+) -> Exported:
+    """Write a network for another runtime, and check there that it gives what it gave here.
+
+    Args:
+        network: The network with its preparation.
+        path: Ends in ``.onnx`` or ``.xml``.
+        images: RGB values from 0 to 255 that it is checked on, and calibrated on for ``int8``: some hundred, of
+            training data.
+        precision: ``fp32``, ``fp16`` (weights; a runtime may compute in more) or ``int8``.
+
+    Raises:
+        UnknownNameError: There is no such form or precision.
+        SettingError: A library is missing, there are no images, or the network cannot be written.
+        DivergenceError: The file gives something else than the network.
+        RunError: The file cannot be written.
+    """
+    if path.suffix not in FORMS:
+        raise unknown_name("form to export", path.suffix, FORMS)
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)
+    if not len(images):
+        raise SettingError("There are no images to check the export on; give some of the training data.")
+    network = network.eval().cpu()
+    with torch.no_grad():
+        expected = torch.cat([network(part) for part in torch.split(images, 32)]).numpy()
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / "plain.onnx"
+        _write_onnx(network, plain, images[:2])
+        made = plain
+        if precision == "int8":
+            made = Path(folder) / "int8.onnx"
+            _quantize(plain, made, images)
+        elif precision == "fp16" and path.suffix == ".onnx":
+            made = Path(folder) / "fp16.onnx"
+            _halve(plain, made)
+        files = {path: made}
+        if path.suffix == ".xml":
+            files = _write_ir(made, Path(folder), path, half=precision == "fp16")
+        found = np.concatenate([rows for rows in _run(files[path], images)])
+        told = _compared(found, expected, path, precision)
+        for target, source in files.items():
+            write_bytes(target, source.read_bytes())
+    size = sum(target.stat().st_size for target in files)
+    return Exported(path, precision, size, told[0], told[1], len(images))
+
+
+def _write_onnx(network: nn.Module, path: Path, example: Tensor) -> None:
+    _library("onnx")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter tells of its own successor
+            torch.onnx.export(
+                network,
+                (example,),
+                str(path),
+                dynamo=False,
+                input_names=[_INPUT],
+                output_names=[_OUTPUT],
+                dynamic_axes={_INPUT: {0: "n"}, _OUTPUT: {0: "n"}},
+                opset_version=_OPSET,
+            )
+    except Exception as error:  # of many types
+        raise SettingError(f"The network cannot be written as ONNX ({_line(error)}). Use it as PyTorch.") from error
+
+
+def _quantize(source: Path, target: Path, images: Tensor) -> None:
+    quantization = _library("onnxruntime.quantization")
+    shape = _library("onnxruntime.quantization.shape_inference")
+    ready = source.with_name("ready.onnx")
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            self.parts = iter(torch.split(images, 8))
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            part = next(self.parts, None)
+            return None if part is None else {_INPUT: part.numpy()}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shape.quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
+        quantization.quantize_static(
+            str(ready),
+            str(target),
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )
+
+
+def _halve(source: Path, target: Path) -> None:
+    onnx, float16 = _library("onnx"), _library("onnxruntime.transformers.float16")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = float16.convert_float_to_float16(onnx.load(str(source)), keep_io_types=True)
+    onnx.save(made, str(target))
+
+
+def _write_ir(source: Path, folder: Path, path: Path, *, half: bool) -> dict[Path, Path]:
+    openvino = _library("openvino")
+    written = folder / "made.xml"
+    openvino.save_model(openvino.Core().read_model(str(source)), str(written), compress_to_fp16=half)
+    return {path: written, path.with_suffix(".bin"): written.with_suffix(".bin")}
+
+
+def _run(path: Path, images: Tensor) -> Iterator[np.ndarray]:
+    """Yield what a file gives in its runtime."""
+    if path.suffix == ".onnx":
+        runtime = _library("onnxruntime")
+        session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        for part in torch.split(images, 32):
+            yield session.run([_OUTPUT], {_INPUT: part.numpy()})[0]
+        return
+    openvino = _library("openvino")
+    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for part in torch.split(images, 32):
+        yield np.asarray(compiled(part.numpy())[0])
+
+
+def _compared(found: np.ndarray, expected: np.ndarray, path: Path, precision: str) -> tuple[float, float]:
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        raise DivergenceError(
+            f"{path} gives {found.shape} instead of {expected.shape}, or NaN. Export it in another precision."
+        )
+    worst = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12))
+    cosine = float(functional.cosine_similarity(torch.from_numpy(found), torch.from_numpy(expected)).mean())
+    if worst > _ALLOWED.get(precision, np.inf):
+        raise DivergenceError(
+            f"{path} differs from the network by {100 * worst:.2g} % of its largest output; expected at most "
+            f"{100 * _ALLOWED[precision]:g} %. Export it in another precision or form."
+        )
+    return worst, cosine
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise SettingError(f"Exporting needs {package}. Install it: pip install 'keyhole[export]'.") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

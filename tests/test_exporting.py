@@ -1,0 +1,117 @@
+"""Networks as files: equal to what they were made of in the runtime that reads them, and refused where they are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import pattern_faces
+from keyhole import exporting
+from keyhole.errors import DivergenceError, SettingError, UnknownNameError
+from keyhole.exporting import Prepared, export
+from keyhole.faces.compact import compact, form_of
+from keyhole.faces.models import load_face_model, save_face_model
+from keyhole.faces.preparation import Licenses
+from test_cli import keyhole
+
+
+@pytest.fixture(scope="module")
+def network() -> Prepared:
+    torch.manual_seed(0)
+    made = compact("compact-24-s").train()
+    for _ in range(3):  # running statistics of something like images
+        made(torch.randn(16, 3, 24, 24))
+    return Prepared(made.eval(), mean=(120.0, 125.0, 130.0), std=(60.0, 61.0, 62.0), reverse=True)
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, 3, 24, 24)).astype(np.float32))
+
+
+def test_preparation_is_inside(network: Prepared, images: torch.Tensor) -> None:
+    blue_first = images.flip(1)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in ((120.0, 125.0, 130.0), (60.0, 61.0, 62.0)))
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), network.network((blue_first - mean) / std))
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".xml"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_file_gives_what_the_network_gives(
+    network: Prepared, images: torch.Tensor, tmp_path: Path, ending: str, precision: str
+) -> None:
+    path = tmp_path / f"x{ending}"
+    found = export(network, path, images, precision=precision)
+    again = np.concatenate(list(exporting._run(path, images[:5])))
+    with torch.no_grad():
+        expected = network(images[:5]).numpy()
+    worst = np.abs(again - expected).max() / np.abs(expected).max()
+    assert worst <= {"fp32": 1e-3, "fp16": 2e-2, "int8": 0.5}[precision]
+    assert found.cosine > {"fp32": 0.99999, "fp16": 0.999, "int8": 0.95}[precision]
+    assert found.checked == 40
+    assert found.size_bytes == sum(each.stat().st_size for each in tmp_path.iterdir())
+    if precision == "fp32":
+        assert found.size_bytes > 4 * sum(weight.numel() for weight in network.parameters())
+
+
+def test_half_and_integers_are_smaller(network: Prepared, images: torch.Tensor, tmp_path: Path) -> None:
+    sizes = [
+        export(network, tmp_path / f"{precision}.onnx", images[:8], precision=precision).size_bytes
+        for precision in ("fp32", "fp16", "int8")
+    ]
+    assert sizes[0] > 1.6 * sizes[1]
+    assert sizes[0] > 2 * sizes[2]
+
+
+def test_what_is_wrong_is_told_and_nothing_is_written(
+    network: Prepared, images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UnknownNameError, match=r"form to export '\.tflite'"):
+        export(network, tmp_path / "x.tflite", images)
+    with pytest.raises(UnknownNameError, match="Unknown precision 'int4'; nearest known: int8"):
+        export(network, tmp_path / "x.onnx", images, precision="int4")
+    with pytest.raises(SettingError, match="no images to check"):
+        export(network, tmp_path / "x.onnx", images[:0])
+    monkeypatch.setitem(exporting._ALLOWED, "fp16", 1e-9)
+    with pytest.raises(DivergenceError, match="differs from the network by"):
+        export(network, tmp_path / "x.onnx", images, precision="fp16")
+    assert list(tmp_path.iterdir()) == []
+
+
+class _Branching(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.eigvals(images[..., :8, :8].mean(1)).real
+
+
+def test_a_network_that_onnx_cannot_hold_is_told(images: torch.Tensor, tmp_path: Path) -> None:
+    odd = Prepared(_Branching(), mean=(0.0,) * 3, std=(1.0,) * 3, reverse=False)
+    with pytest.raises(SettingError, match="cannot be written as ONNX"):
+        export(odd, tmp_path / "x.onnx", images)
+
+
+def test_a_face_model_is_exported_and_used_like_any_other(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source, how = tmp_path / "student.safetensors", form_of("compact-24-s").preparation
+    save_face_model(source, compact("compact-24-s").eval(), "compact-24-s", how, licenses=Licenses(data='"drawn"'))
+    for person in range(6):
+        pattern_faces.write(tmp_path / "faces" / f"p{person}" / "0.png", person)
+    command = ("export", "--model", source, "--faces", tmp_path / "faces", "--precision", "fp32")
+    found = keyhole(*command, "--out", tmp_path / "x.onnx", "--json").json
+    assert found["images"] == 6
+    exported = load_face_model(tmp_path / "x.toml", threads=1)
+    original = load_face_model(source, threads=1, device="cpu")
+    crops = torch.randint(0, 256, (3, 24, 24, 3), dtype=torch.uint8)
+    torch.testing.assert_close(exported.embed(crops), original.embed(crops), rtol=0, atol=1e-3)
+    assert exported.licenses.data == '"drawn"'
+
+
+def test_a_classifier_is_exported(tmp_path: Path, cifar100_root: Path) -> None:
+    command = ("export", "--model", "resnet8", "--data", "cifar100", "--root", cifar100_root, "--samples", 16)
+    found = keyhole(*command, "--out", tmp_path / "x.onnx", "--json").json
+    assert found["cosine"] > 0.9999
+    assert "mean cosine" in keyhole(*command, "--out", tmp_path / "x.xml").out
+    assert "Unknown precision" in keyhole(*command, "--out", tmp_path / "y.onnx", "--precision", "int7").err
