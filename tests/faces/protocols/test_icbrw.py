@@ -94,6 +94,18 @@ def test_files_are_decided_each_for_itself(small: Path) -> None:
     assert found.notes[1].endswith("two corners X Y X Y.")
 
 
+def test_one_strange_line_does_not_turn_a_file(tmp_path: Path) -> None:
+    root = icbrw_tree(tmp_path, (1, 2), size=(200, 200))
+    rewrite(root, "25 40 20 30", "25 40 60 90")  # fits both ways
+    rewrite(root, "002_03.jpg 25 40 60 90", "002_03.jpg 150 150 160 170")  # fits as two corners alone
+    found = icbrw.read(root)
+    assert found.probes[0].box == (25, 40, 60, 90)
+    assert "9 fit as corner and size, 10 as two corners; read as corner and size" in found.notes[1]
+    assert found.notes[2].endswith("cut at the border of their picture: 002_03.jpg.")
+    rewrite(root, "002_04.jpg 25 40 60 90", "002_04.jpg 150 150 160 170")  # two of them do
+    assert "8 fit as corner and size, 10 as two corners; read as two corners" in icbrw.read(root).notes[1]
+
+
 def test_lines_that_fit_both_ways_are_read_as_documented(tmp_path: Path) -> None:
     root = icbrw_tree(tmp_path, (1,), size=(200, 200))
     rewrite(root, "25 40 20 30", "25 40 60 90")

@@ -24,6 +24,8 @@ _WATCH = re.compile(r"(\d+)_([flr])\.jpe?g", re.IGNORECASE)
 _PROBE = re.compile(r"(\d+)_0([1-5])\.jpe?g", re.IGNORECASE)
 # Boxes may end this far outside of a picture before they count as not fitting: pixels counted from 1, or rounded.
 _TOLERANCE_PX = 1.0
+# Lines that fit as two corners alone, before a file is read so.
+_LEAST_LINES, _LEAST_SHARE = 2, 0.05
 
 Views = Literal["frontal", "best", "mean"]
 
@@ -36,8 +38,10 @@ def read(root: Path, *, views: Views = "frontal") -> IdentificationSet:
 
     An annotation line is ``imageFilename X Y W H`` with the upper left corner first. One official example reads like
     two corners instead, so each file is decided as a whole: every line is held against the size of its picture both
-    ways, and the way that more lines fit is taken, the official one if equally many do. The notes say which, and which
-    lines fit neither; those boxes are cut at the border.
+    ways, and the way that more lines fit is taken, the official one if equally many do. One strange line does not turn
+    a file whose other lines fit both ways: two corners are believed only where at least two lines, and one in twenty,
+    fit no other way (or the file has one line). The notes say which way was taken, and which lines do not fit it; those
+    boxes are cut at the border.
 
     Args:
         root: Folder or zip archive; pictures are found by their names.
@@ -172,7 +176,8 @@ def _decided(album: Album, file: str, lines: Mapping[str, Box]) -> tuple[dict[st
     as_corners = {name: (x, y, right - x, bottom - y) for name, (x, y, right, bottom) in lines.items()}
     fit_size = {name for name, box in as_size.items() if _fits(box, sizes[name])}
     fit_corners = {name for name, box in as_corners.items() if _fits(box, sizes[name])}
-    corners = len(fit_corners) > len(fit_size)
+    sure = min(len(lines), max(_LEAST_LINES, math.ceil(_LEAST_SHARE * len(lines))))
+    corners = len(fit_corners) > len(fit_size) and len(fit_corners - fit_size) >= sure
     boxes, fitting = (as_corners, fit_corners) if corners else (as_size, fit_size)
     form = "two corners X Y X Y" if corners else "corner and size X Y W H, as documented"
     note = (
