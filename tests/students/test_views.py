@@ -20,7 +20,7 @@ from keyhole.faces.distributions import parse_distribution
 from keyhole.faces.models import load_face_model
 from keyhole.hints.choice import Choice, Hints
 from keyhole.hints.selection import Rule
-from keyhole.models.layers import Layer
+from keyhole.models.layers import Layer, tap
 from keyhole.students.distilling import StudentPlan, distill, plan_arm, save_student
 from keyhole.students.survival import layer_survival, surviving_hints
 from keyhole.students.teachers import load_teacher
@@ -176,14 +176,33 @@ def test_students_learn_and_are_used_like_any_model(teacher_file: Path, root: Pa
     assert json.dumps(model.licenses.data)
 
 
-def test_what_is_wrong_is_told(teacher_file: Path, faces: FaceViews, shared: Path) -> None:
+def test_an_onnx_file_teaches_as_its_ir_does(shared: Path, faces: FaceViews) -> None:
+    folder = shared / "data" / "faces" / "models"
+    by_onnx, by_ir = (load_teacher(next(folder.glob(f"face-reid*{end}"))) for end in (".onnx", ".xml"))
+    images = in_form(faces.crops[:3], by_ir.preparation)
+    assert by_onnx.layers is not None
+    assert by_ir.layers is not None
+    ours, theirs = by_onnx.layers.split(","), by_ir.layers.split(",")
+    assert len(ours) == len(theirs) == 12
+    with torch.no_grad(), tap(by_onnx.network.module, ours) as a, tap(by_ir.network.module, theirs) as b:
+        rows, expected = by_onnx.network(images), by_ir.network(images)
+    torch.testing.assert_close(rows, expected, rtol=0, atol=5e-3 * float(expected.abs().max()))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a[one], b[other], rtol=0, atol=5e-3 * float(b[other].abs().max()))
+    views = replace(faces, shown=by_onnx.preparation)
+    arm = plan_arm(
+        StudentPlan(student="compact-24-s", terms="embedding,hint=0.1", hints="stage-ends"),
+        by_onnx,
+        views,
+        device="cpu",
+    )
+    (outcome,) = distill([arm], by_onnx, views, replace(CONFIG, epochs=1, batch_size=10))
+    assert np.isfinite(outcome.history[0]["hint"])
+
+
+def test_what_is_wrong_is_told(teacher_file: Path, faces: FaceViews) -> None:
     teacher = load_teacher(teacher_file)
     with pytest.raises(UnknownNameError, match="Unknown student 'compact-24'"):
         plan_arm(StudentPlan(student="compact-24"), teacher, faces)
     with pytest.raises(SettingError, match="A term needs hints"):
         plan_arm(StudentPlan(student="compact-24-s", terms="embedding,hint"), teacher, faces)
-    onnx = shared / "data" / "faces" / "models" / "face-reidentification-retail-0095.onnx"
-    if not onnx.is_file():
-        onnx = next((shared / "data" / "faces" / "models").glob("face-reid*.onnx"))
-    with pytest.raises(SettingError, match="runs in ONNX Runtime, where layers cannot be tapped"):
-        load_teacher(onnx)

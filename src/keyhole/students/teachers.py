@@ -13,6 +13,7 @@ from keyhole.faces.openvino_ir import IrModule, read_ir, residual_sums
 from keyhole.faces.preparation import Licenses, Preparation
 from keyhole.faces.runtimes import TorchNetwork
 from keyhole.models.network import InputSpec, Network
+from keyhole.students.onnx_teacher import OnnxTeacher
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,11 @@ def load_teacher(name_or_path: str | Path) -> FaceTeacher:
     """Return a face model as a teacher.
 
     Args:
-        name_or_path: A PyTorch model of any form that :func:`keyhole.faces.models.load_face_model` takes, or an
-            OpenVINO IR, whose graph is read.
+        name_or_path: A PyTorch model of any form that :func:`keyhole.faces.models.load_face_model` takes, an OpenVINO
+            IR, whose graph is read, or an ONNX file, whose intermediate results are made outputs.
 
     Raises:
-        SettingError: The model runs elsewhere (ONNX), so its layers cannot be tapped.
+        SettingError: The layers of the model cannot be tapped.
         KeyholeError: It cannot be read.
     """
     model = load_face_model(name_or_path, device="cpu")
@@ -67,10 +68,11 @@ def load_teacher(name_or_path: str | Path) -> FaceTeacher:
         candidates = ",".join(f"network.{name}" for name in residual_sums(module)) or None
     elif isinstance(model.network, TorchNetwork):
         module = model.network.module
+    elif path.suffix == ".onnx":
+        module = OnnxTeacher(path)
+        candidates = ",".join(f"network.{name}" for name in module.sums) or None
     else:
-        raise SettingError(
-            f"{name_or_path} runs in ONNX Runtime, where layers cannot be tapped; name its OpenVINO IR or PyTorch form."
-        )
+        raise SettingError(f"The layers of {name_or_path} cannot be tapped; name its .onnx, .xml or PyTorch form.")
     return _teacher(model, module, str(name_or_path), candidates)
 
 
