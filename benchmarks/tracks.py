@@ -39,10 +39,10 @@ def main() -> None:
     random = np.random.default_rng(options.seed)
     rows, others = [], 0
     with open_album(options.root) as album:
-        for number, (_, names) in enumerate(sorted(photos_of(album.pictures(), people).items())):
+        for number, (name_of, names) in enumerate(sorted(photos_of(album.pictures(), people).items())):
             if len(names) <= options.frames and (others := others + 1) > options.others:
                 continue
-            person = f"p{number:04}"
+            person = name_of  # its own, so that a matcher refuses people that it was fitted on
             crops = [decode_photo(album.read(name), name=name) for name in names[: options.frames + 1]]
             rows.append(write(options.out / "enrolled" / f"{person}.png", crops[0], "gallery", person))
             if len(crops) <= options.frames:

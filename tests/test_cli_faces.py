@@ -14,6 +14,7 @@ from PIL import Image
 import pattern_faces
 from keyhole.faces.compact import compact, form_of
 from keyhole.faces.models import save_face_model
+from keyhole.faces.photos import told_face_px
 from keyhole.faces.preparation import Licenses
 from test_cli import Ran, keyhole
 
@@ -134,7 +135,9 @@ def test_a_clip_is_followed_from_frames_to_names(shared: Path, tmp_path: Path) -
     folders = sorted(path.name for path in (tmp_path / "run" / "tracks").iterdir())
     assert len(folders) == len(found["tracks"])
     assert "holds this run, finished" in faces(*command).err
-    assert "Cannot read nowhere.gif" in faces("frames", "nowhere.gif", *command[2:-1], tmp_path / "no").err
+    crop = next((tmp_path / "run" / "tracks").rglob("*.png"))
+    assert told_face_px(crop.read_bytes()) is not None
+    assert "No folder or archive nowhere.gif" in faces("frames", "nowhere.gif", *command[2:-1], tmp_path / "no").err
 
 
 def test_a_student_is_taught_kept_and_used(closed: Path, tmp_path: Path) -> None:
@@ -231,7 +234,7 @@ def test_help_of_each_command_has_an_example(command: str) -> None:
 
 
 def test_reports_with_faces_are_their_owners_alone(closed: Path, tmp_path: Path) -> None:
-    for name, options, mode in (("with", ("--examples",), 0o600), ("without", (), 0o644)):
+    for name, options, mode in (("with", ("--examples",), 0o600), ("without", (), 0o600)):
         command = ("evaluate", *MODEL, "--root", closed, "--draws", 100, *options, "--out", tmp_path / name)
         assert faces(*command).code == 0
         assert stat.S_IMODE((tmp_path / name / "report.html").stat().st_mode) == mode

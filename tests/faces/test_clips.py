@@ -12,9 +12,9 @@ from PIL import Image
 
 from keyhole.errors import DataError
 from keyhole.faces.alignment import TEMPLATE_112
-from keyhole.faces.clips import Clip, clip_length, follow, read_clip, write_crops
+from keyhole.faces.clips import Clip, clip_digest, clip_length, crop_writer, follow, read_clip
 from keyhole.faces.detection import Detector, Face
-from keyhole.faces.photos import Photo
+from keyhole.faces.photos import Photo, told_face_px
 
 
 class Drawn(Detector):
@@ -54,7 +54,7 @@ def test_a_face_is_followed_while_it_moves_a_little() -> None:
     assert found.text().splitlines()[0] == "6 frames, 6 of them with a face"
 
 
-def test_a_face_may_be_missing_for_three_frames_and_no_longer() -> None:
+def test_a_face_may_be_missing_for_two_frames_and_no_longer() -> None:
     here, gone = frame((10, 20, 30, 200)), frame()
     assert numbers(follow([here, gone, gone, here], Drawn())) == [[0, 3]]
     assert numbers(follow([here, gone, gone, gone, here], Drawn())) == [[0], [4]]
@@ -78,6 +78,7 @@ def test_sizes_are_those_of_the_eyes_or_less() -> None:
     (track,) = follow([frame((10, 20, 30, 200))], Drawn()).tracks
     assert track[0].eyes_px == pytest.approx(30)
     assert track[0].shown_px <= track[0].eyes_px
+    assert track[0].crop is not None
     assert track[0].crop.shape == (112, 112, 3)
 
 
@@ -92,18 +93,33 @@ def test_clips_are_files_folders_or_archives(tmp_path: Path) -> None:
         read = list(read_clip(path))
         assert len(read) == 3
         assert all(np.array_equal(a, np.asarray(b)) for a, b in zip(read, pictures, strict=True))
+    assert clip_digest(tmp_path / "folder") == clip_digest(tmp_path / "folder")
+    before = clip_digest(tmp_path / "folder")
+    for k in (10, 9):  # numbers count as numbers
+        Image.fromarray(frame((10 + k, 20, 30, 200))).save(tmp_path / "folder" / f"{k}.png")
+    lefts = [int(np.where(photo[..., 0].any(axis=0))[0][0]) for photo in read_clip(tmp_path / "folder")]
+    assert lefts == [10, 11, 12, 19, 20]
+    assert clip_digest(tmp_path / "folder") != before
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no picture; expected the frames of a clip"):
         list(read_clip(tmp_path / "empty"))
 
 
 def test_crops_are_written_for_their_owner(tmp_path: Path) -> None:
-    found = follow([frame((10, 20, 30, 200), (100, 20, 30, 250))] * 2, Drawn())
-    write_crops(tmp_path, found)
-    names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
+    frames, folder = [frame((10, 20, 30, 200), (100, 20, 30, 250))] * 2, tmp_path / "tracks"
+    (folder / "face-09").mkdir(parents=True)
+    (folder / "face-09" / "00001.png").write_bytes(b"of another clip")
+    found = follow(frames, Drawn(), sink=crop_writer(folder))
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
     assert names == ["face-01/00000.png", "face-01/00001.png", "face-02/00000.png", "face-02/00001.png"]
-    assert stat.S_IMODE((tmp_path / names[0]).stat().st_mode) == 0o600
-    assert np.array_equal(np.asarray(Image.open(tmp_path / names[0])), found.tracks[0][0].crop)
+    assert stat.S_IMODE((folder / names[0]).stat().st_mode) == 0o600
+    first = found.tracks[0][0]
+    assert first.crop is not None
+    assert np.array_equal(np.asarray(Image.open(folder / names[0])), first.crop)
+    assert told_face_px((folder / names[0]).read_bytes()) == pytest.approx(first.eyes_px, abs=0.01)
+    lean = follow(frames, Drawn(), keep_crops=False)
+    assert all(seen.crop is None for track in lean.tracks for seen in track)
+    assert numbers(lean) == numbers(found)
 
 
 def test_a_corridor_is_followed(shared: Path) -> None:

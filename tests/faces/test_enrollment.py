@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pattern_faces
 from keyhole.errors import DataError, SettingError
 from keyhole.faces.calibration import Wanted, calibrate
 from keyhole.faces.comparison import Pipeline, Setting
+from keyhole.faces.degradation import Degradation
 from keyhole.faces.detection import Detector
 from keyhole.faces.enrollment import (
     compare,
@@ -25,7 +27,9 @@ from keyhole.faces.enrollment import (
     people_of,
 )
 from keyhole.faces.gallery import Gallery, save_gallery
+from keyhole.faces.matching import Matcher
 from keyhole.faces.models import load_face_model
+from keyhole.faces.photos import png_with_face_px
 from keyhole.faces.thresholds import Threshold, Thresholds
 
 SHARP = Setting(probe_px=(112.0,))
@@ -214,8 +218,13 @@ def test_a_photo_that_cannot_be_read_is_an_answer_and_the_rest_goes_on(
     assert answers["a.png"].text() == "cannot be read"
     assert told[0].startswith("2 of 3 photos of the probes cannot be read and are left out: a.png is empty (0 bytes)")
     (tmp_path / "b.png").unlink()
-    with pytest.raises(DataError, match=r"a\.png is empty"):
-        identify(reader, gallery, tmp_path, levels)
+    told.clear()
+    assert {each.verdict for each in identify(reader, gallery, tmp_path, levels, note=told.append).values()} == {
+        "cannot be read"
+    }
+    assert told[0].startswith("2 of 2 photos of the probes cannot be read")
+    with pytest.raises(DataError, match=r"a\.png is empty .* So it is with all 2 photos\."):
+        enroll_folder(reader, tmp_path)
     for name in ("p0/a.png", "p1/b.png"):
         pattern_faces.write(tmp_path / "people" / name, 1, 3)
     (tmp_path / "people" / "p1" / "b.png").write_bytes(b"")
@@ -242,6 +251,12 @@ def test_frames_of_a_folder_get_one_answer(reader: Pipeline, gallery: Gallery, r
     assert pooled.hits[0].score == pytest.approx(np.average(scores, weights=weights), abs=1e-6)
     assert pooled.threshold == pytest.approx(np.average([one.threshold for one in each.values()], weights=weights))
     assert pooled.face_px == max(sizes)
+    assert list(identify(reader, gallery, tmp_path / "left", levels, frames=True)) == ["left"]  # the root's own name
+    pattern_faces.write(tmp_path / "loose.png", 3, 20)
+    told: list[str] = []
+    beside = identify(reader, gallery, tmp_path, levels, frames=True, note=told.append)
+    assert sorted(beside) == sorted(["left", "right", tmp_path.name])
+    assert any(text.startswith("Warning: 1 photos lie beside the folders") for text in told)
     blind = replace(levels, least_px=200.0)  # no frame shows enough
     assert {a.verdict for a in identify(reader, gallery, tmp_path, blind, frames=True).values()} == {
         "too little to tell"
@@ -276,3 +291,36 @@ def test_photos_of_the_enrolled_without_a_face_are_misses(
     found = made.thresholds
     assert found.levels[0].fnir == pytest.approx(1 / 4)
     assert any("1 people of" in text and "are not enrolled" in text for text in told)
+
+
+def test_crops_that_tell_their_size_show_no_more(reader: Pipeline, gallery: Gallery, tmp_path: Path) -> None:
+    """A crop of a face that had 20 pixels in its frame shows at most 20, whatever its spectrum says."""
+    file = io.BytesIO()
+    png_with_face_px(pattern_faces.pattern(1, 30), 9.5, file)
+    (tmp_path / "a.png").write_bytes(file.getvalue())
+    levels = Thresholds(reader.model.fingerprint, "none", 0.1, 6, 8.0, (Threshold(112.0, 0.5, 40, 0.1),))
+    (answer,) = identify(reader, gallery, tmp_path, levels).values()
+    assert answer.face_px == pytest.approx(9.5)
+
+
+def test_a_gallery_is_made_small_by_the_camera_of_its_matcher(reader: Pipeline, root: Path) -> None:
+    how = Degradation(112, down="cv2-area")
+    random = np.random.default_rng(0)
+    width = reader.model.embedding_size
+    matcher = Matcher(
+        reader.model.fingerprint,
+        (8.0,),
+        random.normal(size=(1, width, width)).astype(np.float32),
+        np.zeros((1, width), np.float32),
+        np.zeros(width, np.float32),
+        (0.5,),
+        about={"camera": asdict(how)},
+    )
+    fitted = replace(reader, matcher=matcher)
+    found, _ = enroll_folder(fitted, root / "people")
+    same, _ = enroll_folder(at(fitted, how=how), root / "people")
+    np.testing.assert_array_equal(found.small[8.0], same.small[8.0])
+    plain, _ = enroll_folder(replace(fitted, matcher=replace(matcher, about={})), root / "people")
+    assert not np.allclose(found.small[8.0], plain.small[8.0])
+    assert fitted.doubts() != ()
+    assert at(fitted, how=how).doubts() == ()

@@ -196,10 +196,13 @@ def test_frames_of_a_track_are_one_search(reader: FaceModel, tmp_path: Path) -> 
     found = evaluate(under(reader, pooled), read)
     assert [row.mode for row in found.rows[:3]] == ["none best", "none equal", "none quality"]
     assert [row.gap is None for row in found.rows] == [True] + [False] * 5
+    assert {row.against for row in found.rows} == {"none best"}
+    assert "against none best +" in found.text()
+    assert found.groups == ()  # what tells tracks apart is no group
     assert "13 tracks of the probes, 0 of them without a face" in found.summary
     # all frames have 112 pixels: the first is the best, and it shows somebody else
     assert [row.figures["rank-1"].value for row in found.rows] == pytest.approx([1 / 13, 1, 1] * 2)
-    with pytest.raises(SettingError, match=r"No probe has 'clip'.*known are camera, track"):
+    with pytest.raises(SettingError, match=r"No probe has 'clip'.*there is track else\."):
         evaluate(under(reader, replace(pooled, track="clip")), read)
 
 

@@ -26,7 +26,7 @@ def test_tracks_are_of_one_person_and_one_value() -> None:
 def test_cameras_make_tracks_and_frames_of_none_stay_alone() -> None:
     samples = [frame("ann", camera="a"), frame("ann", camera="a"), Sample("x.jpg", "ann"), Sample("y.jpg", "ann")]
     assert tracks_of(samples, "camera").of.tolist() == [0, 0, 1, 2]
-    with pytest.raises(SettingError, match=r"No probe has 'track'.*known are camera\."):
+    with pytest.raises(SettingError, match=r"No probe has 'track'.*there is camera else\."):
         tracks_of(samples, "track")
 
 

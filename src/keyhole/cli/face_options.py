@@ -34,7 +34,10 @@ class ModelOptions:
     """A face model, and what finds faces for it."""
 
     model: Annotated[
-        str, typer.Option(help="A known model, .onnx, .xml, .toml, or package.module:function ('faces models').")
+        str,
+        typer.Option(
+            help="A known model, .onnx, .xml, .safetensors, .toml, or package.module:function ('faces models')."
+        ),
     ]
     detector: Annotated[Path | None, typer.Option(help="YuNet's ONNX file; needed for photos without landmarks.")] = (
         None
@@ -233,7 +236,7 @@ def matcher_of(path: Path | None, modes: tuple[str, ...]) -> Matcher | None:
     return load_matcher(path) if wanted and path is not None else None
 
 
-def check_file(out: Path, *, ending: str = ".safetensors") -> None:
+def check_file(out: Path, *, ending: str = ".safetensors", option: str = "--out") -> None:
     """Refuse a file to write that would be something else, before the work begins."""
     if out.suffix != ending or out.is_dir():
-        raise SettingError(f"--out is {out}; expected a file that ends in {ending}.")
+        raise SettingError(f"{option} is {out}; expected a file that ends in {ending}.")

@@ -9,6 +9,7 @@ import typer
 
 from keyhole.cli import face_options as f
 from keyhole.cli import options as o
+from keyhole.errors import SettingError
 
 Report = Annotated[Path | None, typer.Option(help="Also write this HTML file; only its owner can read it.")]
 
@@ -63,17 +64,19 @@ def calibrate(
     from keyhole.faces.gallery import load_gallery
     from keyhole.faces.thresholds import save_thresholds
     from keyhole.files import write_text
-    from keyhole.reports.watchlist_page import calibration_page
+    from keyhole.reports.watchlist_page import KICKER, calibration_page
 
     f.check_file(out, ending=".json")
+    report = out.with_suffix(".html")
+    if report.exists() and not (report.is_file() and KICKER in report.read_text(encoding="utf-8", errors="replace")):
+        raise SettingError(f"{report}, where the report would stand, is something else. Choose another --out.")
     asked = Wanted(wanted.fpir, wanted.least_px)
     pipeline = use.pipeline(camera.setting(probe_px=f.sizes("--probe-px", wanted.probe_px)))
     found = find(
         pipeline, load_gallery(gallery), strangers, asked, mated=wanted.mated, progress=o.progress_bar(), note=o.note
     )
-    report = out.with_suffix(".html")
-    write_text(report, calibration_page(found))
     save_thresholds(out, found.thresholds)
+    write_text(report, calibration_page(found))
     levels = found.thresholds.levels
     lines = [
         f"{level.face_px:>6g} px: score {level.score:.3f}, false alarms at most {100 * level.fpir_bound:.1f} %"
@@ -109,10 +112,10 @@ def identify(
     from keyhole.reports.watchlist_page import answers_page
 
     if report is not None:
-        f.check_file(report, ending=".html")
+        f.check_file(report, ending=".html", option="--report")
     pipeline = use.pipeline(crop.setting())
-    enrolled = open_gallery(pipeline, gallery, note=o.note)
     levels = load_thresholds(thresholds, fingerprint=pipeline.model.fingerprint)
+    enrolled = open_gallery(pipeline, gallery, note=o.note)
     answers = find(
         pipeline, enrolled, probe, levels, frames=frames, count=count, progress=o.progress_bar(), note=o.note
     )
@@ -140,7 +143,7 @@ def compare(
     from keyhole.reports.watchlist_page import comparison_page
 
     if report is not None:
-        f.check_file(report, ending=".html")
+        f.check_file(report, ending=".html", option="--report")
     found = measure(use.pipeline(crop.setting()), first, second, note=o.note)
     if report is not None:
         write_text(report, comparison_page(found), private=True)
@@ -165,7 +168,7 @@ def frames(
 
     Writes result.json and report.html to OUT. With --crops, OUT/tracks is a probe for 'faces identify --frames'.
     """
-    from keyhole.faces.clips import clip_length, follow, read_clip, write_crops
+    from keyhole.faces.clips import clip_digest, clip_length, crop_writer, follow, read_clip
     from keyhole.faces.detection import Detector
     from keyhole.files import write_json, write_text
     from keyhole.reports.watchlist_page import clip_page
@@ -174,11 +177,13 @@ def frames(
     told = o.recipe(
         {"clip": str(clip), "detector": str(detector), "crops": crops, "precision": "fp32", "device": "cpu"}
     )
+    told["files"] |= {str(clip): clip_digest(clip)}
     with open_run(out, "faces frames", told, resume=True) as run:
         pictures = o.progress_bar()(read_clip(clip), label="frames", total=clip_length(clip))
-        found = follow(pictures, Detector(detector))
-        if crops:
-            write_crops(run.path / "tracks", found)
+        sink = {"sink": crop_writer(run.path / "tracks")} if crops else {}
+        found = follow(pictures, Detector(detector), keep_crops=examples, **sink)
+        if crops and not found.tracks:
+            o.note("No face was found, so there are no crops.")
         write_text(run.path / "report.html", clip_page(found, name=clip.name, examples=examples), private=examples)
         write_json(run.path / "result.json", found.to_json())
     o.emit(found.to_json(), f"{found.text()}\nReport: {out / 'report.html'}", as_json=json)

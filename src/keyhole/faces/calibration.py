@@ -83,7 +83,9 @@ def calibrate(
         SettingError: A stranger is enrolled, or gallery and matcher are of another model.
         DataError: There is nobody to calibrate on.
     """
-    _check(pipeline, gallery, strangers)
+    _check(pipeline, gallery, strangers, mated)
+    for doubt in pipeline.doubts():
+        note(doubt)
     others = _searches(pipeline, gallery, strangers, progress, note)
     own = None if mated is None else _searches(pipeline, gallery, mated, progress, note)
     if own is not None and (unknown := {sample.identity for sample in own.samples} - set(gallery.people)):
@@ -112,11 +114,14 @@ def calibrate(
     )
 
 
-def _check(pipeline: Pipeline, gallery: Gallery, strangers: Path) -> None:
+def _check(pipeline: Pipeline, gallery: Gallery, strangers: Path, mated: Path | None) -> None:
     """Refuse before any work what does not fit together."""
     gallery.check(pipeline.model.fingerprint, pipeline.setting.margin)
     with open_people(strangers) as album:
         named = {sample.identity for sample in people_of(album, aligned=False)}
+    if mated is not None:
+        with open_people(mated) as album:
+            people_of(album, aligned=False)
     if pipeline.matcher is not None:
         people = named | set(gallery.people)
         pipeline.matcher.check(pipeline.model.fingerprint, people, margin=pipeline.setting.margin)

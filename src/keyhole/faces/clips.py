@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
 
-from keyhole.errors import DataError
+from keyhole.errors import DataError, RunError
 from keyhole.faces.albums import open_album
 from keyhole.faces.alignment import align, face_px_of
 from keyhole.faces.detection import Detector, Face, overlap
-from keyhole.faces.photos import Photo, decode_photo, frame_count, read_frames
+from keyhole.faces.photos import Photo, decode_photo, frame_count, png_with_face_px, read_frames
 from keyhole.faces.resolution import effective_face_px
 from keyhole.faces.threads import in_order
-from keyhole.files import write_bytes
+from keyhole.files import sha256, write_bytes
 
 LEAST_OVERLAP = 0.3  # of the union, from one frame to the next
-MOST_GAP = 3  # frames that a face may be missing for
+MOST_GAP = 3  # a face that was last seen so many frames ago goes on; it may be missing in the two between
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,14 @@ class Seen:
         face: Where it is.
         eyes_px: ``face_px`` as its landmarks say.
         shown_px: ``face_px`` that it really shows: at most ``eyes_px``, less where its spectrum says so.
-        crop: Aligned to the 112 template.
+        crop: Aligned to the 112 template; None where it was not kept.
     """
 
     frame: int
     face: Face
     eyes_px: float
     shown_px: float
-    crop: UInt8[np.ndarray, "112 112 3"]
+    crop: UInt8[np.ndarray, "112 112 3"] | None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values, without the picture."""
@@ -94,6 +96,8 @@ class Clip:
 def read_clip(path: Path) -> Iterator[Photo]:
     """Yield the frames of an animated file (GIF, WebP, TIFF), or of a folder or zip archive in the order of names.
 
+    Numbers in names count as numbers: ``frame_9.png`` comes before ``frame_10.png``.
+
     Raises:
         DataError: There is none, or one cannot be read.
     """
@@ -101,11 +105,28 @@ def read_clip(path: Path) -> Iterator[Photo]:
         yield from read_frames(path)
         return
     with open_album(path) as album:
-        names = album.pictures()
+        names = sorted(album.pictures(), key=_by_number)
         if not names:
             raise DataError(f"{path} holds no picture; expected the frames of a clip. Name its folder, or a GIF.")
         for name in names:
             yield decode_photo(album.read(name), name=name)
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Return what to sort a name by: its digits as numbers, the rest as text."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts if part]
+
+
+def clip_digest(path: Path) -> str:
+    """Return the SHA-256 of a clip: of its file, or of the names and contents of its pictures."""
+    if path.is_file():
+        return sha256(path)
+    digest = hashlib.sha256()
+    with open_album(path) as album:
+        for name in album.pictures():
+            digest.update(hashlib.sha256(f"{name}\n".encode() + album.read(name)).digest())
+    return digest.hexdigest()
 
 
 def clip_length(path: Path) -> int:
@@ -116,7 +137,13 @@ def clip_length(path: Path) -> int:
         return len(album.pictures())
 
 
-def follow(frames: Iterable[Photo], detector: Detector) -> Clip:
+def follow(
+    frames: Iterable[Photo],
+    detector: Detector,
+    *,
+    keep_crops: bool = True,
+    sink: Callable[[int, Seen], None] = lambda _track, _seen: None,
+) -> Clip:
     """Return the faces of a clip, those of one person linked from frame to frame.
 
     A face continues the track whose last box it overlaps most, by at least 0.3 of their union, if that was seen within
@@ -125,6 +152,8 @@ def follow(frames: Iterable[Photo], detector: Detector) -> Clip:
     Args:
         frames: The frames, in their order.
         detector: Finds the faces; frames are searched on all cores.
+        keep_crops: Keep every face's picture; a long clip has many.
+        sink: Is given each face with its picture, and the number of its track, from 1, as it is found.
 
     Raises:
         DataError: There is no frame.
@@ -141,7 +170,8 @@ def follow(frames: Iterable[Photo], detector: Detector) -> Clip:
                 track = len(tracks)
                 tracks.append([])
             taken.add(track)
-            tracks[track].append(seen)
+            sink(track + 1, seen)
+            tracks[track].append(seen if keep_crops else replace(seen, crop=None))
     if not count:
         raise DataError("The clip has no frame. Name another file or folder.")
     return Clip(count, tuple(map(tuple, tracks)))
@@ -167,14 +197,25 @@ def _continued(tracks: list[list[Seen]], seen: Seen, taken: set[int]) -> int | N
     return best if best is not None and shares[best] >= LEAST_OVERLAP else None
 
 
-def write_crops(folder: Path, clip: Clip) -> None:
-    """Write the aligned faces of a clip as ``FACE/FRAME.png``, readable by their owner only.
+def crop_writer(folder: Path) -> Callable[[int, Seen], None]:
+    """Return a sink that writes aligned faces as ``face-01/00012.png``, readable by their owner only.
+
+    What the folder held before is removed first, so that faces of two clips never mix. Each file tells how many pixels
+    the face had, so that ``keyhole faces identify`` goes by the same size.
 
     Raises:
-        RunError: A file cannot be written.
+        RunError: A file cannot be written or removed.
     """
-    for number, track in enumerate(clip.tracks, 1):
-        for seen in track:
-            file = io.BytesIO()
-            Image.fromarray(seen.crop).save(file, "PNG")
-            write_bytes(folder / f"face-{number:02}" / f"{seen.frame:05}.png", file.getvalue(), private=True)
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise RunError(f"Cannot remove {folder}: {error.strerror}. Choose another --out.") from error
+
+    def write(track: int, seen: Seen) -> None:
+        assert seen.crop is not None, "follow gives it"
+        file = io.BytesIO()
+        png_with_face_px(seen.crop, seen.eyes_px, file)
+        write_bytes(folder / f"face-{track:02}" / f"{seen.frame:05}.png", file.getvalue(), private=True)
+
+    return write

@@ -176,6 +176,20 @@ class Pipeline:
         """How a watch list compares: nobody tells it the size of a probe."""
         return "none" if self.matcher is None else "fitted-estimated"
 
+    def enrolling(self) -> Pipeline:
+        """Return the pipeline with the camera that its matcher was fitted with: a gallery's small views are its."""
+        camera = None if self.matcher is None else self.matcher.about.get("camera")
+        if not isinstance(camera, dict):
+            return self
+        return replace(self, setting=replace(self.setting, how=Degradation(**camera)))
+
+    def doubts(self) -> tuple[str, ...]:
+        """Return the note on a matcher that was fitted for another camera than the one of the setting."""
+        fitted = self.enrolling().setting.how
+        if replace(fitted, face_px=SIDE_PX) == replace(self.setting.how, face_px=SIDE_PX):
+            return ()
+        return ("The matcher was fitted with another camera (--degrade) than this one: expect less of it.",)
+
     def watch(self, crops: Crops, *, progress: Progress = silent, name: str = "faces") -> Watched:
         """Return faces that were cut out for the model, to be embedded at each size once."""
         return Watched(self.model, crops, self.setting, progress=progress, name=name)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from keyhole.faces.samples import Sample
 
 SIDE_PX = 112
+FACE_PX = "face_px"  # attribute of an aligned crop: the side that it had in its photo
 _CHUNK = 256  # faces embedded between two looks at the progress bar
 
 
@@ -37,7 +38,7 @@ class Crops:
     Attributes:
         pixels: One square crop a face that was found, RGB.
         extent: Side of each crop in sides of its 112-template crop.
-        native_px: ``face_px`` that the photo itself has; 112 for crops that came aligned.
+        native_px: ``face_px`` that the photo itself has; 112 for crops that came aligned, unless it was told.
         found: Which of the samples have a face; the three above have a row for each of those, in their order.
         canonical: Whether the crops are 112-template crops, which a model's own template is cut from; else they are
             in the model's own form already.
@@ -143,7 +144,7 @@ def _cut(
 ) -> _Cut | None:
     if sample.aligned:
         _check_aligned(photo, sample, preparation, margin)
-        return _Cut(photo, 1.0, float(SIDE_PX))
+        return _Cut(photo, 1.0, _known_px(sample))
     landmarks, box, seen = sample.landmarks, sample.box, 1
     if landmarks is None or (preparation.template is None and box is None):
         if detector is None:
@@ -173,6 +174,18 @@ def _cut(
     crop = align(photo, points, template=template, size_px=size_px, margin=beyond)
     matrix = similarity_transform(points, widen(template, size_px, beyond))
     return _Cut(crop, size_px / math.hypot(matrix[0, 0], matrix[1, 0]) / native_px, native_px, seen)
+
+
+def _known_px(sample: Sample) -> float:
+    """Return how many pixels an aligned crop had in its photo, where that was told with it; 112 else."""
+    text = sample.attributes.get(FACE_PX)
+    try:
+        known = float(SIDE_PX) if text is None else float(text)
+    except ValueError:
+        known = math.nan
+    if not 0 < known < math.inf:
+        raise DataError(f"{sample.path} has {FACE_PX} {text!r}; expected its side in pixels of its photo, above 0.")
+    return known
 
 
 def _around(landmarks: Sequence[Sequence[float]]) -> tuple[float, float, float, float]:

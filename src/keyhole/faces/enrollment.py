@@ -13,8 +13,9 @@ from jaxtyping import Float, UInt8
 from keyhole.errors import DataError, SettingError
 from keyhole.faces.albums import Album, album_of_file, open_album, picture_size
 from keyhole.faces.comparison import Pipeline, Watched
-from keyhole.faces.embedding import shown_px
+from keyhole.faces.embedding import FACE_PX, shown_px
 from keyhole.faces.gallery import Gallery, candidates, enroll, load_gallery
+from keyhole.faces.photos import told_face_px
 from keyhole.faces.pooling import Pooled, frame_quality, frame_weights, grouped, pool
 from keyhole.faces.samples import Sample, shortened
 from keyhole.faces.thresholds import NO_FACE, UNREADABLE, Answer, Thresholds, answer
@@ -74,7 +75,9 @@ def people_of(album: Album, *, aligned: bool | None = None) -> tuple[Sample, ...
     for name, each in parts.items():
         person = PurePosixPath(name).stem if len(each) == 1 or wrapped else each[-2]
         crop = _is_crop(album, name) if aligned is None else aligned
-        samples.append(Sample(name, unicodedata.normalize("NFC", person), aligned=crop))
+        told = told_face_px(album.read(name)) if crop and name.lower().endswith(".png") else None
+        known = {} if told is None else {FACE_PX: f"{told:g}"}
+        samples.append(Sample(name, unicodedata.normalize("NFC", person), aligned=crop, attributes=known))
     if not samples:
         raise DataError(
             f"{album.root} holds no photo; expected PERSON/*.jpg or PERSON.jpg. Name the folder of the people."
@@ -95,6 +98,7 @@ def faces_of(
     *,
     kind: str,
     role: str = "probes",
+    refuse: bool = True,
     progress: Progress = silent,
     note: Note = no_note,
 ) -> Faces:
@@ -105,6 +109,7 @@ def faces_of(
         root: Where the photos are.
         kind: What notes call them.
         role: Faces of another role get other noise.
+        refuse: Raise where no photo can be read; else they are all told as unreadable.
         progress: Wraps the loop.
         note: Is told what was left out, and what was taken for an aligned crop.
 
@@ -116,8 +121,9 @@ def faces_of(
         crops = pipeline.crop(album, samples, skip_unreadable=True, progress=progress)
     if crops.unreadable:
         first = next(iter(crops.unreadable.values()))
-        if len(crops.unreadable) == len(samples):
-            raise DataError(first)
+        if refuse and len(crops.unreadable) == len(samples):
+            more = f" So it is with all {len(samples)} photos." if len(samples) > 1 else ""
+            raise DataError(first + more)
         note(f"{len(crops.unreadable)} of {len(samples)} photos of {kind} cannot be read and are left out: {first}")
     if crops_taken := sum(sample.aligned for sample in samples):
         note(f"{crops_taken} of {len(samples)} photos of {kind} measure 112 x 112 and are taken as aligned crops.")
@@ -148,6 +154,7 @@ def enroll_folder(
     Raises:
         DataError: There is no photo, or no face in any.
     """
+    pipeline = pipeline.enrolling()
     faces = faces_of(pipeline, root, kind="the gallery", role="gallery", progress=progress, note=note)
     if not faces.samples:
         raise DataError(f"No face was found in any photo of {root}. Look at the photos, or at --detector.")
@@ -211,10 +218,16 @@ def identify(
         SettingError: Gallery or thresholds are of another model, margin or matcher.
     """
     _check_thresholds(pipeline, gallery, thresholds, note)
-    faces = faces_of(pipeline, probes, kind="the probes", progress=progress, note=note)
-    names = [_track_of(sample.path, frames) for sample in faces.samples]
-    answers = {name: Answer(NO_FACE) for name in (_track_of(path, frames) for path in faces.without_face)}
-    answers |= {name: Answer(UNREADABLE) for name in (_track_of(path, frames) for path in faces.unreadable)}
+    faces = faces_of(pipeline, probes, kind="the probes", refuse=False, progress=progress, note=note)
+
+    def named(path: str) -> str:
+        return path if not frames else _folder_of(path, probes)
+
+    names = [named(sample.path) for sample in faces.samples]
+    answers = {named(path): Answer(UNREADABLE) for path in faces.unreadable}
+    answers |= {named(path): Answer(NO_FACE) for path in faces.without_face}
+    if frames and (loose := [s.path for s in faces.samples if "/" not in s.path]) and len(set(names)) > 1:
+        note(f"Warning: {len(loose)} photos lie beside the folders and are taken as frames of one person: {loose[0]}.")
     if names:
         sizes, tracks = seen_px(faces.watched, None), grouped(names)
         # a frame of too few pixels does not count, and where no other is there, nothing is told
@@ -229,9 +242,10 @@ def identify(
     return dict(sorted(answers.items()))
 
 
-def _track_of(name: str, frames: bool) -> str:
-    """Return under which name a photo is answered: its own, or that of its folder."""
-    return str(PurePosixPath(name).parent) if frames else name
+def _folder_of(name: str, root: Path) -> str:
+    """Return the folder that a frame lies in; the root's own name for those that lie in it."""
+    parent = str(PurePosixPath(name).parent)
+    return root.name if parent == "." else parent
 
 
 def _check_thresholds(pipeline: Pipeline, gallery: Gallery, thresholds: Thresholds, note: Note) -> None:
@@ -294,6 +308,7 @@ def compare(pipeline: Pipeline, first: Path, second: Path, *, note: Note = no_no
     Raises:
         DataError: There is no face in one of them.
     """
+    pipeline = pipeline.enrolling()
     seen, shown = [], []
     for path in (first, second):
         if not path.is_file():

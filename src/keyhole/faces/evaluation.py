@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from keyhole.faces.degradation import Degradation
 from keyhole.faces.embedding import SIDE_PX, Crops, degraded
 from keyhole.faces.intervals import Interval, Resampling, Statistic, difference, interval
 from keyhole.faces.matching import Matcher, fit_matcher
-from keyhole.faces.pooling import frame_quality, frame_weights, grouped, pool, tracks_of
+from keyhole.faces.pooling import Tracks, frame_quality, frame_weights, grouped, pool, tracks_of
 from keyhole.faces.results import Evaluation, Example, Group, Row
 from keyhole.faces.samples import IdentificationSet, PairSet, Sample
 from keyhole.progress import Progress, silent
@@ -58,7 +58,7 @@ def evaluate(
         found, probes = _pairs(pipeline, protocol, parts[0], progress)
     else:
         found, probes = _searches(pipeline, protocol, parts, progress)
-    notes = (*found.notes, *_not_degraded(pipeline.setting))
+    notes = (*found.notes, *_not_degraded(pipeline.setting), *pipeline.doubts())
     return replace(found, notes=notes, examples=_examples(probes, pipeline.setting) if examples else ())
 
 
@@ -152,7 +152,7 @@ def _searches(
         of_frames = compare(probes, gallery, face_px, mode=mode, matcher=pipeline.matcher)
         # what a frame is worth is read off its spectrum wherever that can be read, whatever size it is matched by
         shown = probes.sizes_px(face_px, "-estimated" if sought.canonical else mode) if setting.pool else np.zeros(0)
-        quality = frame_quality(shown, pipeline.matcher)
+        quality = frame_quality(shown, pipeline.matcher if mode.startswith("fitted") else None)
         for way, pooled in pools(of_frames, quality):
             scores = np.zeros((len(tracked.probes), len(tracked.gallery)), np.float32)
             scores[np.ix_(there, enrolled.found)] = pooled
@@ -200,7 +200,31 @@ def _tracked(
         for way in setting.pool:
             yield f" {way}", pool(scores, frame_weights(way, quality, frames), frames)[order]
 
-    return replace(protocol, probes=tuple(protocol.probes[row] for row in tracks.first)), seen, pools
+    return replace(protocol, probes=_whole(protocol.probes, tracks, setting.track)), seen, pools
+
+
+def _whole(frames: Sequence[Sample], tracks: Tracks, track: str) -> tuple[Sample, ...]:
+    """Return one sample a track: what all of its frames have in common, less what tells tracks apart."""
+    members: list[list[Sample]] = [[] for _ in range(len(tracks))]
+    for sample, number in zip(frames, tracks.of, strict=True):
+        members[number].append(sample)
+
+    def common(values: Iterable[str]) -> str:
+        found = set(values)
+        return found.pop() if len(found) == 1 else ""
+
+    return tuple(
+        replace(
+            own[0],
+            camera=common(sample.camera for sample in own),
+            attributes={
+                key: common(sample.attributes.get(key, "") for sample in own)
+                for key in own[0].attributes
+                if key != track
+            },
+        )
+        for own in members
+    )
 
 
 def _row_of(
@@ -231,7 +255,7 @@ def _rows(rows: Callable[[float, str], Iterator[tuple[Statistic, Row]]], setting
             gap = None
             if plain is not None and row is not plain[1]:
                 gap = difference(main, plain[0], resampling=_draws(setting))
-            told.append(replace(row, gap=gap))
+            told.append(replace(row, gap=gap, against="none" if plain is None else plain[1].mode))
     return tuple(told)
 
 

@@ -57,7 +57,7 @@ class Gallery:
             sizes = ", ".join(f"{px:g}" for px in self.small) or "none"
             raise SettingError(
                 f"The gallery has no embeddings at {face_px:g} px; it was made for {sizes}. Make it again: "
-                "keyhole faces embed."
+                "keyhole faces embed --matcher FILE."
             )
         return self.small[face_px]
 

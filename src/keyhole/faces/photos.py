@@ -23,6 +23,7 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from keyhole.errors import DataError, SettingError, ShapeError
 
@@ -33,6 +34,7 @@ MAX_PIXELS = 100_000_000
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _ORIENTATION = 0x0112
+_FACE_PX = "keyhole:face_px"
 _opening = threading.Lock()  # the filters of warnings belong to the whole process
 
 
@@ -122,6 +124,32 @@ def read_frames(path: Path) -> Iterator[Photo]:
             except Exception as error:
                 raise _damaged(f"frame {number} of {path}", error) from error
             yield frame
+
+
+def told_face_px(data: bytes) -> float | None:
+    """Return the ``face_px`` that a PNG of this package tells of its face, in a text chunk; None where it tells none.
+
+    Example:
+        >>> file = io.BytesIO()
+        >>> png_with_face_px(np.zeros((2, 2, 3), np.uint8), 12.5, file)
+        >>> told_face_px(file.getvalue())
+        12.5
+    """
+    try:
+        with _opening, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=("PNG",))
+        value = float(image.info.get(_FACE_PX, "nan"))
+    except Exception:  # no PNG, or a damaged one: whoever reads the pixels will tell
+        return None
+    return value if 0 < value < float("inf") else None
+
+
+def png_with_face_px(photo: Photo, face_px: float, file: io.BytesIO) -> None:
+    """Write a crop as PNG that tells how many pixels its face had in its photo."""
+    told = PngInfo()
+    told.add_text(_FACE_PX, f"{face_px:.2f}")
+    Image.fromarray(photo).save(file, "PNG", pnginfo=told)
 
 
 def frame_count(path: Path) -> int:

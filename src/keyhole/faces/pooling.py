@@ -89,10 +89,11 @@ def tracks_of(samples: Sequence[Sample], attribute: str) -> Tracks:
     """
     values = [sample.camera if attribute == "camera" else sample.attributes.get(attribute, "") for sample in samples]
     if not any(values):
-        known = sorted({key for sample in samples for key in sample.attributes} | {"camera"})
+        known = {key for sample in samples for key in sample.attributes}
+        known |= {"camera"} if any(sample.camera for sample in samples) else set()
         raise SettingError(
-            f"No probe has {attribute!r}, which tells what frames belong together; known are {', '.join(known)}. Add "
-            "that column to the manifest, or name another by --track."
+            f"No probe has {attribute!r}, which tells what frames belong together; there is "
+            f"{', '.join(sorted(known)) or 'nothing'} else. Add that column to the manifest, or name one by --track."
         )
     return grouped([(s.identity, value) if value else (s.path, None) for s, value in zip(samples, values, strict=True)])
 

@@ -16,7 +16,8 @@ class Row:
         face_px: Asked of the probes.
         mode: The way of matching.
         figures: By name, with their intervals; rates 0 to 1. What is undefined is missing.
-        gap: Difference in the main figure to ``none`` on the same searches or pairs.
+        gap: Difference in the main figure to ``against`` on the same searches or pairs.
+        against: The row that the gap is measured from: the first one without matching.
         cmc: Share of searches by rank, for identification.
         errors: Points of the error curve: rates along x, rates along y.
         right: Whether each search was first, or each pair told right, in the order of the protocol.
@@ -29,6 +30,7 @@ class Row:
     cmc: tuple[float, ...] = ()
     errors: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     right: tuple[bool, ...] = ()
+    against: str = "none"
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class Evaluation:
                     "match": row.mode,
                     "figures": {name: _percent(value) for name, value in row.figures.items()},
                     "gap": None if row.gap is None else _percent(row.gap),
+                    "against": None if row.gap is None else row.against,
                 }
                 for row in self.rows
             ],
@@ -137,7 +140,7 @@ class Evaluation:
         told = []
         for px in dict.fromkeys((sizes[-1], sizes[0])):
             at = {row.mode: row for row in self.rows if row.face_px == px}
-            first = at.get("none") or next(iter(at.values()))
+            first = next((row for mode, row in at.items() if mode.split()[0] == "none"), next(iter(at.values())))
             told.append(f"{100 * first.figures[self.main].value:.1f} % at {px:g} px ({first.mode})")
             best = max(at.values(), key=lambda row: row.figures[self.main].value)
             if best is not first and best.gap is not None:
@@ -153,7 +156,7 @@ class Evaluation:
         for row in self.rows:
             cells = [f"{name} {_short(row.figures[name])}" for name in names if name in row.figures]
             if row.gap is not None:
-                cells.append(f"against none {_short(row.gap, sign='+')}")
+                cells.append(f"against {row.against} {_short(row.gap, sign='+')}")
             lines.append(f"{row.face_px:>6g} px  {row.mode:<20} {', '.join(cells)}")
         return "\n".join(lines)
 

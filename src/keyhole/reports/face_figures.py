@@ -10,6 +10,8 @@ import numpy as np
 from keyhole.reports.figures import INK, SOFT, drawing, to_svg
 from keyhole.reports.markup import color, dash
 
+_MOST_MARKERS = 2000
+
 
 class Band(NamedTuple):
     """A value with the ends of its interval, in percent."""
@@ -152,7 +154,8 @@ def over_frames(tracks: Sequence[Sequence[tuple[int, float, float]]], told: str)
         for number, track in enumerate(tracks):
             frames, eyes, shown = zip(*track, strict=True)
             axes.plot(frames, eyes, color=color(number), linewidth=1.1, linestyle=":")
-            axes.plot(frames, shown, color=color(number), linewidth=1.8, marker="o", markersize=3)
+            few = sum(map(len, tracks)) <= _MOST_MARKERS
+            axes.plot(frames, shown, color=color(number), linewidth=1.8, marker="o" if few else "", markersize=3)
         axes.set_ylim(bottom=0)
         axes.set(xlabel="frame", ylabel="face_px")
         axes.yaxis.grid(True)

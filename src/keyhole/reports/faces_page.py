@@ -92,10 +92,16 @@ def _gaps(found: Evaluation) -> Html:
         of=found.main,
     )
     caption = (
-        f"Difference in {found.main} to comparing the photos as they are, in points, on the same {found.kind}; "
-        "95 % intervals over people. Right of the line, matching helps."
+        f"Difference in {found.main} to {_baseline(found)}, in points, on the same {found.kind}; 95 % intervals over "
+        "people. Right of the line is better."
     )
     return figure(drawn, caption)
+
+
+def _baseline(found: Evaluation) -> str:
+    """Return in words what gaps are measured from."""
+    against = next(row.against for row in found.rows if row.gap is not None)
+    return "comparing the photos as they are" if against == "none" else f"'{against}', compared as they are"
 
 
 def _curves(found: Evaluation) -> Html:

@@ -29,7 +29,7 @@ from keyhole.reports.markup import (
     table,
 )
 
-_KICKER = "Keyhole: a watch list"
+KICKER = "Keyhole: a watch list"
 _SHOWN_PX = 112
 
 
@@ -45,17 +45,18 @@ def calibration_page(found: Calibration) -> str:
         f"Thresholds for {plural(len(told.levels), 'size')} of probes, at which strangers were asked to raise an alarm "
         f"in {100 * told.fpir:g} % of searches. With 95 % confidence they do in at most {100 * worst:.1f} %."
     )
-    groups = [("strangers", found.strangers)] + ([("the enrolled", found.mates)] if found.mates else [])
+    groups = [("strangers", found.strangers)] + ([("the enrolled, where first", found.mates)] if found.mates else [])
     drawn = face_figures.by_threshold_size(
         groups, {level.face_px: level.score for level in told.levels}, "Scores of searches by size, and thresholds"
     )
     caption = (
         "Best score of each search: thin lines span the middle 98 %, thick ones the middle half, dots are medians. The "
-        "bar across is the threshold: a candidate at or above it is told."
+        "bar across is the threshold: a candidate at or above it is told. Searches of the enrolled whose mate was not "
+        "first, or in which no face was found, have no place here; the misses below count them."
     )
     return page(
         "Thresholds by the size of the probe",
-        _KICKER,
+        KICKER,
         paragraph(lead, "lead"),
         paragraph(
             f"{plural(told.enrolled, 'person')} enrolled; a larger gallery raises more alarms at the same score. Below "
@@ -105,7 +106,7 @@ def answers_page(answers: Mapping[str, Answer], thresholds: Thresholds) -> str:
     ]  # fmt: skip
     return page(
         "Who the probes may be",
-        _KICKER,
+        KICKER,
         paragraph(f"{plural(len(answers), 'probe')}: {told}.", "lead"),
         paragraph(
             f"A candidate is a suggestion for a person to check. Thresholds were set for false alarms in "
@@ -129,7 +130,7 @@ def comparison_page(found: Compared) -> str:
     ]
     return page(
         "Two faces compared",
-        _KICKER,
+        KICKER,
         paragraph(f"Score {found.score:.3f}, of -1 to 1.", "lead"),
         paragraph("What score means one person depends on the sizes: 'keyhole faces calibrate' finds out."),
         section("As they were compared", grid(pictures, kind="thumbs")),
@@ -170,7 +171,7 @@ def clip_page(found: Clip, *, name: str, examples: bool = False) -> str:
     )
     return page(
         f"The faces of {name}",
-        _KICKER,
+        KICKER,
         paragraph(f"{lines[0]}; {plural(len(found.tracks), 'face')} followed.", "lead"),
         section("Pixels of face over the frames", legend(names), figure(drawn, caption)) if drawn else "",
         section("Every face", table(columns, rows)) if rows else "",
@@ -188,8 +189,10 @@ def _faces(found: Clip) -> Html:
     return grid(shown, kind="thumbs")
 
 
-def _picture(crop: np.ndarray, told: str) -> Html:
+def _picture(crop: np.ndarray | None, told: str) -> Html:
     file = io.BytesIO()
+    if crop is None:
+        return Html("")
     Image.fromarray(crop).resize((_SHOWN_PX, _SHOWN_PX), Image.Resampling.NEAREST).save(file, "PNG")
     data = base64.b64encode(file.getvalue()).decode()
     return Html(f'<img alt="{escape(told)}" src="data:image/png;base64,{data}" style="width:100%">')
