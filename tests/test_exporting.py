@@ -102,11 +102,14 @@ def test_a_face_model_is_exported_and_used_like_any_other(tmp_path: Path) -> Non
     command = ("export", "--model", source, "--faces", tmp_path / "faces", "--precision", "fp32")
     found = keyhole(*command, "--out", tmp_path / "x.onnx", "--json").json
     assert found["images"] == 6
-    exported = load_face_model(tmp_path / "x.toml", threads=1)
+    exported = load_face_model(tmp_path / "x.onnx.toml", threads=1)
     original = load_face_model(source, threads=1, device="cpu")
     crops = torch.randint(0, 256, (3, 24, 24, 3), dtype=torch.uint8)
     torch.testing.assert_close(exported.embed(crops), original.embed(crops), rtol=0, atol=1e-3)
     assert exported.licenses.data == '"drawn"'
+    again = keyhole("export", "--model", tmp_path / "x.onnx.toml", *command[3:], "--out", tmp_path / "y.onnx")
+    assert "is ONNX already" in again.err
+    assert "the model itself" in keyhole(*command, "--out", source).err
 
 
 def test_a_classifier_is_exported(tmp_path: Path, cifar100_root: Path) -> None:

@@ -11,6 +11,7 @@ import importlib
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from keyhole.errors import DivergenceError, SettingError, unknown_name
+from keyhole.errors import DivergenceError, KeyholeError, SettingError, unknown_name
 from keyhole.files import write_bytes
 
 FORMS = {".onnx": "onnxruntime", ".xml": "openvino"}
@@ -108,9 +109,11 @@ def export(
     network = network.eval().cpu()
     with torch.no_grad():
         expected = torch.cat([network(part) for part in torch.split(images, 32)]).numpy()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _told(path):
         plain = Path(folder) / "plain.onnx"
-        _write_onnx(network, plain, images[:2])
+        # traced on noise, so that a network that became a constant differs from itself on the images
+        noise = torch.rand((2, *images.shape[1:]), generator=torch.Generator().manual_seed(0)) * 255
+        _write_onnx(network, plain, noise)
         made = plain
         if precision == "int8":
             made = Path(folder) / "int8.onnx"
@@ -127,6 +130,19 @@ def export(
             write_bytes(target, source.read_bytes())
     size = sum(target.stat().st_size for target in files)
     return Exported(path, precision, size, told[0], told[1], len(images))
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turn what a runtime or quantizer raises, of a dozen types, into one line."""
+    try:
+        yield
+    except KeyholeError:
+        raise
+    except Exception as error:
+        raise SettingError(
+            f"{path} cannot be made ({_line(error)}). Export it in another precision or form."
+        ) from error
 
 
 def _write_onnx(network: nn.Module, path: Path, example: Tensor) -> None:

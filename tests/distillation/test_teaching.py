@@ -91,6 +91,20 @@ def test_what_comes_again_is_looked_at_once(network: Network) -> None:
     assert looked == [2, 1, 3, 6]
 
 
+def test_what_was_kept_before_memory_ended_is_joined_with_what_comes(network: Network) -> None:
+    asked = Teaching(network, NAMES, device=CPU, precision="fp32", keep_bytes=2**24)
+    images = torch.randn(4, 3, 16, 16)
+    plain = Teaching(network, NAMES, device=CPU, precision="fp32").ask(images)()
+    asked.ask(images[:2], torch.arange(2))()
+    asked._kept._most_bytes = 1  # from here on nothing more fits
+    found = asked.ask(images, torch.arange(4))()
+    torch.testing.assert_close(found[0], plain[0], rtol=1e-4, atol=1e-5)
+    for name in NAMES:
+        torch.testing.assert_close(found[1][name], plain[1][name], rtol=1e-4, atol=1e-5)
+    assert not asked._kept.keeps
+    assert asked._kept._parts == {}
+
+
 def test_nothing_is_kept_where_memory_does_not_suffice(network: Network) -> None:
     asked = Teaching(network, NAMES, device=CPU, precision="fp32", keep_bytes=1000)
     images, views = torch.randn(2, 3, 16, 16), torch.arange(2)

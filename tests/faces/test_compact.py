@@ -25,6 +25,13 @@ def test_networks_embed_at_their_size(name: str) -> None:
     assert form_of(name).preparation.size_px == side
 
 
+def test_embeddings_are_as_large_as_their_teachers() -> None:
+    network = compact("compact-24-s", 128).eval()
+    assert network(torch.zeros(1, 3, 24, 24)).shape == (1, 128)
+    again = load_compact(network.state_dict(), name="compact-24-s")
+    assert again(torch.zeros(1, 3, 24, 24)).shape == (1, 128)
+
+
 def test_all_weights_learn() -> None:
     torch.manual_seed(0)
     network = compact("compact-24-s")

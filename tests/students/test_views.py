@@ -51,7 +51,7 @@ def test_people_are_folders(faces: FaceViews, root: Path) -> None:
     assert faces.labels.tolist() == [k // 2 for k in range(20)]
     some = read_faces(root, shown=SMALL, seen=SMALL, camera=CAMERA, keep=["p3", "p1"])
     assert some.classes == ("p1", "p3")
-    with pytest.raises(DataError, match="holds no picture of the people asked for"):
+    with pytest.raises(DataError, match="holds no picture of 1 of the people asked for: nobody"):
         read_faces(root, shown=SMALL, seen=SMALL, camera=CAMERA, keep=["nobody"])
 
 
@@ -131,6 +131,9 @@ def test_centers_that_fall_apart_are_passed_over() -> None:
     found = Hints("t", "x", (), "r2_cca", Rule(), layers, {"r2_cca": choice}, {"r2_cca": matrix}, {})
     assert surviving_hints(found, dict.fromkeys("abcd", 0.7)) == ("b", "d")  # the most central one
     assert surviving_hints(found, {"a": 0.5, "b": 0.2, "c": 0.9, "d": 0.1}) == ("c", "d")
+    mixed = Choice(("a", "b"), (("a", "d"), ("b", "c")), {})  # clusters that lie in one another
+    crossed = replace(found, choices={"r2_cca": mixed})
+    assert surviving_hints(crossed, {"a": 0.1, "b": 0.1, "c": 0.9, "d": 0.9}) == ("c", "d")
     none = replace(found, rule=Rule("uniform"), choices={"r2_cca": Choice(("b",), (), {})})
     with pytest.raises(SettingError, match="uniform, which makes no clusters"):
         surviving_hints(none, {})
@@ -200,9 +203,13 @@ def test_an_onnx_file_teaches_as_its_ir_does(shared: Path, faces: FaceViews) -> 
     assert np.isfinite(outcome.history[0]["hint"])
 
 
-def test_what_is_wrong_is_told(teacher_file: Path, faces: FaceViews) -> None:
+def test_what_is_wrong_is_told(teacher_file: Path, faces: FaceViews, tmp_path: Path) -> None:
     teacher = load_teacher(teacher_file)
     with pytest.raises(UnknownNameError, match="Unknown student 'compact-24'"):
         plan_arm(StudentPlan(student="compact-24"), teacher, faces)
     with pytest.raises(SettingError, match="A term needs hints"):
         plan_arm(StudentPlan(student="compact-24-s", terms="embedding,hint"), teacher, faces)
+    (tmp_path / "hints.json").write_text('{"hint": []}')
+    with pytest.raises(DataError, match=r"hints\.json names no hints"):
+        plan = StudentPlan(student="compact-24-s", terms="embedding,hint", hints=str(tmp_path / "hints.json"))
+        plan_arm(plan, teacher, faces)

@@ -36,11 +36,13 @@ def export(
 
     Example: keyhole export --model student.safetensors --data cifar100 --root DIR --precision int8 --out student.onnx
 
-    The file takes RGB values from 0 to 255. For a face model (--faces) a description is written beside it, OUT.toml,
-    which --model of 'keyhole faces' takes.
+    The file takes RGB values from 0 to 255. For a face model (--faces) a description is written beside it, OUT.toml
+    (such as face.onnx.toml), which --model of 'keyhole faces' takes.
     """
     from keyhole.exporting import export as write
 
+    if Path(model).resolve() == out.resolve():
+        raise SettingError(f"--out is {out}, the model itself. Choose another file.")
     told: str | None = None
     if faces is not None:
         prepared, shown, told = _of_faces(model, faces, samples, seed)
@@ -54,8 +56,8 @@ def export(
     if told is not None:
         from keyhole.files import write_text
 
-        beside = out.with_suffix(".toml")
-        write_text(beside, told.replace("FILE", out.name))
+        beside = out.with_name(f"{out.name}.toml")
+        write_text(beside, f"file = {_quoted(out.name)}\n{told}")
         value["description"] = str(beside)
     o.emit(
         value,
@@ -92,10 +94,13 @@ def _of_faces(model: str, faces: Path, samples: int, seed: int) -> tuple[Prepare
 
     from keyhole.exporting import Prepared
     from keyhole.faces.distributions import FixedSizes
+    from keyhole.students.onnx_teacher import OnnxTeacher
     from keyhole.students.teachers import load_teacher
     from keyhole.students.views import in_form, read_faces
 
     teacher = load_teacher(model)
+    if isinstance(getattr(teacher.network.module, "network", None), OnnxTeacher):
+        raise SettingError(f"{model} is ONNX already. Export its PyTorch form or its OpenVINO IR.")
     how = teacher.preparation
     views = read_faces(faces, shown=how, seen=how, camera=FixedSizes((112,)), progress=o.progress_bar())
     chosen = np.random.default_rng([seed, 7]).permutation(len(views))[:samples]
@@ -105,7 +110,7 @@ def _of_faces(model: str, faces: Path, samples: int, seed: int) -> tuple[Prepare
     template = [list(point) for point in how.template or ()]
     terms = teacher.licenses
     lines = [
-        'file = "FILE"', f"size_px = {how.size_px}", f"template = {template}",
+        f"size_px = {how.size_px}", f"template = {template}",
         *([] if how.margin is None else [f"margin = {how.margin}"]), "", "[licenses]",
         *(f"{key} = {_quoted(getattr(terms, key))}" for key in ("code", "weights", "data")),
     ]  # fmt: skip
@@ -115,4 +120,4 @@ def _of_faces(model: str, faces: Path, samples: int, seed: int) -> tuple[Prepare
 def _quoted(text: str) -> str:
     import json
 
-    return json.dumps(text)
+    return json.dumps(text, ensure_ascii=False)

@@ -35,9 +35,7 @@ class ModelOptions:
 
     model: Annotated[
         str,
-        typer.Option(
-            help="A known model, .onnx, .xml, .safetensors, .toml, or package.module:function ('faces models')."
-        ),
+        typer.Option(help="A known model, .onnx, .xml, .safetensors, .toml, or package.module:function."),
     ]
     detector: Annotated[Path | None, typer.Option(help="YuNet's ONNX file; needed for photos without landmarks.")] = (
         None

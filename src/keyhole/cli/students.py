@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,22 +84,27 @@ def distill(
     plans = (base,) if cohort is None else _cohort(cohort, base)
     camera = parse_distribution(degrade)
     told = o.recipe(
-        {"teacher": teacher, "faces": str(faces), "degrade": degrade, "people": people, "cohort": cohort,
+        {"out": out, "teacher": teacher, "faces": str(faces), "degrade": degrade, "people": people, "cohort": cohort,
          **vars(student), **vars(training)}
     )  # fmt: skip
+    config = replace(config, precision=told["precision"])
     with open_run(out, "faces distill", told, resume=resume) as run:
         opened = load_teacher(teacher)
-        shown = {student_network(plan.student)[1] for plan in plans}
-        if len(shown) > 1:
+        shown = [student_network(plan.student)[1] for plan in plans]
+        if len({(how.size_px, how.template, how.margin) for how in shown}) > 1:
             raise SettingError("Students of one cohort see one form of crops; the sizes or templates of these differ.")
         read = read_faces(
-            faces, shown=opened.preparation, seen=shown.pop(), camera=camera, keep=_people(people),
+            faces, shown=opened.preparation, seen=shown[0], camera=camera, keep=_people(people),
             progress=o.progress_bar(),
         )  # fmt: skip
         o.note(f"{len(read)} faces of {len(read.classes)} people")
         arms = [
-            plan_arm(plan, opened, read, device=config.device, progress=o.progress_bar(), note=o.note) for plan in plans
-        ]
+            plan_arm(
+                plan, opened, read, device=config.device, precision=config.precision,
+                keep=partial(run.settle, f"hints-{number}"), progress=o.progress_bar(), note=o.note,
+            )
+            for number, plan in enumerate(plans)
+        ]  # fmt: skip
 
         def log(record: dict[str, Any]) -> None:
             run.append(record)
@@ -138,13 +144,15 @@ def _cohort(path: Path, base: StudentPlan) -> tuple[StudentPlan, ...]:
     from keyhole.errors import unknown_name
     from keyhole.files import read_toml
 
-    tables = read_toml(path).get("arm", [])
-    if not isinstance(tables, list) or not tables:
-        raise DataError(f"{path} has no [[arm]]; expected one a student, with a name.")
+    value = read_toml(path)
+    tables = value.get("arm")
+    if set(value) != {"arm"} or not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
+        raise DataError(f"{path} holds {', '.join(value) or 'nothing'}; expected [[arm]] tables alone, one a student.")
     for table in tables:
-        for key in table:
+        for key, given in table.items():
             if key not in vars(base):
                 raise unknown_name(f"key of an arm of {path}", key, vars(base))
-            if not isinstance(table[key], type(getattr(base, key)) if getattr(base, key) is not None else str):
-                raise DataError(f"{path}: {key} is {table[key]!r}; expected a value like {getattr(base, key)!r}.")
+            kind = int if key in ("count", "samples", "seed") else str
+            if not isinstance(given, kind) or isinstance(given, bool) or (kind is int and given < (key != "seed")):
+                raise DataError(f"{path}: {key} is {given!r}; expected {'a number' if kind is int else 'a text'}.")
     return tuple(replace(base, **table) for table in tables)

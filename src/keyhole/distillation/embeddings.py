@@ -64,11 +64,11 @@ def relation_loss(student: Float[Tensor, "n d"], teacher: Float[Tensor, "n d"]) 
         0.0
     """
     student, teacher = _embeddings(student, teacher)
-    if len(student) < 2:
-        return (student * 0).sum()
-    gap = student @ teacher.T - teacher @ teacher.T
-    others = ~torch.eye(len(gap), dtype=torch.bool, device=gap.device)
-    return gap[others].square().mean()
+    count = len(student)
+    with torch.autocast(student.device.type, enabled=False):
+        gap = student @ teacher.T - teacher @ teacher.T
+        squares = gap.square().sum() - gap.diagonal().square().sum()
+    return squares / max(count * (count - 1), 1)
 
 
 def attention_similarity_loss(
@@ -147,16 +147,17 @@ class MarginSoftmax(nn.Module):
 
     def forward(self, embeddings: Float[Tensor, "n d"], people: Int64[Tensor, " n"]) -> Float[Tensor, ""]:
         """Return the loss of embeddings of any length; images of nobody known (-1) do not count."""
-        cosines = functional.normalize(embeddings.float()) @ functional.normalize(self.weight.float()).T
-        known = people >= 0
-        if not bool(known.any()):
-            return (cosines * 0).sum()
-        cosines, people = cosines[known], people[known]
-        own = cosines.gather(1, people[:, None])
-        sine = (1 - own.square()).clamp_min(1e-12).sqrt()
-        harder = own * math.cos(self.margin) - sine * math.sin(self.margin)
-        harder = torch.where(own > -math.cos(self.margin), harder, own - self.margin * math.sin(self.margin))
-        return functional.cross_entropy(self.scale * cosines.scatter(1, people[:, None], harder), people)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            cosines = functional.normalize(embeddings.float()) @ functional.normalize(self.weight.float()).T
+            known = people >= 0
+            named = people.clamp_min(0)
+            own = cosines.gather(1, named[:, None])
+            sine = (1 - own.square()).clamp_min(1e-12).sqrt()
+            harder = own * math.cos(self.margin) - sine * math.sin(self.margin)
+            harder = torch.where(own > -math.cos(self.margin), harder, own - self.margin * math.sin(self.margin))
+            logits = self.scale * cosines.scatter(1, named[:, None], harder)
+            losses = functional.cross_entropy(logits, named, reduction="none")
+            return torch.where(known, losses, 0).sum() / known.sum().clamp_min(1)
 
 
 def _embeddings(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

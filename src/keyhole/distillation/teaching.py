@@ -56,7 +56,8 @@ class Teaching:
         for _ in range(places if workers else 1):
             self._free.put(freeze(network, names, device=device, precision=precision, compile=compile))
         self._replay = Replay(self._answer, device) if replays else None
-        self._kept = Kept(keep_bytes)
+        # a compiled network is made for one number of images, and what is missing is another number each time
+        self._kept = Kept(0 if compile or replays else keep_bytes)
 
     def ask(self, images: Tensor, views: Tensor | None = None) -> Callable[[], Answer]:
         """Return a function that gives the answer to prepared images (n, c, h, w), waiting for it if need be.
@@ -74,10 +75,7 @@ class Teaching:
         pending = self._asked(images[missing.to(images.device)])
 
         def wait() -> Answer:
-            answer = pending()
-            if self._kept.put(numbers[missing], answer) or not bool(missing.all()):
-                return self._kept.take(numbers)
-            return answer
+            return self._kept.joined(numbers, missing, pending())
 
         return wait
 
@@ -127,6 +125,21 @@ class Kept:
         """Return which of the images have no answer yet."""
         self._reach(int(numbers.max()) + 1)
         return ~self._there[numbers]
+
+    def joined(self, numbers: Tensor, missing: Tensor, answer: Answer) -> Answer:
+        """Return the answers to some images, of which those that were missing come now, and are kept."""
+        old = self.take(numbers[~missing]) if not bool(missing.all()) else None
+        if not self.put(numbers[missing], answer):
+            self._parts.clear()
+        if old is None:
+            return answer
+        parts, kept = {"": answer[0], **answer[1]}, {"": old[0], **old[1]}
+        whole = {}
+        for name, part in parts.items():
+            here = missing.to(part.device)
+            whole[name] = part.new_empty((len(numbers), *part.shape[1:]))
+            whole[name][here], whole[name][~here] = part, kept[name]
+        return whole.pop(""), whole
 
     def put(self, numbers: Tensor, answer: Answer) -> bool:
         """Keep answers; return whether they are kept, which ends for good where memory does not suffice."""

@@ -16,6 +16,7 @@ from keyhole.errors import WeightsError, unknown_name
 from keyhole.faces.preparation import Preparation, arcface_template
 
 EMBEDDING = 256
+_LAST = "head.6.running_mean"  # one value a number of the embedding
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class _Block(nn.Module):
 class CompactFace(nn.Module):
     """A network of :data:`COMPACT`; its stages are ``stage1``, ``stage2`` and so on, for hints."""
 
-    def __init__(self, form: Form) -> None:
+    def __init__(self, form: Form, size: int = EMBEDDING) -> None:
         super().__init__()
         width, side = form.stages[0][0], form.size_px
         stem: list[nn.Module] = []
@@ -94,13 +95,13 @@ class CompactFace(nn.Module):
             *_layer(width, wide, 1),
             nn.Conv2d(wide, wide, side, groups=wide, bias=False),
             nn.BatchNorm2d(wide),
-            nn.Conv2d(wide, EMBEDDING, 1, bias=False),
-            nn.BatchNorm2d(EMBEDDING),
+            nn.Conv2d(wide, size, 1, bias=False),
+            nn.BatchNorm2d(size),
         )
         self.stages = len(form.stages)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return embeddings (n, 256) of any length for prepared images (n, 3, s, s)."""
+        """Return embeddings (n, d) of any length for prepared images (n, 3, s, s)."""
         feature = self.stem(images)
         for number in range(1, self.stages + 1):
             feature = self._modules[f"stage{number}"](feature)  # type: ignore[misc]
@@ -108,8 +109,12 @@ class CompactFace(nn.Module):
         return found.flatten(1)
 
 
-def compact(name: str) -> CompactFace:
+def compact(name: str, size: int = EMBEDDING) -> CompactFace:
     """Return a network with random weights, drawn from the global state.
+
+    Args:
+        name: One of :data:`COMPACT`.
+        size: Numbers in an embedding.
 
     Raises:
         UnknownNameError: There is none of that name.
@@ -119,7 +124,7 @@ def compact(name: str) -> CompactFace:
         >>> network(torch.zeros(2, 3, 24, 24)).shape
         torch.Size([2, 256])
     """
-    return CompactFace(form_of(name))
+    return CompactFace(form_of(name), size)
 
 
 def form_of(name: str) -> Form:
@@ -134,12 +139,14 @@ def form_of(name: str) -> Form:
 
 
 def load_compact(weights: Mapping[str, Tensor], *, name: str) -> CompactFace:
-    """Return a network with these weights.
+    """Return a network with these weights; how many numbers it embeds in is theirs.
 
     Raises:
-        WeightsError: They are of another network.
+        WeightsError: They are of another network. Those of compact-24-s and compact-48-s have the same shapes, and are
+            told apart by the file's description alone.
     """
-    module = compact(name)
+    last = weights.get(_LAST)
+    module = compact(name, EMBEDDING if last is None else len(last))
     try:
         module.load_state_dict(dict(weights))
     except RuntimeError as error:

@@ -7,6 +7,7 @@ to a convolution becomes its bias. Nothing of the files is executed: an operatio
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -133,7 +134,11 @@ def read_ir(path: Path) -> IrModule:
         data = numbers.read_bytes()
     except OSError as error:
         raise WeightsError(f"Cannot read {numbers}: {error.strerror}. Put it beside {path.name}.") from error
-    return _Builder(path, nodes, data, shape).build()
+    try:
+        return _Builder(path, nodes, data, shape).build()
+    except (LookupError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{path} is no whole OpenVINO IR ({reason}). Get it anew.") from error
 
 
 def rebuild(plan: Mapping[str, Any], weights: Mapping[str, Tensor]) -> IrModule:
@@ -155,9 +160,15 @@ def rebuild(plan: Mapping[str, Any], weights: Mapping[str, Tensor]) -> IrModule:
             known.add(step.name)
         if plan["result"] not in known:
             raise ValueError(f"no step gives {plan['result']!r}")
+        asked = sum(math.prod(shape) for step in steps for shape in step.shapes)
+        if (
+            asked > 2 * sum(tensor.numel() for tensor in weights.values()) + 1000
+            or min((side for step in steps for shape in step.shapes for side in shape), default=0) < 0
+        ):
+            raise ValueError(f"{asked} numbers are asked for, and the file holds fewer")
         module = IrModule({step.name: step.module() for step in steps}, steps, plan["input"], plan["result"])
         module.load_state_dict(dict(weights))
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(f"The file holds no network that can be built again ({reason}). Write it anew.") from error
     return module
@@ -172,11 +183,12 @@ def _nodes(path: Path) -> tuple[list[_Node], tuple[int, ...]]:
     """Return the layers in an order in which each comes after what it takes, and the shape of the input."""
     wrong = f"{path} is no OpenVINO IR of version 10 or later"
     try:
-        text = path.read_bytes()
+        large = path.stat().st_size > _MOST_XML_BYTES
+        text = b"" if large else path.read_bytes()
     except OSError as error:
         raise WeightsError(f"Cannot read {path}: {error.strerror}. Name an .xml file.") from error
-    if len(text) > _MOST_XML_BYTES or b"<!ENTITY" in text:
-        raise WeightsError(f"{wrong}: it is larger than 64 MiB, or defines entities. Get it anew.")
+    if large or b"<!" in text.replace(b"<!--", b"") or b"\0" in text:
+        raise WeightsError(f"{wrong}: it is larger than 64 MiB, no UTF-8, or defines entities. Get it anew.")
     try:
         root = ElementTree.fromstring(text)
         layers = {layer.attrib["id"]: layer for layer in root.findall("./layers/layer")}
@@ -432,7 +444,10 @@ def _matmul(settings: Mapping[str, str], numbers: Sequence[np.ndarray], _count: 
 def _pool(settings: Mapping[str, str], _numbers: Sequence[np.ndarray], _count: int) -> nn.Module:
     kernel, strides, pads = _pair(settings["kernel"]), _pair(settings["strides"]), _padding(settings)
     counted = settings.get("exclude-pad", settings.get("exclude_pad", "true")).lower() != "true"
-    ceil = settings.get("rounding_type", "floor") == "ceil"
+    rounding = settings.get("rounding_type", "floor")
+    if rounding not in ("floor", "ceil"):
+        raise ValueError(f"rounding {rounding}")
+    ceil = rounding == "ceil"
     return nn.AvgPool2d(kernel, strides, pads, ceil_mode=ceil, count_include_pad=counted)
 
 
@@ -447,7 +462,7 @@ def _reshape(settings: Mapping[str, str], numbers: Sequence[np.ndarray], _count:
     if sides[0] not in (0, 1, -1) or 0 in sides[1:]:
         raise ValueError(f"a target of {sides}")
     # a file of one image says 1 or -1 where any number of images is meant
-    return _Of(lambda feature: feature.reshape(len(feature), *sides[1:]))
+    return _Of(lambda feature: feature.reshape(feature.shape[0], *sides[1:]))
 
 
 def _clamp(settings: Mapping[str, str], _numbers: Sequence[np.ndarray], _count: int) -> nn.Module:

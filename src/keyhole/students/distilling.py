@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +14,21 @@ from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
 from keyhole.distillation.matching import match_hints
 from keyhole.distillation.terms import HintPair, parse_terms
 from keyhole.distillation.training import Checkpointing, Outcome, fit
-from keyhole.errors import SettingError, unknown_name
-from keyhole.faces.compact import COMPACT, compact, form_of
+from keyhole.errors import DataError, SettingError, unknown_name
+from keyhole.faces.compact import COMPACT, EMBEDDING, compact, form_of
 from keyhole.faces.models import load_face_model, save_face_model
 from keyhole.faces.openvino_ir import read_ir
 from keyhole.faces.preparation import Licenses, Preparation
 from keyhole.files import read_json
 from keyhole.hints.choice import ChoiceConfig, choose_hints
+from keyhole.hints.moments import ObserveConfig
 from keyhole.hints.selection import SELECTORS, Rule
 from keyhole.models.layers import layers
 from keyhole.models.network import Network
 from keyhole.progress import Progress, silent
 from keyhole.runtime import choose_device
 from keyhole.students.survival import layer_survival, surviving_hints
-from keyhole.students.teachers import FaceTeacher, Upright, input_of
+from keyhole.students.teachers import FaceTeacher, Upright, file_of, input_of
 from keyhole.students.views import FaceViews
 
 SURVIVING = "surviving"
@@ -67,27 +69,31 @@ class FaceArm(Arm):
     """A member of a cohort that embeds faces; its student is one of :class:`StudentPlan`'s names."""
 
     def build(self, classes: int) -> Network:
-        """Return the student as it is before any step."""
-        return student_network(self.student)[0]
+        """Return the student as it is before any step, with so many numbers in an embedding."""
+        return student_network(self.student, classes)[0]
 
 
-def student_network(name: str) -> tuple[Network, Preparation]:
+def student_network(name: str, size: int = EMBEDDING) -> tuple[Network, Preparation]:
     """Return a student before any step, and what it takes.
+
+    Args:
+        name: Of :data:`keyhole.faces.compact.COMPACT`, or an OpenVINO IR, perhaps described in a ``.toml`` file.
+        size: Numbers in an embedding; an IR has its own.
 
     Raises:
         UnknownNameError: There is no such network.
         WeightsError: The IR cannot be read.
     """
-    if name.endswith(".xml"):
+    if name.endswith((".xml", ".toml")):
         how = load_face_model(name).preparation
-        module: torch.nn.Module = Upright(read_ir(Path(name)), reverse=how.color == "bgr")
+        module: torch.nn.Module = Upright(read_ir(file_of(name)), reverse=how.color == "bgr")
     elif name in COMPACT:
-        how, module = form_of(name).preparation, compact(name)
+        how, module = form_of(name).preparation, compact(name, size)
     else:
         raise unknown_name("student", name, COMPACT, see="An OpenVINO IR (.xml) works as well.")
     with torch.no_grad():
-        size = module.eval()(torch.zeros(1, 3, how.size_px, how.size_px)).shape[1]
-    return Network(name, module, input_of(how), size), how
+        made = module.eval()(torch.zeros(1, 3, how.size_px, how.size_px)).shape[1]
+    return Network(name, module, input_of(how), made), how
 
 
 def plan_arm(
@@ -96,6 +102,8 @@ def plan_arm(
     faces: FaceViews,
     *,
     device: str = "auto",
+    precision: str = "auto",
+    keep: Callable[[Callable[[], str]], str] = lambda choose: choose(),
     progress: Progress = silent,
     note: Note = lambda _text: None,
 ) -> FaceArm:
@@ -106,6 +114,9 @@ def plan_arm(
         teacher: The teacher.
         faces: The training faces; hints are chosen over them, without labels.
         device: Where to look at them.
+        precision: In which.
+        keep: Returns what was chosen when the run began, else what a function chooses now: a run that goes on must not
+            choose anew what rounding could choose otherwise.
         progress: Wraps the long loops.
         note: Is told what was matched with what.
 
@@ -113,50 +124,76 @@ def plan_arm(
         KeyholeError: A name does not exist, or settings do not fit together.
     """
     terms = parse_terms(plan.terms, equal=plan.balance == "gradients")
-    network, _ = student_network(plan.student)
-    if network.classes != teacher.network.classes:
+    network, _ = student_network(plan.student, teacher.network.classes)
+    if network.classes != teacher.network.classes and any(term.needs_teacher for term in terms):
         raise SettingError(
-            f"The student gives {network.classes} numbers and the teacher {teacher.network.classes}; expected as many."
+            f"{plan.student} gives {network.classes} numbers and the teacher {teacher.network.classes}; expected as "
+            "many. Take one of the compact students, which give as many as their teacher."
         )
     pairs: tuple[HintPair, ...] = ()
     if any(term.needs_hints for term in terms):
         if plan.hints is None:
             raise SettingError("A term needs hints; give --hints auto, surviving, a hints.json or layers.")
         candidates = layers(teacher.network, teacher.layers)
-        hints = _hints(plan, teacher, faces, device=device, progress=progress, note=note)
-        pairs = match_hints(hints, candidates, layers(network))
+
+        def choose() -> str:
+            look = _Look(choose_device(device), ObserveConfig(precision=precision), progress, note)
+            hints = _hints(plan, teacher, faces, look)
+            return json.dumps(
+                [[pair.teacher, pair.student] for pair in match_hints(hints, candidates, layers(network))]
+            )
+
+        pairs = tuple(HintPair(*pair) for pair in json.loads(keep(choose)))
         note(f"{plan.name or plan.student}: " + ", ".join(f"{pair.teacher} -> {pair.student}" for pair in pairs))
     return FaceArm(plan.name or plan.student, plan.student, network.input, terms, pairs, plan.balance)
 
 
-def _hints(
-    plan: StudentPlan, teacher: FaceTeacher, faces: FaceViews, *, device: str, progress: Progress, note: Note
-) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class _Look:
+    """How the teacher is looked at."""
+
+    device: torch.device
+    how: ObserveConfig
+    progress: Progress
+    note: Note
+
+
+def _hints(plan: StudentPlan, teacher: FaceTeacher, faces: FaceViews, look: _Look) -> tuple[str, ...]:
     assert plan.hints is not None, "plan_arm saw to it"
     if plan.hints.endswith(".json"):
-        return tuple(str(name) for name in read_json(Path(plan.hints))["hints"])
+        value = read_json(Path(plan.hints))
+        found = value.get("hints") if isinstance(value, dict) else None
+        if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
+            raise DataError(f"{plan.hints} names no hints; expected a hints.json of 'keyhole hints'.")
+        return tuple(found)
     clustering = "kmeans" if plan.hints in ("auto", SURVIVING) else plan.hints
     if clustering not in SELECTORS:
-        return tuple(plan.hints.split(","))
-    place = choose_device(device)
-    found = choose_hints(
+        return tuple(name.strip() for name in plan.hints.split(","))
+    chosen = choose_hints(
         teacher.network,
         faces,
         Rule(clustering, plan.count, seed=plan.seed),
         config=ChoiceConfig(
             samples=plan.samples, metrics=(plan.metric,), layers=teacher.layers, draws=0, bare=False, seed=plan.seed
         ),
-        device=place,
-        progress=progress,
+        look=look.how,
+        device=look.device,
+        progress=look.progress,
     )
     if plan.hints != SURVIVING:
-        return found.hints
-    names = [layer.name for layer in found.layers]
+        return chosen.hints
     survival = layer_survival(
-        teacher.network, faces, names, samples=plan.samples, seed=plan.seed, device=place, progress=progress
+        teacher.network,
+        faces,
+        [layer.name for layer in chosen.layers],
+        samples=plan.samples,
+        seed=plan.seed,
+        look=look.how,
+        device=look.device,
+        progress=look.progress,
     )
-    note("survive: " + ", ".join(f"{name} {value:.2f}" for name, value in survival.items()))
-    return surviving_hints(found, survival)
+    look.note("survive: " + ", ".join(f"{name} {value:.2f}" for name, value in survival.items()))
+    return surviving_hints(chosen, survival)
 
 
 def distill(
@@ -172,6 +209,7 @@ def distill(
     """Train students under one teacher: it sees the sharp faces, they see what the camera makes of them.
 
     What the teacher says of a face is kept, so that each is looked at once (and once mirrored), as far as memory goes.
+    A run that goes on looks again, in other batches, so it ends as an uninterrupted one does to rounding only.
 
     Args:
         arms: The students.
@@ -204,7 +242,7 @@ def save_student(path: Path, outcome: Outcome, *, teacher: FaceTeacher, about: d
     Raises:
         RunError: The file cannot be written; an older one is untouched.
     """
-    _, how = student_network(outcome.arm.student)
+    _, how = student_network(outcome.arm.student, outcome.last.classes)
     module = outcome.last.module
     if isinstance(module, Upright):
         module = module.network

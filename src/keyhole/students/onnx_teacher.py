@@ -59,6 +59,8 @@ class OnnxTeacher(nn.Module):
             raise SettingError(f"{path} has the outputs {', '.join(first)}; say which is the embedding.")
         self._output, self._tensors = output, tensors
         (taken,) = self._session.get_inputs()
+        if len(taken.shape) == 4 and taken.shape[3] == 3 and taken.shape[1] != 3:
+            raise SettingError(f"{path} takes images with the color last; export it with the color first to teach.")
         self._input = taken.name
         self._batch = taken.shape[0] if isinstance(taken.shape[0], int) else None
         self.sums = tuple(f"add_{re.sub(r'[^0-9A-Za-z]+', '_', name)}" for name in tensors)

@@ -69,7 +69,7 @@ def layer_survival(
 
 
 def surviving_hints(found: Hints, survival: dict[str, float]) -> tuple[str, ...]:
-    """Return the layer of each cluster that is most central and survives best, by the product of the two.
+    """Return the layer of each cluster that is most central and survives best, by the product of the two, by depth.
 
     How central a layer is, is its mean similarity to the layers of its cluster, itself among them.
 
@@ -89,7 +89,7 @@ def surviving_hints(found: Hints, survival: dict[str, float]) -> tuple[str, ...]
     for members in clusters:
         scores = [_score(name, members, position, matrix, survival) for name in members]
         chosen.append(members[int(np.argmax(scores))])
-    return tuple(chosen)
+    return tuple(sorted(chosen, key=position.__getitem__))  # in the order of depth, as student stages are
 
 
 def _score(

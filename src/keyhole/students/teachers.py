@@ -8,9 +8,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from keyhole.errors import SettingError
+from keyhole.faces.description import read_description
 from keyhole.faces.models import FaceModel, load_face_model
 from keyhole.faces.openvino_ir import IrModule, read_ir, residual_sums
 from keyhole.faces.preparation import Licenses, Preparation
+from keyhole.faces.registry import KNOWN_MODELS, installed
 from keyhole.faces.runtimes import TorchNetwork
 from keyhole.models.network import InputSpec, Network
 from keyhole.students.onnx_teacher import OnnxTeacher
@@ -60,8 +62,9 @@ def load_teacher(name_or_path: str | Path) -> FaceTeacher:
         KeyholeError: It cannot be read.
     """
     model = load_face_model(name_or_path, device="cpu")
-    candidates = None
-    path = Path(name_or_path)
+    path, candidates, output = file_of(name_or_path), None, None
+    if Path(name_or_path).suffix == ".toml":
+        output = read_description(Path(name_or_path)).output
     if path.suffix == ".xml":
         module: nn.Module = read_ir(path)
         assert isinstance(module, IrModule)
@@ -69,11 +72,19 @@ def load_teacher(name_or_path: str | Path) -> FaceTeacher:
     elif isinstance(model.network, TorchNetwork):
         module = model.network.module
     elif path.suffix == ".onnx":
-        module = OnnxTeacher(path)
+        module = OnnxTeacher(path, output=output)
         candidates = ",".join(f"network.{name}" for name in module.sums) or None
     else:
         raise SettingError(f"The layers of {name_or_path} cannot be tapped; name its .onnx, .xml or PyTorch form.")
     return _teacher(model, module, str(name_or_path), candidates)
+
+
+def file_of(name_or_path: str | Path) -> Path:
+    """Return the file of a model that is named by itself, by its description, or by its name in the registry."""
+    path = Path(name_or_path)
+    if path.suffix == ".toml":
+        return read_description(path).file or path
+    return installed(str(name_or_path), None) if str(name_or_path) in KNOWN_MODELS else path
 
 
 def _teacher(model: FaceModel, module: nn.Module, name: str, candidates: str | None) -> FaceTeacher:

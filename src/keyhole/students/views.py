@@ -23,6 +23,7 @@ from keyhole.faces.threads import in_order
 from keyhole.progress import Progress, silent
 
 SIDE_PX = 112
+_CPU = torch.device("cpu")
 _FLIP, _NOISE = 21, 22  # streams of random numbers of their own
 
 
@@ -44,6 +45,7 @@ class FaceViews:
         camera: How small the students see each face, and how it came to that.
         flip: Mirror half of the images.
         small_seed: Makes :meth:`batches` yield the faces as the camera delivers them; None yields them sharp.
+        device: Where batches go; faces are degraded on the CPU.
     """
 
     crops: UInt8[Tensor, "n 112 112 3"]
@@ -55,6 +57,7 @@ class FaceViews:
     camera: Distribution
     flip: bool = True
     small_seed: int | None = None
+    device: torch.device = _CPU
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -66,8 +69,8 @@ class FaceViews:
         return replace(self, crops=self.crops[where], labels=self.labels[where], indices=self.indices[where])
 
     def to(self, device: torch.device) -> FaceViews:
-        """Return the same images; they are degraded on the CPU, and batches go to the device of the network."""
-        return self
+        """Return the same images with batches on that device."""
+        return replace(self, device=device)
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yield all images in order, in the form of the teacher: sharp, or small where ``small_seed`` is given."""
@@ -77,7 +80,11 @@ class FaceViews:
         for first in range(0, len(self), batch_size):
             where = slice(first, first + batch_size)
             crops = self.crops[where] if seed is None else degrade(self.crops[where], drawn[where], seed=seeds[where])
-            yield Batch(in_form(crops, self.shown), self.labels[where], self.indices[where])
+            yield Batch(
+                in_form(crops, self.shown).to(self.device),
+                self.labels[where].to(self.device),
+                self.indices[where].to(self.device),
+            )
 
     def training_batches(
         self, batch_size: int, *, seed: int, epoch: int, start: int = 0, augment: bool = True, share: Share = WHOLE
@@ -106,10 +113,10 @@ class FaceViews:
             crops = torch.where(flips[:, None, None, None] == 1, crops.flip(2), crops)
             small = degrade(crops, [drawn[row] for row in chosen], seed=[seeds[row] for row in chosen])
             yield Batch(
-                in_form(crops, self.shown),
-                self.labels[where],
-                self.indices[where],
-                seen=in_form(small, self.seen),
+                in_form(crops, self.shown).to(self.device),
+                self.labels[where].to(self.device),
+                self.indices[where].to(self.device),
+                seen=in_form(small, self.seen).to(self.device),
                 views=2 * self.indices[where] + flips,
             )
 
@@ -151,19 +158,26 @@ def read_faces(
     """
     for preparation in (shown, seen):
         if preparation.template is None:
-            raise DataError("A network that takes the box of a detector cannot be taught on aligned crops.")
+            raise DataError(
+                "The network takes the box of a detector, and aligned crops end at the face. Take a network with a "
+                "template."
+            )
     with open_album(root) as album:
-        names = [name for name in album.pictures() if keep is None or person_of(name) in set(keep)]
-        if not names:
-            raise DataError(f"{root} holds no picture of the people asked for; expected PERSON/*.jpg.")
-        crops = list(
-            progress(in_order(lambda name: _crop(album, name), names), label="reading faces", total=len(names))
-        )
+        wanted = None if keep is None else set(keep)
+        names = [name for name in album.pictures() if wanted is None or person_of(name) in wanted]
+        lacking = sorted((wanted or set()) - {person_of(name) for name in names})
+        if lacking or not names:
+            told = f"no picture of {len(lacking)} of the people asked for: {lacking[0]}" if lacking else "no picture"
+            raise DataError(f"{root} holds {told}; expected PERSON/*.jpg. Correct the names, or the folder.")
+        crops = torch.empty(len(names), SIDE_PX, SIDE_PX, 3, dtype=torch.uint8)
+        read = in_order(lambda name: _crop(album, name), names)
+        for row, crop in enumerate(progress(read, label="reading faces", total=len(names))):
+            crops[row] = torch.from_numpy(crop)
     people = [person_of(name) for name in names]
     classes = tuple(sorted(set(people)))
     position = {person: k for k, person in enumerate(classes)}
     return FaceViews(
-        torch.from_numpy(np.stack(crops)),
+        crops,
         torch.tensor([position[person] for person in people]),
         torch.arange(len(names)),
         classes,
