@@ -210,6 +210,6 @@ def test_what_is_wrong_is_told(teacher_file: Path, faces: FaceViews, tmp_path: P
     with pytest.raises(SettingError, match="A term needs hints"):
         plan_arm(StudentPlan(student="compact-24-s", terms="embedding,hint"), teacher, faces)
     (tmp_path / "hints.json").write_text('{"hint": []}')
+    plan = StudentPlan(student="compact-24-s", terms="embedding,hint", hints=str(tmp_path / "hints.json"))
     with pytest.raises(DataError, match=r"hints\.json names no hints"):
-        plan = StudentPlan(student="compact-24-s", terms="embedding,hint", hints=str(tmp_path / "hints.json"))
         plan_arm(plan, teacher, faces)
