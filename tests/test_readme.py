@@ -29,7 +29,7 @@ def test_commands_and_their_options_exist() -> None:
 
     text = "\n".join(blocks("sh")).replace("\\\n", " ")
     lines = [line.split() for line in text.splitlines() if line.startswith("keyhole ")]
-    assert {line[1] for line in lines} == {"hints", "distill", "evaluate", "study", "search", "faces"}
+    assert {line[1] for line in lines} == {"hints", "distill", "evaluate", "export", "study", "search", "faces"}
     for line in lines:
         command = line[1:3] if line[1] == "faces" else line[1:2]
         shown = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"}).output

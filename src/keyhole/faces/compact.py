@@ -120,6 +120,7 @@ def compact(name: str, size: int = EMBEDDING) -> CompactFace:
         UnknownNameError: There is none of that name.
 
     Example:
+        >>> import torch
         >>> network = compact("compact-24-s").eval()
         >>> network(torch.zeros(2, 3, 24, 24)).shape
         torch.Size([2, 256])

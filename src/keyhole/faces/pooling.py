@@ -143,7 +143,7 @@ def frame_weights(pooling: str, quality: Float[np.ndarray, " p"], tracks: Tracks
         ShapeError: There is not one quality a frame.
 
     Example:
-        >>> frame_weights("quality", np.array([0.2, 0.6, 0.5]), grouped(["a", "a", "b"])).tolist()
+        >>> frame_weights("quality", np.array([0.25, 0.75, 0.5]), grouped(["a", "a", "b"])).tolist()
         [0.25, 0.75, 1.0]
     """
     check_poolings((pooling,))
