@@ -109,6 +109,7 @@ def test_a_face_model_is_exported_and_used_like_any_other(tmp_path: Path) -> Non
     assert exported.licenses.data == '"drawn"'
     again = keyhole("export", "--model", tmp_path / "x.onnx.toml", *command[3:], "--out", tmp_path / "y.onnx")
     assert "is ONNX already" in again.err
+    assert "is a face model" in keyhole("export", "--model", source, "--out", tmp_path / "z.onnx").err
     assert "the model itself" in keyhole(*command, "--out", source).err
 
 

@@ -209,6 +209,9 @@ def test_what_is_wrong_is_told(teacher_file: Path, faces: FaceViews, tmp_path: P
         plan_arm(StudentPlan(student="compact-24"), teacher, faces)
     with pytest.raises(SettingError, match="A term needs hints"):
         plan_arm(StudentPlan(student="compact-24-s", terms="embedding,hint"), teacher, faces)
+    for term in ("ce", "kd", "crd"):
+        with pytest.raises(SettingError, match=f"Term {term} takes outputs for logits of classes"):
+            plan_arm(StudentPlan(student="compact-24-s", terms=term), teacher, faces)
     (tmp_path / "hints.json").write_text('{"hint": []}')
     plan = StudentPlan(student="compact-24-s", terms="embedding,hint", hints=str(tmp_path / "hints.json"))
     with pytest.raises(DataError, match=r"hints\.json names no hints"):

@@ -40,9 +40,12 @@ def export(
     (such as face.onnx.toml), which --model of 'keyhole faces' takes.
     """
     from keyhole.exporting import export as write
+    from keyhole.faces.models import is_face_model
 
     if Path(model).resolve() == out.resolve():
         raise SettingError(f"--out is {out}, the model itself. Choose another file.")
+    if faces is None and is_face_model(Path(model)):
+        raise SettingError(f"{model} is a face model; name aligned crops to check it on: --faces.")
     told: str | None = None
     if faces is not None:
         prepared, shown, told = _of_faces(model, faces, samples, seed)

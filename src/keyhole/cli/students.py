@@ -13,7 +13,9 @@ from keyhole.cli import options as o
 from keyhole.errors import DataError, SettingError
 
 if TYPE_CHECKING:
+    from keyhole.distillation.training import Outcome
     from keyhole.students.distilling import StudentPlan
+    from keyhole.students.teachers import FaceTeacher
 
 _CAMERA = "log-uniform:6-64;methods=pil-bicubic+pil-bilinear+pil-lanczos+pil-box+cv2-area+cv2-linear,share=0.85"
 
@@ -74,7 +76,7 @@ def distill(
     from keyhole.files import write_json, write_text
     from keyhole.reports.students_page import students_page
     from keyhole.runs import open_run
-    from keyhole.students.distilling import StudentPlan, plan_arm, save_student, student_network
+    from keyhole.students.distilling import StudentPlan, plan_arm, student_network
     from keyhole.students.distilling import distill as learn
     from keyhole.students.teachers import load_teacher
     from keyhole.students.views import read_faces
@@ -112,23 +114,30 @@ def distill(
 
         keep = Checkpointing(run.checkpoint, resume=run.resumed)
         outcomes = learn(arms, opened, read, config, checkpointing=keep, progress=o.progress_bar(), log=log)
-        value: dict[str, Any] = {"teacher": teacher, "faces": len(read), "people": len(read.classes), "arms": []}
-        for number, outcome in enumerate(outcomes):
-            arm = outcome.arm
-            folder = run.path if len(outcomes) == 1 else run.path / f"{number}"
-            hints = {pair.teacher: pair.student for pair in arm.hints}
-            about = {"arm": arm.name, "teacher": opened.sha256, "degrade": degrade, "hints": hints,
-                     "epochs": config.epochs, "seed": config.seed}  # fmt: skip
-            save_student(folder / "student.safetensors", outcome, teacher=opened, about=about)
-            value["arms"].append(
-                {"name": arm.name, "student": arm.student, "parameters": outcome.last.parameters, "hints": hints,
-                 "file": str(folder / "student.safetensors"), "history": list(outcome.history)}
-            )  # fmt: skip
+        about = {"teacher": opened.sha256, "degrade": degrade, "epochs": config.epochs, "seed": config.seed}
+        kept = [
+            _keep(outcome, run.path if len(outcomes) == 1 else run.path / str(number), opened, about)
+            for number, outcome in enumerate(outcomes)
+        ]
+        value = {"teacher": teacher, "faces": len(read), "people": len(read.classes), "arms": kept}
         write_text(run.path / "report.html", students_page(value))
         write_json(run.path / "result.json", value)
         run.checkpoint.unlink(missing_ok=True)
-    lines = [f"{arm['name']}: {arm['parameters']:,} parameters, {arm['file']}" for arm in value["arms"]]
+    lines = [f"{arm['name']}: {arm['parameters']:,} parameters, {arm['file']}" for arm in kept]
     o.emit(value, "\n".join([*lines, f"Report: {out / 'report.html'}"]), as_json=json)
+
+
+def _keep(outcome: Outcome, folder: Path, teacher: FaceTeacher, about: dict[str, Any]) -> dict[str, Any]:
+    """Write a student, and return what result.json tells of it."""
+    from keyhole.students.distilling import save_student
+
+    arm, path = outcome.arm, folder / "student.safetensors"
+    hints = {pair.teacher: pair.student for pair in arm.hints}
+    save_student(path, outcome, teacher=teacher, about={"arm": arm.name, "hints": hints, **about})
+    return {
+        "name": arm.name, "student": arm.student, "parameters": outcome.last.parameters, "hints": hints,
+        "file": str(path), "history": list(outcome.history),
+    }  # fmt: skip
 
 
 def _people(path: Path | None) -> list[str] | None:

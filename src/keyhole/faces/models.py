@@ -192,6 +192,11 @@ def save_face_model(
     write_tensors(path, dict(module.state_dict()), told)
 
 
+def is_face_model(path: Path) -> bool:
+    """Return whether a file is one of :func:`save_face_model`; raises like :func:`keyhole.files.read_tensors`."""
+    return path.suffix == ".safetensors" and path.is_file() and read_tensors(path)[1].get("kind") == _KIND
+
+
 def _load_itself(path: Path, where: _Where) -> FaceModel | None:
     """Return the model of a file of :func:`save_face_model`; None for other files."""
     tensors, told = read_tensors(path)

@@ -12,6 +12,7 @@ from PIL import Image
 from keyhole.faces.calibration import Calibration
 from keyhole.faces.clips import Clip
 from keyhole.faces.enrollment import Compared
+from keyhole.faces.samples import counted
 from keyhole.faces.thresholds import Answer, Thresholds
 from keyhole.reports import face_figures
 from keyhole.reports.markup import (
@@ -59,8 +60,8 @@ def calibration_page(found: Calibration) -> str:
         KICKER,
         paragraph(lead, "lead"),
         paragraph(
-            f"{plural(told.enrolled, 'person')} enrolled; a larger gallery raises more alarms at the same score. Below "
-            f"{told.least_px:g} px nothing is told. Compared by: {told.mode}."
+            f"{counted(told.enrolled, 'person', 'people')} enrolled; a larger gallery raises more alarms at the same "
+            f"score. Below {told.least_px:g} px nothing is told. Compared by: {told.mode}."
         ),
         section("Scores and thresholds", legend([name for name, _ in groups]), figure(drawn, caption)),
         section("Every size", _levels(told)),

@@ -12,7 +12,7 @@ import torch
 
 from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
 from keyhole.distillation.matching import match_hints
-from keyhole.distillation.terms import HintPair, parse_terms
+from keyhole.distillation.terms import TERMS, HintPair, parse_terms
 from keyhole.distillation.training import Checkpointing, Outcome, fit
 from keyhole.errors import DataError, SettingError, unknown_name
 from keyhole.faces.compact import COMPACT, EMBEDDING, compact, form_of
@@ -124,6 +124,11 @@ def plan_arm(
         KeyholeError: A name does not exist, or settings do not fit together.
     """
     terms = parse_terms(plan.terms, equal=plan.balance == "gradients")
+    if odd := [term.name for term in terms if not (TERMS[term.name].embeds or TERMS[term.name].hints)]:
+        fitting = ", ".join(name for name, kind in TERMS.items() if kind.embeds or kind.hints)
+        raise SettingError(
+            f"Term {odd[0]} takes outputs for logits of classes, and a student's are an embedding; take {fitting}."
+        )
     network, _ = student_network(plan.student, teacher.network.classes)
     if network.classes != teacher.network.classes and any(term.needs_teacher for term in terms):
         raise SettingError(
