@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,10 @@ from keyhole.errors import DataError, SettingError
 
 if TYPE_CHECKING:
     from keyhole.distillation.training import Outcome
+    from keyhole.faces.distributions import Distribution
     from keyhole.students.distilling import StudentPlan
     from keyhole.students.teachers import FaceTeacher
+    from keyhole.students.views import FaceViews
 
 _CAMERA = "log-uniform:6-64;methods=pil-bicubic+pil-bilinear+pil-lanczos+pil-box+cv2-area+cv2-linear,share=0.85"
 
@@ -76,10 +79,9 @@ def distill(
     from keyhole.files import write_json, write_text
     from keyhole.reports.students_page import students_page
     from keyhole.runs import open_run
-    from keyhole.students.distilling import StudentPlan, plan_arm, student_network
+    from keyhole.students.distilling import StudentPlan, plan_arm
     from keyhole.students.distilling import distill as learn
     from keyhole.students.teachers import load_teacher
-    from keyhole.students.views import read_faces
 
     config = training.config()
     base = StudentPlan(**vars(student), seed=config.seed)
@@ -92,13 +94,7 @@ def distill(
     config = replace(config, precision=told["precision"])
     with open_run(out, "faces distill", told, resume=resume) as run:
         opened = load_teacher(teacher)
-        shown = [student_network(plan.student)[1] for plan in plans]
-        if len({(how.size_px, how.template, how.margin) for how in shown}) > 1:
-            raise SettingError("Students of one cohort see one form of crops; the sizes or templates of these differ.")
-        read = read_faces(
-            faces, shown=opened.preparation, seen=shown[0], camera=camera, keep=_people(people),
-            progress=o.progress_bar(),
-        )  # fmt: skip
+        read = _read(faces, plans, opened, camera, people)
         o.note(f"{len(read)} faces of {len(read.classes)} people")
         arms = [
             plan_arm(
@@ -125,6 +121,26 @@ def distill(
         run.checkpoint.unlink(missing_ok=True)
     lines = [f"{arm['name']}: {arm['parameters']:,} parameters, {arm['file']}" for arm in kept]
     o.emit(value, "\n".join([*lines, f"Report: {out / 'report.html'}"]), as_json=json)
+
+
+def _read(
+    faces: Path, plans: Sequence[StudentPlan], teacher: FaceTeacher, camera: Distribution, people: Path | None
+) -> FaceViews:
+    """Return the faces as the teacher and the students of a cohort see them."""
+    from keyhole.students.distilling import student_network
+    from keyhole.students.views import read_faces
+
+    seen = [student_network(plan.student)[1] for plan in plans]
+    if len({(how.size_px, how.template, how.margin) for how in seen}) > 1:
+        raise SettingError("Students of one cohort see one form of crops; the sizes or templates of these differ.")
+    return read_faces(
+        faces,
+        shown=teacher.preparation,
+        seen=seen[0],
+        camera=camera,
+        keep=_people(people),
+        progress=o.progress_bar(),
+    )
 
 
 def _keep(outcome: Outcome, folder: Path, teacher: FaceTeacher, about: dict[str, Any]) -> dict[str, Any]:
