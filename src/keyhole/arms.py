@@ -207,6 +207,7 @@ class ArmMaker:
         self._students: dict[tuple[str, InputSpec], list[Layer]] = {}
         self._candidates: dict[str | None, list[Layer]] = {}
         self._likenesses: dict[str, Float[np.ndarray, "l m"]] = {}
+        self._subject = (fingerprint(teacher), len(train))
 
     def make(self, plan: ArmPlan) -> Arm:
         """Return the arm of a plan.
@@ -243,8 +244,8 @@ class ArmMaker:
         config = replace(self.config, seed=plan.seed)
         settings = {key: value for key, value in asdict(config).items() if key not in ("device", "compile")}
         about = [Path(plan.student).name, asdict(spec), names, plan.match_steps, plan.samples, settings]
-        told = json.dumps([*about, fingerprint(self.teacher), len(self.train)], sort_keys=True)
-        key = f"likeness-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+        told = [*about, *self._subject]
+        key = _key_of("likeness", told)
 
         def measure() -> str:
             student = warm_up(
@@ -279,9 +280,14 @@ class ArmMaker:
         position = {layer.name: i for i, layer in enumerate(chosen.candidates)}
         clusters = [[position[name] for name in members] for members in chosen.clusters]
         needed = len(chosen.hints) > 1 and not (plan.hint_weights == "mass" and clusters)
-        matrix = self._similarities(plan, chosen, Rule(count=1)) if needed else None
         wanted = [position[name] for name in chosen.hints]
-        weights = hint_weights(plan.hint_weights, wanted, matrix, clusters=clusters)
+
+        def weigh() -> str:
+            matrix = self._similarities(plan, chosen, Rule(count=1)) if needed else None
+            return json.dumps(hint_weights(plan.hint_weights, wanted, matrix, clusters=clusters))
+
+        told = [plan.hint_weights, wanted, clusters, plan.metric, *_sample(plan, chosen), *self._subject]
+        weights = json.loads(self.keep(_key_of("weights", told), weigh))
         return tuple(replace(pair, weight=weight) for pair, weight in zip(pairs, weights, strict=True))
 
     def _hints(self, plan: ArmPlan) -> _Chosen:
@@ -307,18 +313,29 @@ class ArmMaker:
         check_rule(candidates, rule)
         if clustering in CONTROLS and clustering != "reverse":
             return _named(open_to, select(candidates, None, rule))
-        matrix = self._similarities(plan, open_to, rule)
+
+        def look() -> str:
+            found = _named(open_to, self._selected(plan, rule, open_to))
+            return json.dumps([found.hints, found.clusters])
+
+        told = [plan.metric, asdict(rule), *_sample(plan, open_to), *self._subject]
+        hints, clusters = json.loads(self.keep(_key_of("hints", told), look))
+        return replace(open_to, hints=hints, clusters=clusters)
+
+    def _selected(self, plan: ArmPlan, rule: Rule, open_to: _Chosen) -> Selection:
+        matrix, candidates = self._similarities(plan, open_to, rule), open_to.candidates
         measured = self._measured[_sample(plan, open_to)]
         known = [measured.information[layer.name] for layer in candidates] if rule.hint == "informative" else None
-        quality = [measured.quality[layer.name]["quality"] for layer in candidates] if clustering == QUALITY else None
-        selection = select(
+        quality = (
+            [measured.quality[layer.name]["quality"] for layer in candidates] if rule.clustering == QUALITY else None
+        )
+        return select(
             candidates,
             matrix,
             rule,
             information=None if known is None else np.array(known),
             quality=None if quality is None else np.array(quality),
         )
-        return _named(open_to, selection)
 
     def _similarities(self, plan: ArmPlan, open_to: _Chosen, rule: Rule) -> Float[np.ndarray, "l l"]:
         """Return the similarities of candidates under a plan's metrics, measured if need be, with what a rule needs."""
@@ -363,6 +380,11 @@ class ArmMaker:
         if not {*in_clusters} <= {layer.name for layer in candidates}:
             clusters = []
         return _Chosen(hints, candidates, pattern, clusters)
+
+
+def _key_of(kind: str, told: Sequence[Any]) -> str:
+    """Return the name under which something is kept that all of this decides."""
+    return f"{kind}-{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]}"
 
 
 def _times(weight: float) -> str:

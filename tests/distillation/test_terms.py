@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from keyhole.distillation.adapters import HintAdapter
+from keyhole.distillation.embeddings import attention_similarity_loss
+from keyhole.distillation.losses import attention_loss, similarity_preserving_loss
 from keyhole.distillation.terms import TERMS, HintPair, Setting, Term, View, build_term, check_terms, parse_terms
 from keyhole.errors import SettingError, UnknownNameError
 
@@ -125,6 +127,32 @@ def test_hints_are_weighed(name: str) -> None:
     assert value(1, 1) == pytest.approx(first + second, rel=1e-5)
     assert value(0.5, 1.5) == pytest.approx(0.5 * first + 1.5 * second, rel=1e-5)
     assert value(2, 2) == pytest.approx(2 * value(1, 1), rel=1e-5)
+
+
+@pytest.mark.parametrize(("name", "published"), [("at", 3), ("sp", 1), ("askd", 1)])
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_a_term_weighs_the_same_with_any_number_of_hints(name: str, published: int, count: int) -> None:
+    student, teacher = torch.randn(6, 3, 4, 4), torch.randn(6, 4, 4, 4)
+    pairs = tuple(HintPair(f"t{i}", f"s{i}") for i in range(count))
+    features = {pair.student: student for pair in pairs}, {pair.teacher: teacher for pair in pairs}
+    view = View(torch.zeros(6, 2), features[0], None, features[1], torch.zeros(6, dtype=torch.int64), torch.arange(6))
+    loss = {"at": attention_loss, "sp": similarity_preserving_loss, "askd": attention_similarity_loss}[name]
+    found = build_term(Term(name, 1.0), Setting(pairs, [(3, 4)] * count))(view)
+    assert found.item() == pytest.approx(published * loss(student, teacher).item(), rel=1e-5)
+
+
+def test_three_adapted_hints_are_their_mean() -> None:
+    pairs = tuple(HintPair(f"t{i}", f"s{i}") for i in range(3))
+    student = {pair.student: torch.randn(6, 3, 4, 4) for pair in pairs}
+    teacher = {pair.teacher: torch.randn(6, 4, 4, 4) for pair in pairs}
+    view = View(torch.zeros(6, 2), student, None, teacher, torch.zeros(6, dtype=torch.int64), torch.arange(6))
+    term = build_term(Term("hint", 1.0), Setting(pairs, [(3, 4)] * 3))
+    adapters = [part for part in term.modules() if isinstance(part, HintAdapter)]
+    each = [
+        (adapter(student[pair.student]) - teacher[pair.teacher]).square().mean()
+        for adapter, pair in zip(adapters, pairs, strict=True)
+    ]
+    torch.testing.assert_close(term(view), torch.stack(each).mean())
 
 
 @pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])

@@ -164,10 +164,14 @@ class _OfPeople(nn.Module):
 
 
 class _OfPairs(nn.ModuleList):
-    """The sum over hint pairs of a loss between two features, by a module of its own for each pair."""
+    """The sum over hint pairs of a loss between two features, by a module of its own for each pair.
 
-    def __init__(self, pairs: Sequence[HintPair], parts: Sequence[nn.Module]) -> None:
+    It is scaled to a sum over so many pairs, that a term weighs the same with more or fewer hints.
+    """
+
+    def __init__(self, pairs: Sequence[HintPair], parts: Sequence[nn.Module], *, over: int) -> None:
         super().__init__(parts)
+        self.factors = [pair.weight * over / len(pairs) for pair in pairs]
         self.pairs = tuple(pairs)
 
     def forward(self, view: View) -> Tensor:
@@ -175,8 +179,8 @@ class _OfPairs(nn.ModuleList):
             part(view.features[pair.student], view.teacher_features[pair.teacher])
             for pair, part in zip(self.pairs, self, strict=True)
         ]
-        if any(pair.weight != 1 for pair in self.pairs):
-            found = [pair.weight * value for pair, value in zip(self.pairs, found, strict=True)]
+        if any(factor != 1 for factor in self.factors):
+            found = [factor * value for factor, value in zip(self.factors, found, strict=True)]
         return torch.stack(found).sum()
 
 
@@ -234,8 +238,9 @@ def _softened(loss: Callable[..., Tensor]) -> Callable[[float | None, Setting], 
     return lambda temperature, _setting: _OfLogits(loss, temperature=temperature or 1.0)
 
 
-def _paired(make: Callable[[int, int], nn.Module]) -> Callable[[float | None, Setting], nn.Module]:
-    return lambda _temperature, setting: _OfPairs(setting.pairs, [make(*each) for each in setting.channels])
+def _paired(make: Callable[[int, int], nn.Module], over: int = 1) -> Callable[[float | None, Setting], nn.Module]:
+    """Return what makes a loss of hint pairs, whose published weight is that of a sum over so many of them."""
+    return lambda _temperature, setting: _OfPairs(setting.pairs, [make(*each) for each in setting.channels], over=over)
 
 
 @dataclass(frozen=True)
@@ -297,8 +302,8 @@ TERMS: dict[str, Kind] = {
         "https://github.com/zkxufo/TTM, where it stands beside crd",
     ),
     "hint": Kind(100.0, _paired(_Adapted), _REPDISTILLER, hints=True),
-    "at": Kind(1000.0, _paired(lambda *_: _Plain(losses.attention_loss)), _REPDISTILLER, hints=True),
-    "vid": Kind(1.0, _paired(VariationalHead), _REPDISTILLER, hints=True),
+    "at": Kind(1000.0, _paired(lambda *_: _Plain(losses.attention_loss), over=3), _REPDISTILLER, hints=True),
+    "vid": Kind(1.0, _paired(VariationalHead, over=3), _REPDISTILLER, hints=True),
     "sp": Kind(3000.0, _paired(lambda *_: _Plain(losses.similarity_preserving_loss)), _REPDISTILLER, hints=True),
     "semckd": Kind(
         400.0, lambda _, setting: _OfAll(setting), "https://github.com/DefangChen/SemCKD, for CIFAR-100", hints=True
