@@ -215,6 +215,15 @@ def test_hints_that_were_chosen_once_are_not_chosen_anew(
         ArmMaker(toy_teacher, toy_split, CONFIG).make(settings[0])
 
 
+def test_pairs_of_other_sizes_are_told_with_what_is_done_about_it(toy_teacher: Network, toy_split: MemorySplit) -> None:
+    told: list[str] = []
+    maker = ArmMaker(toy_teacher, toy_split, CONFIG, note=told.append)
+    maker.make(replace(PLAN, name="ends", hints="stage-ends"))
+    assert told == ["ends: layer1.1 -> layer1.1, layer2.1 -> layer2.1, layer3.1 -> layer3.1"]
+    maker.make(replace(PLAN, name="early", hints=("layer1.0", "layer1.1", "layer2.0")))
+    assert told[-1].startswith("early: layer1.0 -> layer1.1, layer1.1 -> layer2.1 (8x8 and 4x4, averaged to 4x4), ")
+
+
 def test_a_student_of_another_size_is_matched_by_similarity(maker: ArmMaker) -> None:
     pairs = maker.make(replace(PLAN, match="similarity", student_size=4, match_steps=0)).hints
     assert len({pair.student for pair in pairs}) == 3

@@ -223,14 +223,14 @@ class ArmMaker:
         pairs: tuple[HintPair, ...] = ()
         if plan.hint_weights not in WEIGHTINGS:
             raise unknown_name("way to weigh hints", plan.hint_weights, WEIGHTINGS)
-        if (plan.student, spec) not in self._students:
+        hinted = any(term.needs_hints for term in terms)
+        if not self._students.get((plan.student, spec)):  # built at once, so that a mistake shows at once
             student = build(plan.student, classes=len(self.train.classes) or self.teacher.classes, input=spec)
-            self._students[plan.student, spec] = layers(student)
-        if any(term.needs_hints for term in terms):
+            self._students[plan.student, spec] = layers(student) if hinted else []
+        if hinted:
             chosen = self._hints(plan)
             pairs = self._weighed(plan, chosen, self._matched(plan, chosen, spec))
-            told = (f"{pair.teacher} -> {pair.student}" + _times(pair.weight) for pair in pairs)
-            self.note(f"{name}: {', '.join(told)}")
+            self.note(f"{name}: {', '.join(_told(pairs, chosen.candidates, self._students[plan.student, spec]))}")
         return Arm(name, plan.student, spec, terms, pairs, plan.balance)
 
     def _matched(self, plan: ArmPlan, chosen: _Chosen, spec: InputSpec) -> tuple[HintPair, ...]:
@@ -387,8 +387,22 @@ def _key_of(kind: str, told: Sequence[Any]) -> str:
     return f"{kind}-{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]}"
 
 
-def _times(weight: float) -> str:
-    return "" if weight == 1 else f" times {weight:g}"
+def _told(pairs: Sequence[HintPair], teacher: Sequence[Layer], student: Sequence[Layer]) -> list[str]:
+    """Return hints and the layers that learn from them; where sizes differ, with what is done about it."""
+    sizes = [{layer.name: layer.size for layer in side} for side in (teacher, student)]
+    parts = []
+    for pair in pairs:
+        from_, to = sizes[0].get(pair.teacher), sizes[1].get(pair.student)
+        part = f"{pair.teacher} -> {pair.student}"
+        if from_ and to and from_ != to:
+            common = tuple(map(min, from_, to))
+            part += f" ({_by(from_)} and {_by(to)}, averaged to {_by(common)})"
+        parts.append(part if pair.weight == 1 else f"{part} times {pair.weight:g}")
+    return parts
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return "x".join(map(str, size))
 
 
 def _sample(plan: ArmPlan, open_to: _Chosen) -> tuple[int, str | None, int]:

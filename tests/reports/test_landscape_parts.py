@@ -39,7 +39,8 @@ def cells(seeds: int = 2) -> list[dict[str, Any]]:
             found.append(
                 {
                     "arm": arm, "seed": seed, "diverged": None, "top1": {"last": top1, "best": top1},
-                    "held_out_top1": {"last": top1 + 0.1}, "cohort_seconds": 33.0, "parameters": 1, "macs": 1,
+                    "held_out_top1": {"last": top1 + 0.1}, "cohort_seconds": 33.0, "cohort_students": 11,
+                    "parameters": 1, "macs": 1,
                     "history": [{"held_out_top1": top1 / 200}, {"held_out_top1": top1 / 100}], "hints": [],
                 }
             )  # fmt: skip
@@ -47,7 +48,9 @@ def cells(seeds: int = 2) -> list[dict[str, Any]]:
 
 
 def seen(seeds: int = 2) -> Landscape:
-    found = survey(Group("hints", ArmPlan(), ARMS, ()), cells(seeds), rules=RULES, baseline="kd", students_per_pass=5)
+    found = survey(
+        Group("hints", ArmPlan(), ARMS, ()), cells(seeds), rules=RULES, baseline="kd", students_per_pass=5, look_s=1.5
+    )
     assert found is not None
     return found
 
@@ -74,6 +77,7 @@ def test_the_page_tells_what_the_landscape_holds(landscape: Landscape) -> None:
         f"{100 * spread.share:.0f}", f"{landscape.seeds_agree:.2f}", "kmeans r2_cca, stage-ends",
         f"{first.top1:.2f}", f"{first.gain:+.2f}", f"{winner.fair:.2f}", f"{winner.highest:.2f}",
         "rank correlation of held-out and test images", "halving", "random", "teacher passes",
+        "training here reaches 50&nbsp;% of one student", f"{landscape.effects[0].mean:+.2f}",
     ):  # fmt: skip
         assert told in page, told
     assert "<b>" not in page

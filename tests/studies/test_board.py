@@ -59,6 +59,25 @@ def test_all_or_none(board: Board) -> None:
             assert rest == ["a", "c"]
 
 
+def test_what_is_settled_once_stays_on_a_disk_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refused)
+    board = Board(tmp_path, dead_after_s=0.5)
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda k: board.settle("precision", lambda: f"choice {k}"), range(16)))
+    assert len(found) == 1
+    assert board.settle("precision", lambda: "another") == found.pop()
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["precision.txt"]
+    (tmp_path / "rules.lock").touch()  # of a process that was killed right then
+    with pytest.raises(RunError, match=r"rules\.lock was left by a process that was killed"):
+        board.settle("rules", lambda: "x")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["precision.txt", "rules.lock"]
+
+
 def test_what_is_settled_once_stays(board: Board) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = set(pool.map(lambda k: Board(board.path).settle("precision", lambda: f"choice {k}"), range(16)))

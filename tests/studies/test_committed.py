@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from keyhole.arms import ArmPlan
+from keyhole.arms import ArmPlan, read_cohort
+from keyhole.distillation.terms import parse_terms
 from keyhole.models.layers import layers
 from keyhole.models.zoo import build
 from keyhole.studies.landscape import groups_of
@@ -25,10 +26,32 @@ def names(glob: str | None) -> list[str]:
     return [layer.name for layer in layers(build("resnet20", classes=100), glob)]
 
 
-@pytest.mark.parametrize("name", ["brute-force", "reference", "reference-240"])
-def test_a_committed_study_can_be_read(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "cells", "passes"),
+    [("brute-force", 174, 4), ("reference", 39, 1), ("reference-240", 27, 1), ("variants", 132, 1)],
+)
+def test_a_committed_study_can_be_read(name: str, cells: int, passes: int) -> None:
     whole = with_combinations(read_study(STUDIES / f"{name}.toml"), names)
-    assert len({cell.id for cell in whole.cells}) == len(whole.cells)
+    assert len({cell.id for cell in whole.cells}) == len(whole.cells) == cells
+    assert -(-len(whole.arms) // whole.students_per_pass) == passes  # of the teacher, for each seed
+    assert whole.config.precision == "bf16"  # not what a busy machine finds faster
+
+
+@pytest.mark.parametrize("name", ["brute-force", "reference", "reference-240", "variants"])
+def test_arms_with_and_without_hints_weigh_the_other_terms_alike(name: str) -> None:
+    plans = read_study(STUDIES / f"{name}.toml").arms
+    told = {
+        tuple(sorted((term.name, term.weight) for term in parse_terms(plan.terms) if not term.needs_hints))
+        for plan in plans
+        if plan.balance == "weights"
+    }
+    assert told == {(("ce", 1.0), ("kd", 1.0))}
+
+
+def test_the_committed_cohort_weighs_the_other_terms_alike() -> None:
+    plans = read_cohort(STUDIES.parent / "cifar100-resnet56-resnet20.toml")
+    kept = [{term.name: term.weight for term in parse_terms(plan.terms) if not term.needs_hints} for plan in plans]
+    assert kept == [{"ce": 1.0}, *[{"ce": 1.0, "kd": 1.0}] * 4]
 
 
 def test_the_brute_force_study_holds_all_combinations_and_their_rivals() -> None:

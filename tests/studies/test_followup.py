@@ -7,8 +7,9 @@ import pytest
 
 from keyhole.arms import ArmPlan
 from keyhole.distillation.cohort import TrainConfig
+from keyhole.distillation.terms import parse_terms
 from keyhole.studies.followup import fresh_study, study_toml
-from keyhole.studies.plan import Study, read_study
+from keyhole.studies.plan import Contrast, Study, read_study
 
 PLAN = ArmPlan(terms="ce,kd=2,hint=50", student="resnet8", count=2, layers="layer*", match="size")
 CHOICES: dict[str, str | tuple[str, ...]] = {"searched": ("layer1.0", "layer3.0"), "stage ends": "stage-ends"}
@@ -23,7 +24,7 @@ def test_what_comes_next_is_compared_on_seeds_that_chose_nothing(tmp_path: Path)
     fresh = fresh_study(study(tmp_path), PLAN, CHOICES)
     assert fresh.seeds == (8, 9, 10, 11, 12, 13)
     assert [arm.name for arm in fresh.arms] == ["no hints", "searched", "stage ends"]
-    assert (fresh.arms[0].terms, fresh.arms[0].hints) == ("ce,kd=2", None)
+    assert (fresh.arms[0].terms, fresh.arms[0].hints) == ("ce=1,kd=2", None)
     assert all(replace(arm, name="", hints=None) == PLAN for arm in fresh.arms[1:])
     assert fresh.baseline == "no hints"
     only = fresh_study(study(tmp_path), replace(PLAN, terms="hint"), CHOICES, seeds=2)
@@ -31,9 +32,24 @@ def test_what_comes_next_is_compared_on_seeds_that_chose_nothing(tmp_path: Path)
     assert (only.baseline, only.seeds) == ("searched", (8, 9))
 
 
+@pytest.mark.parametrize("terms", ["ce,kd,hint", "kd,at=3,ce", "ce,kd,dkd,hint=0.1", "ce,hint,crd"])
+@pytest.mark.parametrize("balance", ["weights", "gradients"])
+def test_the_baseline_weighs_its_terms_as_the_others_do(tmp_path: Path, terms: str, balance: str) -> None:
+    plan = replace(PLAN, terms=terms, balance=balance)
+    bare, *others = fresh_study(study(tmp_path), plan, CHOICES).arms
+
+    def weights(arm: ArmPlan) -> dict[str, float]:
+        found = parse_terms(arm.terms, equal=arm.balance == "gradients")
+        return {term.name: term.weight for term in found if not term.needs_hints}
+
+    assert all(weights(other) == weights(bare) for other in others)
+
+
 @pytest.mark.parametrize("name", ["searched", 'a "quoted" {name} with \\ and ü', "line\nbreak"])
 def test_a_study_written_is_the_study_read(tmp_path: Path, name: str) -> None:
-    fresh = fresh_study(study(tmp_path), PLAN, {name: ("layer1.0", "layer3.0"), "stage ends": "stage-ends"})
+    asked = (Contrast("what is *asked*", (name,), ("stage ends", "no hints")),)
+    choices: dict[str, str | tuple[str, ...]] = {name: ("layer1.0", "layer3.0"), "stage ends": "stage-ends"}
+    fresh = fresh_study(study(tmp_path), PLAN, choices, contrasts=asked)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "fresh.toml").write_text(study_toml(fresh), encoding="utf-8")
     read = read_study(tmp_path / "deep" / "fresh.toml")

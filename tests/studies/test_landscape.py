@@ -10,8 +10,20 @@ import pytest
 
 from keyhole.arms import ArmPlan
 from keyhole.distillation.cohort import TrainConfig
-from keyhole.studies.landscape import Group, Landscape, finalists, groups_of, is_center, survey
-from keyhole.studies.plan import Study, expand, with_combinations
+from keyhole.studies.landscape import (
+    CENTERS,
+    GUESSES,
+    SEARCHED,
+    Finalist,
+    Group,
+    Landscape,
+    contrasts_of,
+    finalists,
+    groups_of,
+    is_center,
+    survey,
+)
+from keyhole.studies.plan import Contrast, Study, expand, with_combinations
 
 LAYERS = ("l1.0", "l1.1", "l2.0", "l2.1", "l3.0", "l3.1")
 COMBOS = list(combinations(LAYERS, 3))  # 20
@@ -27,6 +39,7 @@ def cell(arm: str, seed: int, top1: float, **more: Any) -> dict[str, Any]:
         "held_out_top1": {"last": top1, "best": top1},
         "history": [],
         "cohort_seconds": 40.0,
+        "cohort_students": 20,
         "hints": [],
         **more,
     }
@@ -223,7 +236,13 @@ def test_searches_are_replayed_over_what_was_logged() -> None:
 
 
 def test_the_time_of_a_cell_is_that_of_its_cohorts() -> None:
-    assert surveyed(world({}, 0.1)).seconds_a_cell == pytest.approx(2 * 40 / 40)
+    cells: list[Any] = world({}, 0.1)
+    assert surveyed(cells).seconds_a_cell == pytest.approx(2)
+    beside_others = [{**each, "cohort_students": 40} for each in cells]  # some of them are no combinations
+    assert surveyed(beside_others).seconds_a_cell == pytest.approx(1)
+    assert (
+        surveyed([{k: v for k, v in each.items() if k != "cohort_students"} for each in cells]).seconds_a_cell is None
+    )
 
 
 def study(*tables: dict[str, Any]) -> Study:
@@ -257,12 +276,25 @@ def test_rules_that_take_centers_are_known_by_their_name() -> None:
 
 def test_what_is_worth_fresh_seeds() -> None:
     found = finalists(surveyed(world(DEEP, 0.2)))
-    assert list(found)[:3] == ["searched 1", "searched 2", "searched 3"]
-    assert found["stage-ends"] == ("l1.1", "l2.1", "l3.1")
-    assert len(set(found.values())) == len(found)
-    assert COMBOS[-1] in found.values()  # of the searched, or of both clusterings that take it
+    by_kind = {kind: [each for each in found if kind in each.kinds] for kind in (CENTERS, GUESSES, SEARCHED)}
+    assert [each.name.split(";")[0] for each in by_kind[SEARCHED]] == ["searched 1", "searched 2", "searched 3"]
+    assert any(each.layers == RULES["stage-ends"] and "stage-ends" in each.name for each in by_kind[GUESSES])
+    assert [each.layers for each in by_kind[CENTERS]] == [RULES["kmeans r2_cca"]]
+    assert len({each.layers for each in found}) == len(found)
+    named = " ".join(each.name for each in found)
+    assert "segments" not in named
+    assert "last" not in named
     tops = {("a",): (60.0,), ("b",): (61.0,), ("c",): (62.0,)}
     cells: list[Any] = [cell(combo[0], 0, tops[combo][0]) for combo in tops]
     rules = {"kmeans r2_cca": ("a",), "uniform": ("a",), "stage-ends": ("c",)}
     seen = surveyed_of(tops, cells, rules=rules)
-    assert finalists(seen, searched=1) == {"searched 1": ("c",), "kmeans r2_cca and 1 more": ("a",)}
+    final = finalists(seen, searched=1)
+    assert final == (
+        Finalist("searched 1; stage-ends", ("c",), (SEARCHED, GUESSES)),
+        Finalist("centers by r2_cca; uniform", ("a",), (CENTERS, GUESSES)),
+    )
+    assert contrasts_of(final) == (
+        Contrast("centers against guesses", (final[1].name,), (final[0].name, final[1].name)),
+        Contrast("centers against searched", (final[1].name,), (final[0].name,)),
+        Contrast("searched against guesses", (final[0].name,), (final[0].name, final[1].name)),
+    )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from keyhole.errors import DataError, KeyholeError, SettingError, UnknownNameError
-from keyhole.studies.plan import expand, read_study, with_combinations
+from keyhole.studies.plan import Contrast, expand, read_study, with_combinations
 
 START = 'teacher = "resnet20"\n[train]\nepochs = 2\n'
 
@@ -180,3 +180,40 @@ def test_combinations_keep_to_the_layers_of_their_arm(tmp_path: Path) -> None:
     layers = {None: ["a", "b"], "b*": ["b"]}
     study = with_combinations(read_study(written(tmp_path / "s.toml", text)), lambda glob: layers[glob])
     assert [plan.hints for plan in study.arms] == [("b",)]
+
+
+CONTRAST = '[[contrast]]\nname = "centers"\narms = "hint *"\nagainst = ["kd", "hint uniform"]\n'
+ARMS = '[[arm]]\nname = "kd"\nterms = "ce,kd"\n[[arm]]\nname = "hint {hints}"\nhints = ["auto", "uniform"]\n'
+
+
+def test_a_study_may_ask_for_comparisons(tmp_path: Path) -> None:
+    study = read_study(
+        written(tmp_path / "s.toml", START + ARMS + CONTRAST + '[[contrast]]\narms = "kd"\nagainst = "hint *"\n')
+    )
+    assert study.contrasts == (
+        Contrast("centers", ("hint *",), ("kd", "hint uniform")),
+        Contrast("kd against hint *", ("kd",), ("hint *",)),
+    )
+    assert with_combinations(study, lambda _: []).contrasts == study.contrasts
+    bare = read_study(written(tmp_path / "b.toml", START + ARMS))
+    assert [study.recipe(cell) for cell in study.cells] == [bare.recipe(cell) for cell in bare.cells]
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ('arms = "kd"', "against of a \\[\\[contrast\\]\\] is None; expected names of arms"),
+        ('arms = []\nagainst = "kd"', "arms of a .* is \\[\\]"),
+        ('arms = "kd"\nagainst = [1]', "against of a .* is \\[1\\]"),
+        ('arms = "kd"\nagainst = "hint auto"\nname = 3', "A contrast is called 3"),
+        ('arms = "kd"\nagainst = "hint auto"\nname = "centers"', "A contrast is called 'centers'"),
+        ('arm = "kd"\nagainst = "hint auto"', "Unknown key of a .*nearest known: arms"),
+        ('arms = "kd"\nagainst = "hint atuo"', "Unknown arm of the contrast .*nearest known: hint auto"),
+        ('arms = "x *"\nagainst = "kd"', "Unknown arm of the contrast"),
+    ],
+)
+def test_a_comparison_that_makes_no_sense(tmp_path: Path, table: str, words: str) -> None:
+    path = written(tmp_path / "s.toml", START + ARMS + CONTRAST + f"[[contrast]]\n{table}\n")
+    with pytest.raises(KeyholeError, match=words) as caught:
+        with_combinations(read_study(path), lambda _: [])
+    assert len(str(caught.value).splitlines()) == 1

@@ -42,6 +42,7 @@ def test_every_rule_of_every_metric_is_there(found: dict[str, tuple[str, ...]]) 
         ("kmeans consensus", {"hints": "auto", "metric": ",".join(ALWAYS)}),
         ("random, seed 2", {"hints": "random", "seed": 2}),
         ("uniform", {"hints": "uniform"}),
+        ("quality", {"hints": "quality"}),
     ],
 )
 def test_a_rule_takes_what_an_arm_that_names_it_takes(
@@ -56,7 +57,8 @@ def test_what_a_rule_cannot_do_is_left_out(toy_teacher: Network, toy_split: Memo
     four = choices_of_rules(toy_teacher, toy_split, replace(PLAN, count=4), device="cpu")
     assert "stage-ends" not in four  # there are three stages
     bare = replace(toy_split, classes=())
-    assert not any("informative" in name for name in choices_of_rules(toy_teacher, bare, PLAN, device="cpu"))
+    unlabeled = choices_of_rules(toy_teacher, bare, PLAN, device="cpu")
+    assert not any("informative" in name or name == "quality" for name in unlabeled)
     with pytest.raises(SettingError, match="Arm 'x' has the count auto"):
         choices_of_rules(toy_teacher, toy_split, replace(PLAN, count="auto"), device="cpu")
 
@@ -65,8 +67,10 @@ def test_a_folder_is_looked_at_once(
     toy_teacher: Network, toy_split: MemorySplit, found: dict[str, tuple[str, ...]], tmp_path: Path
 ) -> None:
     board = Board(tmp_path)
-    assert settled_rules(board, toy_teacher, toy_split, PLAN, device="cpu") == found
+    rules, seconds = settled_rules(board, toy_teacher, toy_split, PLAN, device="cpu")
+    assert rules == found
+    assert seconds > 0
     (kept,) = tmp_path.glob("rules-*.txt")
-    kept.write_text('{"uniform": ["layer1.0"]}')
-    assert settled_rules(board, toy_teacher, toy_split, PLAN, device="cpu") == {"uniform": ("layer1.0",)}
-    assert len(settled_rules(board, toy_teacher, toy_split, replace(PLAN, count=2), device="cpu")["uniform"]) == 2
+    kept.write_text('{"seconds": 7, "layers": {"uniform": ["layer1.0"]}}')
+    assert settled_rules(board, toy_teacher, toy_split, PLAN, device="cpu") == ({"uniform": ("layer1.0",)}, 7.0)
+    assert len(settled_rules(board, toy_teacher, toy_split, replace(PLAN, count=2), device="cpu")[0]["uniform"]) == 2

@@ -13,6 +13,7 @@ from scipy import stats
 from keyhole.arms import ArmPlan
 from keyhole.errors import SettingError, UnknownNameError
 from keyhole.studies.landscape import Group, survey
+from keyhole.studies.plan import Contrast
 from keyhole.studies.verdict import Row, holm, judge, paired
 
 
@@ -119,6 +120,50 @@ def test_a_verdict_that_cannot_be_sure_says_so() -> None:
     assert "2 cells are still open" in some.sentence
     assert judge([None], ["kd"]).sentence == "Nothing has come to the end yet."
     assert judge(grid(kd=[None]), ["kd"]).rows[0].parameters is None
+
+
+def test_a_contrast_compares_means_of_arms_seed_by_seed() -> None:
+    tops: dict[str, list[float | None]] = {
+        "kd": [60.0, 60.0, 60.0], "centers a": [61.0, 62.0, 63.5], "centers b": [62.0, 62.0, None],
+        "ends": [60.5, 61.0, 60.0], "random": [60.5, 60.0, 62.0],
+    }  # fmt: skip
+    asked = [
+        Contrast("centers against guesses", ("centers *",), ("ends", "random")),
+        Contrast("a against ends", ("centers a",), ("ends",)),
+    ]
+    found = judge(grid(**tops), list(tops), contrasts=asked)
+    first, second = found.contrasts
+    # seed 2 is left out: there is no centers b; 61.5 - 60.5 and 62 - 60.5
+    assert (first.arm, first.against, first.seeds) == ("centers against guesses", "ends and random", 2)
+    assert first.mean == pytest.approx((1.0 + 1.5) / 2)
+    assert second.mean == pytest.approx((0.5 + 1.0 + 3.5) / 3)
+    assert [each.corrected for each in found.contrasts] == pytest.approx(holm([first.p, second.p]))
+    assert "centers against guesses: +1.25 points (95 % interval" in found.sentence
+    assert [gap.corrected for gap in found.gaps] == [gap.corrected for gap in judge(grid(**tops), list(tops)).gaps]
+    many = [Contrast(f"{k}", ("centers a",), ("ends",)) for k in range(4)]
+    assert (
+        "Of 4 comparisons that were asked for, 4 cannot be told"
+        in judge(grid(**tops), [*tops], contrasts=many).sentence
+    )
+    assert (
+        judge(grid(kd=[60.0], ends=[None]), ["kd", "ends"], contrasts=[Contrast("x", ("kd",), ("ends",))]).contrasts
+        == ()
+    )
+    one = judge(grid(kd=[60.0], ends=[61.0]), ["kd", "ends"], contrasts=[Contrast("x", ("ends",), ("kd",))])
+    assert "x: +1.00 points on one seed, of which nothing can be said." in one.sentence
+
+
+def test_the_best_arm_is_chosen_on_held_out_images_where_there_are_any() -> None:
+    cells = grid(kd=[60.0, 61.0], hints=[59.0, 60.0])
+    held = {"kd": 50.0, "hints": 51.0}
+    cells = [{**each, "held_out_top1": {"last": held[each["arm"]] + each["seed"], "best": 99.0}} for each in cells]
+    found = judge(cells, ["kd", "hints"])
+    assert found.rows[1].held_out == (51.0, 52.0)
+    assert "hints is highest on the held-out images, and reaches 59.50 % over 2 seeds" in found.sentence
+    lines = list(csv.DictReader(io.StringIO(found.to_csv())))
+    assert [line["held_out_last"] for line in lines] == ["50.0", "51.0", "51.0", "52.0"]
+    cells[0]["held_out_top1"] = None
+    assert "kd is highest with 60.50 %" in judge(cells, ["kd", "hints"]).sentence
 
 
 def test_the_tables_for_programs() -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from keyhole.arms import ArmMaker
+from keyhole.arms import ArmMaker, ArmPlan
 from keyhole.data.sources import Data, default_input, open_data
 from keyhole.distillation.cohort import TrainConfig
 from keyhole.errors import RunError, UnknownNameError
@@ -249,6 +250,72 @@ def test_a_full_disk_when_results_are_written_loses_no_training(
     run_study(replace(study, arms=study.arms[:2]), teacher, digits, board, progress=progress)
     assert not [label for label in steps if label.startswith("epoch")]  # the epochs were there already
     assert not list(board.cohorts.glob("*/cells.json"))
+
+
+def test_a_stop_between_two_results_loses_no_training(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = replace(study, seeds=(0,), students_per_pass=3)
+    whole = Board(tmp_path / "whole")
+    run_study(study, teacher, digits, whole)
+    board, finish, written = Board(tmp_path / "stopped"), Board.finish, []
+    with monkeypatch.context() as patch:
+
+        def full(self: Board, cell: str, value: dict[str, Any]) -> None:
+            if written:
+                raise RunError("Cannot write: No space left on device.")
+            written.append(cell)
+            finish(self, cell, value)
+
+        patch.setattr(Board, "finish", full)
+        with pytest.raises(RunError, match="No space left"):
+            run_study(study, teacher, digits, board)
+    steps: list[str] = []
+
+    def progress(items: Iterable[Any], *, label: str, total: int, done: int = 0) -> Iterator[Any]:
+        for item in items:
+            steps.append(label)
+            yield item
+
+    assert run_study(study, teacher, digits, board, progress=progress) == 2
+    assert not [label for label in steps if label.startswith("epoch")]  # the epochs were there already
+    assert results(board, study) == results(whole, study)
+    assert not [path for name in ("cells.json", "checkpoint.safetensors") for path in board.cohorts.glob(f"*/{name}")]
+
+
+class Bursts(nn.Module):
+    """A student whose logits are finite while it learns, and infinite where it is measured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.layers(images)
+        if self.training:
+            self.steps += 1
+        elif self.steps > 0:
+            found = found * torch.inf
+        return found
+
+
+def bursting(classes: int) -> nn.Module:
+    assert classes == 10
+    return Bursts()
+
+
+@pytest.mark.parametrize("holdout", [0, 40])
+def test_an_arm_that_cannot_be_measured_is_recorded_and_the_rest_goes_on(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path, holdout: int
+) -> None:
+    odd = ArmPlan(name="odd", student=f"{__name__}:bursting", terms="ce")
+    study = replace(study, seeds=(0,), holdout=holdout, students_per_pass=4, arms=(odd, *study.arms))
+    board = Board(tmp_path)
+    assert run_study(study, teacher, digits, board) == 4
+    told = [board.result(cell.id) for cell in study.cells]
+    assert [bool(value and value["diverged"]) for value in told] == [True, False, False, False]
+    assert "NaN or infinite" in (told[0] or {})["diverged"]
 
 
 def test_automatic_precision_is_the_same_for_all_processes_of_a_study(

@@ -66,7 +66,8 @@ def study(
     finished = run_study(whole, teacher, data, board, progress=o.progress_bar(), note=o.note)
     results = [board.result(cell.id) for cell in whole.cells]
     landscapes = _landscapes(whole, results, teacher, data, board)
-    verdict = judge(results, [plan.name for plan in whole.arms], baseline=whole.baseline, landscapes=landscapes)
+    names = [plan.name for plan in whole.arms]
+    verdict = judge(results, names, baseline=whole.baseline, contrasts=whole.contrasts, landscapes=landscapes)
     setting = whole.told(teacher.name, results)
     value = {**verdict.to_json(), "cells": len(results), "finished_now": finished, "setting": setting}
     write_json(out / "result.json", value)
@@ -82,16 +83,27 @@ def _landscapes(
     from keyhole.data.splits import hold_out
     from keyhole.files import write_text
     from keyhole.studies.followup import fresh_study, study_toml
-    from keyhole.studies.landscape import finalists, groups_of, survey
+    from keyhole.studies.landscape import contrasts_of, finalists, groups_of, survey
     from keyhole.studies.rules import settled_rules
+    from keyhole.studies.work import settled
 
-    found = []
+    found, whole = [], settled(study, board)
     for number, group in enumerate(groups_of(study), start=1):
         train = hold_out(data.train, study.holdout)[0]
-        rules = settled_rules(board, teacher, train, group.plan, device=study.config.device, progress=o.progress_bar())
-        seen = survey(group, results, rules=rules, baseline=study.baseline, students_per_pass=study.students_per_pass)
+        rules, look_s = settled_rules(
+            board, teacher, train, group.plan, device=whole.config.device, precision=whole.config.precision,
+            progress=o.progress_bar(),
+        )  # fmt: skip
+        seen = survey(
+            group, results, rules=rules, baseline=study.baseline, students_per_pass=study.students_per_pass,
+            look_s=look_s,
+        )  # fmt: skip
         if seen is not None:
             found.append(seen)
-            fresh = fresh_study(study, group.plan, finalists(seen))
+            if seen.left_out or set(seen.seeds) != set(study.seeds):  # more cells would point elsewhere
+                continue
+            final = finalists(seen)
+            choices = {each.name: each.layers for each in final}
+            fresh = fresh_study(whole, group.plan, choices, contrasts=contrasts_of(final))
             write_text(board.path / f"fresh{'' if number == 1 else f'-{number}'}.toml", study_toml(fresh))
     return found

@@ -14,6 +14,7 @@ from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
 from keyhole.distillation.evaluation import Accuracy, evaluate
 from keyhole.distillation.group import ALONE, Group
 from keyhole.distillation.training import Checkpointing, Outcome, fit
+from keyhole.errors import DivergenceError
 from keyhole.models.network import Network, count_macs
 from keyhole.progress import Progress, silent
 
@@ -170,10 +171,16 @@ def run_cohort(
     def measured(network: Network) -> Accuracy:
         return group.told(lambda: evaluate(network, test, device=cohort.device, progress=progress))
 
-    scores = []
+    scores, diverged = [], dict(trained.diverged)
     for outcome in trained.outcomes:
-        last = measured(outcome.last)
-        best = last if outcome.best_epoch == config.epochs else measured(outcome.best)
+        try:
+            last = measured(outcome.last)
+            best = last if outcome.best_epoch == config.epochs else measured(outcome.best)
+        except DivergenceError as error:
+            if diverging == "raise":
+                raise
+            diverged[outcome.arm.name] = str(error)
+            continue
         scores.append(Score(outcome, last, best, outcome.last.parameters, count_macs(outcome.last)))
     accuracy = measured(teacher) if teacher is not None else None
     return Result(
@@ -184,6 +191,6 @@ def run_cohort(
         images={"train": len(train), "held_out": len(chosen_on), "test": len(test)},
         config=cohort.config,
         seconds=trained.earlier_s + time.perf_counter() - started,
-        diverged=trained.diverged,
+        diverged=diverged,
         processes=group.count,
     )

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def fit(
             if not cohort.learners:
                 break
         _check_finite(cohort, f"in epoch {epoch + 1}", diverging, checkpointing)
-        _close_epoch(cohort, epoch + 1, steps, held_out, log)
+        _close_epoch(cohort, epoch + 1, steps, held_out, log, drop=diverging == "drop")
         step = 0
         seconds += time.perf_counter() - started
         _save(cohort, checkpointing, len(train), (epoch + 1, 0), seconds)
@@ -219,26 +220,36 @@ def _close_epoch(
     steps: int,
     held_out: Split | None,
     log: Callable[[dict[str, Any]], None] | None,
+    *,
+    drop: bool,
 ) -> None:
     cohort.average_sums()
     rate = cohort.config.rate(epoch - 1 + (steps - 1) / steps)
-    leads = cohort.group.leads
-    for learner in cohort.learners:
-        record = _record(cohort, learner, epoch, steps, rate, held_out if leads else None)
-        if log is not None and leads:
+    for learner in list(cohort.learners):
+        try:
+            score = cohort.group.told(partial(_held_out_top1, cohort, learner, held_out))
+        except DivergenceError as error:  # weights that are finite, and too large for their own logits
+            if not drop:
+                raise
+            cohort.drop(learner.arm.name, f"{error} That was after epoch {epoch}.")
+            continue
+        record = _record(learner, epoch, steps, rate, score)
+        if log is not None and cohort.group.leads:
             log({**record, "arm": learner.arm.name})
 
 
-def _record(
-    cohort: Cohort, learner: Learner, epoch: int, steps: int, rate: float, held_out: Split | None
-) -> dict[str, Any]:
+def _held_out_top1(cohort: Cohort, learner: Learner, held_out: Split | None) -> float | None:
+    if held_out is None:
+        return None
+    return evaluate(learner.network, held_out, device=cohort.device, precision=cohort.config.precision).top1
+
+
+def _record(learner: Learner, epoch: int, steps: int, rate: float, score: float | None) -> dict[str, Any]:
     record: dict[str, Any] = {"epoch": epoch, "rate": rate}
     record |= {name: float(value) / steps for name, value in learner.sums.items()}
     learner.clear_sums()
-    score = None
-    if held_out is not None:
-        found = evaluate(learner.network, held_out, device=cohort.device, precision=cohort.config.precision)
-        record["held_out_top1"] = score = found.top1
+    if score is not None:
+        record["held_out_top1"] = score
     if score is None or score >= max((past["held_out_top1"] for past in learner.history), default=0.0):
         learner.best = {name: tensor.detach().clone() for name, tensor in learner.network.module.state_dict().items()}
         learner.best_epoch = epoch

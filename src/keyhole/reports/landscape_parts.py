@@ -20,7 +20,6 @@ from keyhole.reports.markup import (
     table,
 )
 from keyhole.studies.landscape import Landscape
-from keyhole.studies.replay import Replayed
 from keyhole.studies.standings import Standing
 
 
@@ -132,6 +131,16 @@ def _between(low: float | None, high: float | None, form: str, times: float = 1)
 def _effects(landscape: Landscape) -> Html:
     if not landscape.effects:
         return Html("")
+    heads = ("points", "95 % interval", "p, corrected")
+    rows = [
+        [
+            code(each.layer),
+            f"{each.mean:+.2f}",
+            NOTHING if each.low is None or each.high is None else f"{each.low:+.2f} to {each.high:+.2f}",
+            _probability(each.p),
+        ]
+        for each in landscape.effects
+    ]
     drawn = figures.intervals(
         [(each.layer, each.mean, each.low, each.high) for each in landscape.effects],
         "Mean of the combinations with a layer minus those without it",
@@ -141,7 +150,8 @@ def _effects(landscape: Landscape) -> Html:
         f"Mean of the combinations with a layer minus mean of those without it, with its 95 % interval. "
         f"{len(sure)} of {plural(len(landscape.effects), 'layer')} differ from none beyond chance (Holm-corrected)."
     )
-    return figure(drawn, told)
+    columns = [Column("with the layer", number=False), *(Column(head) for head in heads)]
+    return join([table(columns, rows), figure(drawn, told)])
 
 
 def _searches(landscape: Landscape) -> Html:
@@ -161,8 +171,25 @@ def _searches(landscape: Landscape) -> Html:
             f"{winner.high:+.2f}). The highest mean on the test images is {winner.highest:.2f} %, which nobody could "
             "have known."
         )
-    drawn = [_curve(landscape), _replays(landscape.replays, landscape.seconds_a_cell)] if landscape.replays else []
-    return join([paragraph(told), *drawn])
+    drawn = [_curve(landscape), _replays(landscape)] if landscape.replays else []
+    return join([paragraph(told), *_at_equal_seconds(landscape), *drawn])
+
+
+def _at_equal_seconds(landscape: Landscape) -> list[Html]:
+    """Return what a search has for the seconds of the look that tells the centers."""
+    if landscape.look_s is None or not landscape.seconds_a_cell:
+        return []
+    share = landscape.look_s / landscape.seconds_a_cell
+    have = (
+        f"{share:.1f} students to the end"
+        if share >= 1
+        else f"{100 * share:.0f} % of one student, so a search cannot have begun to compare"
+    )
+    told = (
+        f"At equal seconds: the one look that told what every rule takes took {duration(landscape.look_s)}; for that, "
+        f"training here reaches {have}."
+    )
+    return [paragraph(told)]
 
 
 def _curve(landscape: Landscape) -> Html:
@@ -189,7 +216,8 @@ def _thinned(marks: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
     return found[:8]
 
 
-def _replays(replays: Sequence[Replayed], seconds_a_cell: float | None) -> Html:
+def _replays(landscape: Landscape) -> Html:
+    replays, seconds_a_cell = landscape.replays, landscape.seconds_a_cell
     heads = ["combinations", "students to the end", "teacher passes", "time here", "gain, points", "four of five"]
     rows = [
         [

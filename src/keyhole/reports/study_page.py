@@ -44,6 +44,7 @@ def study_page(verdict: Verdict, setting: Mapping[str, Any]) -> str:
         *(landscape_parts(landscape) for landscape in verdict.landscapes),
         _reached(rest, setting, "What the other students reach" if tried else "What the students reach"),
         _differences(rest),
+        _asked(verdict),
         _cost(rest.rows),
         _published(setting),
     )
@@ -65,11 +66,15 @@ def _how(setting: Mapping[str, Any]) -> str:
 def _table(verdict: Verdict) -> Html:
     heads = ["last epoch, %: mean", "standard deviation", "best epoch, %: mean", "seeds", "diverged"]
     heads += ["parameters", "MACs"]
+    held_out = any(row.held_out for row in verdict.rows)
+    if held_out:
+        heads.insert(3, "held out, %: mean")
     rows = [
         [
             row.arm,
             *_mean_and_spread(row.last),
-            f"{statistics.fmean(row.best):.2f}" if row.best else NOTHING,
+            _mean_and_spread(row.best)[0],
+            *([_mean_and_spread(row.held_out)[0]] if held_out else []),
             str(len(row.seeds)),
             str(len(row.diverged)) if row.diverged else NOTHING,
             amount(row.parameters) if row.parameters is not None else NOTHING,
@@ -112,6 +117,22 @@ def _differences(verdict: Verdict) -> Html:
         "below 0.05; where it is not, this study cannot tell."
     )
     return section("Differences", table(columns, [_gap_row(gap) for gap in verdict.gaps]), figure(drawn, told))
+
+
+def _asked(verdict: Verdict) -> Html:
+    if not verdict.contrasts:
+        return Html("")
+    heads = ("mean, points", "95 % interval", "p", "p, corrected", "seeds")
+    columns = [Column("", number=False), *(Column(head) for head in heads)]
+    drawn = figures.intervals(
+        [(gap.arm, gap.mean, gap.low, gap.high) for gap in verdict.contrasts], "The comparisons that were asked for"
+    )
+    told = (
+        "Where several arms stand on a side, the mean of each seed counts. These comparisons were laid down in the "
+        "study file; probabilities are corrected for their number alone."
+    )
+    rows = [_gap_row(gap) for gap in verdict.contrasts]
+    return section("What the study was made to compare", table(columns, rows), figure(drawn, told))
 
 
 def _gap_row(gap: Gap) -> list[str]:

@@ -112,10 +112,30 @@ class Board:
         if not path.is_file():
             fresh = path.with_suffix(f".{uuid.uuid4().hex}")
             write_text(fresh, choose())
-            with suppress(FileExistsError):  # another process was faster
+            try:
                 os.link(fresh, path)
+            except FileExistsError:  # another process was faster
+                pass
+            except OSError:  # a disk without hard links: whoever comes first has the name
+                self._laid_down(fresh, path)
             fresh.unlink()
         return path.read_text(encoding="utf-8").strip()
+
+    def _laid_down(self, fresh: Path, path: Path) -> None:
+        lock = path.with_suffix(".lock")
+        try:
+            os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            until = time.monotonic() + self.dead_after_s
+            while not path.is_file():
+                if time.monotonic() > until:
+                    fresh.unlink()
+                    raise RunError(f"{lock} was left by a process that was killed. Remove it.") from None
+                time.sleep(0.02)
+            return
+        if not path.is_file():
+            write_text(path, fresh.read_text(encoding="utf-8"))
+        lock.unlink()
 
     def agree(self, what: str, recipe: Mapping[str, Any]) -> None:
         """Check that the folder was begun by the same recipe; the first one to ask lays it down.

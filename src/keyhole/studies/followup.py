@@ -10,13 +10,18 @@ from typing import Any
 
 from keyhole.arms import ArmPlan
 from keyhole.distillation.terms import parse_terms
-from keyhole.studies.plan import Study
+from keyhole.studies.plan import Contrast, Study
 
 FRESH_SEEDS = 6
 
 
 def fresh_study(
-    study: Study, plan: ArmPlan, choices: Mapping[str, str | tuple[str, ...]], *, seeds: int = FRESH_SEEDS
+    study: Study,
+    plan: ArmPlan,
+    choices: Mapping[str, str | tuple[str, ...]],
+    *,
+    contrasts: Sequence[Contrast] = (),
+    seeds: int = FRESH_SEEDS,
 ) -> Study:
     """Return a study that compares choices of hints on seeds that chose none of them; its baseline has no hints.
 
@@ -24,6 +29,7 @@ def fresh_study(
         study: The study that pointed at the choices; its teacher, data and schedule are kept.
         plan: The student and its loss.
         choices: Layers, or a rule's name, by what the arm shall be called.
+        contrasts: Comparisons that it is made for.
         seeds: How many fresh seeds.
 
     Example:
@@ -31,7 +37,7 @@ def fresh_study(
         >>> old = Study("resnet20", None, "digits", None, TrainConfig(epochs=1), (0, 1), 100, 4, ())
         >>> new = fresh_study(old, ArmPlan(terms="ce,kd,hint"), {"searched": ("layer1.0", "layer3.0")})
         >>> new.seeds, [(arm.name, arm.terms) for arm in new.arms]
-        ((2, 3, 4, 5, 6, 7), [('no hints', 'ce,kd'), ('searched', 'ce,kd,hint')])
+        ((2, 3, 4, 5, 6, 7), [('no hints', 'ce=1,kd=1'), ('searched', 'ce,kd,hint')])
     """
     first = max(study.seeds) + 1
     arms = [replace(plan, name=name, hints=layers) for name, layers in choices.items()]
@@ -44,14 +50,14 @@ def fresh_study(
         seeds=tuple(range(first, first + seeds)),
         students_per_pass=max(study.students_per_pass, len(arms)),
         baseline=arms[0].name,
+        contrasts=tuple(contrasts),
     )
 
 
 def _without_hints(plan: ArmPlan) -> ArmPlan | None:
-    """Return the plan without its terms of hints; None where it has no others."""
-    kinds = parse_terms(plan.terms, temperature=plan.temperature, equal=plan.balance == "gradients")
-    texts = [text.strip() for text in plan.terms.split(",")]
-    kept = [text for text, kind in zip(texts, kinds, strict=True) if not kind.needs_hints]
+    """Return the plan without its terms of hints, the others at the same weights; None where it has no others."""
+    terms = parse_terms(plan.terms, temperature=plan.temperature, equal=plan.balance == "gradients")
+    kept = [f"{term.name}={term.weight:g}" for term in terms if not term.needs_hints]
     if not kept:
         return None
     return ArmPlan(
@@ -92,7 +98,13 @@ def study_toml(study: Study) -> str:
             told["hints"] = ",".join(plan.hints)
         told |= {"name": _braced(plan.name), "terms": plan.terms, "student": plan.student}
         lines += ["", "[[arm]]", *_lines(told)]
+    for contrast in study.contrasts:
+        lines += ["", "[[contrast]]", *_lines({key: _plain(value) for key, value in vars(contrast).items()})]
     return "\n".join(lines) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _braced(name: str) -> str:

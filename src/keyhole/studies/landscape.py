@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from keyhole.arms import ArmPlan
-from keyhole.studies.plan import Study
+from keyhole.studies.plan import Contrast, Study
 from keyhole.studies.replay import Replayed, replay_searches
 from keyhole.studies.standings import (
     Combination,
@@ -25,10 +25,9 @@ from keyhole.studies.standings import (
     winner_of,
 )
 from keyhole.studies.variance import Spread, rank_correlation, spread_of
-from keyhole.studies.verdict import Gap, Row, paired
+from keyhole.studies.verdict import SURE, Gap, Row, paired
 
 _CHOOSING = ("name", "hints", "metric", "count", "center", "hint", "samples", "layers", "seed")
-SURE = 0.05  # a corrected probability below it is beyond chance
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,7 @@ class Landscape:
         over_baseline: The mean of all combinations minus the baseline, seed by seed; None where there is none.
         replays: What searches would have found among these runs; empty where no images were held out.
         seconds_a_cell: What one student took, by the time of whole cohorts; None where that is not known.
+        look_s: What the look at the teacher took that told all choices without training; None where not known.
         sentence: In plain words.
     """
 
@@ -86,6 +86,7 @@ class Landscape:
     over_baseline: Gap | None
     replays: tuple[Replayed, ...]
     seconds_a_cell: float | None
+    look_s: float | None
     sentence: str
 
     def to_json(self) -> dict[str, Any]:
@@ -120,6 +121,7 @@ def survey(
     rules: Mapping[str, tuple[str, ...]] | None = None,
     baseline: str | None = None,
     students_per_pass: int = 28,
+    look_s: float | None = None,
 ) -> Landscape | None:
     """Return the landscape of a group of combinations; None while fewer than two are finished.
 
@@ -130,6 +132,7 @@ def survey(
             of the group get a standing.
         baseline: The arm that the mean of all combinations is compared with.
         students_per_pass: Of the searches that are replayed.
+        look_s: Seconds of the look that told what each rule takes.
 
     Example:
         >>> arms = {("a",): "x a", ("b",): "x b", ("c",): "x c"}
@@ -176,6 +179,7 @@ def survey(
         if (curves := _curves(rows)) is None
         else replay_searches(curves, top1, students_per_pass=students_per_pass),
         seconds_a_cell=_seconds_a_cell([cell for row in rows for cell in row]),
+        look_s=look_s,
         sentence=_sentence(len(told), spread, standings, winner),
     )
 
@@ -240,11 +244,10 @@ def _curves(rows: Sequence[Sequence[Mapping[str, Any]]]) -> Float[np.ndarray, "r
 
 
 def _seconds_a_cell(cells: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return seconds of all cohorts over students; cells that were together tell the same seconds."""
-    if not all("cohort_seconds" in cell for cell in cells):
+    """Return the mean over cells of the seconds of their cohort, divided among its students."""
+    if not all("cohort_seconds" in cell and "cohort_students" in cell for cell in cells):
         return None
-    together = {(cell["seed"], float(cell["cohort_seconds"])) for cell in cells}
-    return sum(seconds for _, seconds in together) / len(cells)
+    return statistics.fmean(float(cell["cohort_seconds"]) / int(cell["cohort_students"]) for cell in cells)
 
 
 def _seeds_agree(top1: Float[np.ndarray, "rows seeds"]) -> float | None:
@@ -265,24 +268,62 @@ def _over_baseline(
     return paired(*both)
 
 
-def finalists(landscape: Landscape, *, searched: int = 3) -> dict[str, tuple[str, ...]]:
-    """Return what is worth fresh seeds: each combination that a rule takes, and the best that the search found.
+CENTERS, GUESSES, SEARCHED = "centers", "guesses", "searched"
+_GUESSES = ("stage-ends", "uniform", "random")
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A combination that is worth fresh seeds.
+
+    Attributes:
+        name: Of all that choose it.
+        layers: What it is.
+        kinds: Of those: :data:`CENTERS` of k-means clusters, :data:`GUESSES` without a look at similarities, or
+            :data:`SEARCHED`.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    kinds: tuple[str, ...]
+
+
+def finalists(landscape: Landscape, *, searched: int = 3) -> tuple[Finalist, ...]:
+    """Return what is worth fresh seeds: the centers of each metric, the guesses, and the best that the search found.
 
     Args:
         landscape: The landscape.
         searched: How many of the combinations with the highest held-out means.
-
-    Returns:
-        Layers by name; a combination that both take stands once, under the name of the search.
     """
     ranked = [each for each in landscape.combinations if each.held_out]
     ranked.sort(key=lambda each: -statistics.fmean(each.held_out))
-    found = {each.layers: f"searched {place}" for place, each in enumerate(ranked[:searched], start=1)}
-    for standing in landscape.standings:
-        if standing.layers:
-            own, more = standing.names[0], len(standing.names) - 1
-            found.setdefault(standing.layers, f"{own} and {more} more" if more else own)
-    return {name: layers for layers, name in found.items()}
+    places = {each.layers: place for place, each in enumerate(ranked[:searched], start=1)}
+    takers = {each.layers: each.names for each in landscape.standings if each.layers}
+    found = []
+    for layers in dict.fromkeys([*places, *takers]):
+        names = takers.get(layers, ())
+        metrics = [name.removeprefix("kmeans ") for name in names if name.startswith("kmeans ") and is_center(name)]
+        guesses = [name for name in names if name.partition(",")[0] in _GUESSES]
+        parts = {
+            SEARCHED: f"searched {places[layers]}" if layers in places else "",
+            CENTERS: f"centers by {' and '.join(metrics)}" if metrics else "",
+            GUESSES: " and ".join(guesses),
+        }
+        if any(parts.values()):
+            told = {kind: part for kind, part in parts.items() if part}
+            found.append(Finalist("; ".join(told.values()), layers, tuple(told)))
+    return tuple(found)
+
+
+def contrasts_of(found: Sequence[Finalist]) -> tuple[Contrast, ...]:
+    """Return the comparisons that fresh seeds are for; one that is of both sides counts on both."""
+    sides = {kind: tuple(each.name for each in found if kind in each.kinds) for kind in (CENTERS, GUESSES, SEARCHED)}
+    pairs = ((CENTERS, GUESSES), (CENTERS, SEARCHED), (SEARCHED, GUESSES))
+    return tuple(
+        Contrast(f"{first} against {second}", sides[first], sides[second])
+        for first, second in pairs
+        if sides[first] and sides[second] and sides[first] != sides[second]
+    )
 
 
 def is_center(name: str) -> bool:

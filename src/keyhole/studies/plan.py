@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from itertools import combinations, product
 from pathlib import Path
@@ -20,7 +21,10 @@ _OWN = ".safetensors"
 _FILES = (_OWN, ".pt", ".pth", ".bin", ".json")
 EVERY = "combinations"  # as hints: all combinations of candidate layers
 
-_KEYS = ("teacher", "weights", "data", "root", "seeds", "holdout", "students_per_pass", "baseline", "train", "arm")
+_KEYS = (
+    "teacher", "weights", "data", "root", "seeds", "holdout", "students_per_pass", "baseline", "train", "arm",
+    "contrast",
+)  # fmt: skip
 _NOT_OF_TRAINING = ("seed", "device")  # the grid's, and the machine's
 
 
@@ -46,6 +50,21 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """A comparison that a study was made for, beside that of each arm with the baseline.
+
+    Attributes:
+        name: What is asked, such as ``centers against guesses``.
+        arms: Names of arms, or patterns of names with ``*``; of several the mean of each seed counts.
+        against: What they are compared with, likewise.
+    """
+
+    name: str
+    arms: tuple[str, ...]
+    against: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Study:
     """A study file, read and checked.
 
@@ -60,6 +79,7 @@ class Study:
         students_per_pass: At most so many students learn from one teacher pass.
         arms: The arms; each is one cell a seed.
         baseline: The arm that the others are compared with; the first one when missing.
+        contrasts: Further comparisons.
     """
 
     teacher: str
@@ -72,6 +92,7 @@ class Study:
     students_per_pass: int
     arms: tuple[ArmPlan, ...]
     baseline: str | None = None
+    contrasts: tuple[Contrast, ...] = ()
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -174,7 +195,33 @@ def read_study(path: Path) -> Study:
         students_per_pass=_at_least(value, "students_per_pass", 8, 1),
         arms=_unique(_beside(path, plan) for table in tables for plan in expand(table)),
         baseline=_of_kind(value, "baseline", str, "the name of an arm", None),
+        contrasts=_contrasts(_of_kind(value, "contrast", list, "[[contrast]] tables", [])),
     )
+
+
+def _contrasts(tables: Sequence[Any]) -> tuple[Contrast, ...]:
+    found: dict[str, Contrast] = {}
+    known = [each.name for each in fields(Contrast)]
+    for table in tables:
+        if not isinstance(table, dict):
+            raise SettingError(f"A contrast is {table!r}; expected a [[contrast]] table.")
+        for key in table:
+            if key not in known:
+                raise unknown_name("key of a [[contrast]]", key, known)
+        arms, against = (_names(table, key) for key in ("arms", "against"))
+        name = table.get("name", f"{' and '.join(arms)} against {' and '.join(against)}")
+        if not isinstance(name, str) or name in found:
+            raise SettingError(f"A contrast is called {name!r}; expected a text, and of two another one each.")
+        found[name] = Contrast(name, arms, against)
+    return tuple(found.values())
+
+
+def _names(table: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    given = table.get(key)
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, list) or not names or not all(isinstance(one, str) for one in names):
+        raise SettingError(f"{key} of a [[contrast]] is {given!r}; expected names of arms.")
+    return tuple(names)
 
 
 def _beside(path: Path, plan: ArmPlan) -> ArmPlan:
@@ -280,7 +327,7 @@ def with_combinations(study: Study, candidates: Callable[[str | None], Sequence[
 
     Raises:
         SettingError: The count of such an arm is no number from 1 to the number of layers.
-        UnknownNameError: The baseline is none of the arms.
+        UnknownNameError: The baseline, or what a contrast names, is none of the arms.
     """
 
     def arms() -> Iterator[ArmPlan]:
@@ -297,6 +344,21 @@ def with_combinations(study: Study, candidates: Callable[[str | None], Sequence[
                 yield replace(plan, name=f"{plan.name} {'+'.join(names)}", hints=names)
 
     found = _unique(arms())
-    if study.baseline is not None and study.baseline not in [plan.name for plan in found]:
-        raise unknown_name("baseline", study.baseline, [plan.name for plan in found])
+    names = [plan.name for plan in found]
+    if study.baseline is not None and study.baseline not in names:
+        raise unknown_name("baseline", study.baseline, names)
+    for contrast in study.contrasts:
+        for pattern in (*contrast.arms, *contrast.against):
+            if not matching((pattern,), names):
+                raise unknown_name(f"arm of the contrast {contrast.name!r}", pattern, names)
     return replace(study, arms=found)
+
+
+def matching(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return the names that are meant: those that stand there, or fit a pattern, each once and in their order.
+
+    Example:
+        >>> matching(["kd", "* ends"], ["kd", "hint random", "hint stage ends"])
+        ['kd', 'hint stage ends']
+    """
+    return [name for name in names if any(name == one or fnmatchcase(name, one) for one in patterns)]

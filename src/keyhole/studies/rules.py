@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 
 import numpy as np
 
@@ -12,7 +13,8 @@ from keyhole.data.splits import Split
 from keyhole.errors import SettingError
 from keyhole.hints.choice import CONSENSUS, ChoiceConfig, choose_hints
 from keyhole.hints.clustering import CLUSTERINGS
-from keyhole.hints.selection import HINT_RULES, Rule, select
+from keyhole.hints.moments import ObserveConfig
+from keyhole.hints.selection import HINT_RULES, QUALITY, Rule, select
 from keyhole.hints.similarity import ALWAYS, METRICS, consensus
 from keyhole.models.layers import layers
 from keyhole.models.network import Network
@@ -24,7 +26,13 @@ _RANDOM = 3  # draws of the random rule
 
 
 def choices_of_rules(
-    teacher: Network, train: Split, plan: ArmPlan, *, device: str = "auto", progress: Progress = silent
+    teacher: Network,
+    train: Split,
+    plan: ArmPlan,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: Progress = silent,
 ) -> dict[str, tuple[str, ...]]:
     """Return what each rule takes from a teacher, by the name of the rule; one pass, no training.
 
@@ -38,6 +46,7 @@ def choices_of_rules(
         train: The training images; its ``samples`` are drawn from them.
         plan: The arm whose ``count``, ``layers``, ``samples`` and ``seed`` hold.
         device: Where to run the teacher.
+        precision: In which.
         progress: Wraps the long loops.
 
     Raises:
@@ -58,8 +67,9 @@ def choices_of_rules(
     measured = choose_hints(
         teacher,
         train,
-        Rule(count=count, hint="informative" if labels else "center", seed=plan.seed),
+        Rule(QUALITY, count, hint="informative", seed=plan.seed) if labels else Rule(count=count, seed=plan.seed),
         config=ChoiceConfig(plan.samples, METRICS, plan.layers, draws=0, bare=False, seed=plan.seed),
+        look=ObserveConfig(precision=precision),
         device=choose_device(device),
         progress=progress,
     )
@@ -75,10 +85,12 @@ def choices_of_rules(
     }
     controls = {name: (None, Rule(name, count)) for name in ("stage-ends", "uniform")}
     controls |= {f"random, seed {seed}": (None, Rule("random", count, seed=seed)) for seed in range(_RANDOM)}
+    controls |= {QUALITY: (None, Rule(QUALITY, count))} if labels else {}
+    scores = np.array([measured.quality[layer.name]["quality"] for layer in candidates]) if labels else None
     found = {}
     for name, (matrix, rule) in (wanted | controls).items():
         try:
-            chosen = select(candidates, matrix, rule, information=known)
+            chosen = select(candidates, matrix, rule, information=known, quality=scores)
         except SettingError:  # more stage ends than there are stages
             continue
         found[name] = tuple(candidates[i].name for i in sorted(chosen.hints))
@@ -86,21 +98,33 @@ def choices_of_rules(
 
 
 def settled_rules(
-    board: Board, teacher: Network, train: Split, plan: ArmPlan, *, device: str = "auto", progress: Progress = silent
-) -> dict[str, tuple[str, ...]]:
-    """Return :func:`choices_of_rules` as the folder of a study has them; looked at once for a folder.
+    board: Board,
+    teacher: Network,
+    train: Split,
+    plan: ArmPlan,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: Progress = silent,
+) -> tuple[dict[str, tuple[str, ...]], float]:
+    """Return :func:`choices_of_rules` as the folder of a study has them, and the seconds that the look took.
 
     Args:
-        board: The folder.
+        board: The folder; looked at once for it.
         teacher: The teacher of the study.
         train: Its training images.
         plan: The arm whose ``count``, ``layers``, ``samples`` and ``seed`` hold.
         device: Where to run the teacher.
+        precision: In which.
         progress: Wraps the long loops.
     """
     asked = json.dumps([str(plan.count), plan.layers, plan.samples, plan.seed])
     name = f"rules-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
-    text = board.settle(
-        name, lambda: json.dumps(choices_of_rules(teacher, train, plan, device=device, progress=progress), indent=1)
-    )
-    return {rule: tuple(layers) for rule, layers in json.loads(text).items()}
+
+    def look() -> str:
+        started = time.perf_counter()
+        found = choices_of_rules(teacher, train, plan, device=device, precision=precision, progress=progress)
+        return json.dumps({"seconds": round(time.perf_counter() - started, 1), "layers": found}, indent=1)
+
+    told = json.loads(board.settle(name, look))
+    return {rule: tuple(layers) for rule, layers in told["layers"].items()}, float(told["seconds"])

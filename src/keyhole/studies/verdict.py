@@ -7,13 +7,16 @@ import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from keyhole.errors import SettingError, unknown_name
+from keyhole.studies.plan import Contrast, matching
 
 if TYPE_CHECKING:
     from keyhole.studies.landscape import Landscape
+
+SURE = 0.05  # a corrected probability below it is beyond chance
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Row:
         diverged: Seeds that did not come to the end.
         parameters: Of the student; None where no seed came to the end.
         macs: Multiply-accumulates for one image, likewise.
+        held_out: Top-1 on the held-out images after the last epoch, percent, one a seed; empty where none were.
     """
 
     arm: str
@@ -37,6 +41,7 @@ class Row:
     diverged: tuple[int, ...]
     parameters: int | None
     macs: int | None
+    held_out: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,8 @@ class Verdict:
         baseline: The arm that all others are compared with.
         rows: The arms, in the order of the study.
         gaps: Each other arm against the baseline.
+        contrasts: The further comparisons that the study asks for; ``arm`` is the name of one. They are corrected for
+            their own number.
         open_cells: Cells that are not finished; the verdict leaves them out.
         landscapes: Of arms that try all combinations of layers.
     """
@@ -84,21 +91,26 @@ class Verdict:
     gaps: tuple[Gap, ...]
     open_cells: int
     landscapes: tuple[Landscape, ...] = ()
+    contrasts: tuple[Gap, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         return asdict(self)
 
     def to_csv(self) -> str:
-        """Return one line a cell: arm, seed, top-1 last and best, parameters, MACs; empty where a cell diverged."""
+        """Return one line a cell; empty where a cell diverged or nothing was held out.
+
+        The columns are arm, seed, top1_last, top1_best, held_out_last, parameters, macs and diverged.
+        """
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["arm", "seed", "top1_last", "top1_best", "parameters", "macs", "diverged"])
+        writer.writerow(["arm", "seed", "top1_last", "top1_best", "held_out_last", "parameters", "macs", "diverged"])
         for row in self.rows:
-            for seed, last, best in zip(row.seeds, row.last, row.best, strict=True):
-                writer.writerow([row.arm, seed, last, best, row.parameters, row.macs, 0])
+            held_out = row.held_out or [""] * len(row.seeds)
+            for seed, last, best, held in zip(row.seeds, row.last, row.best, held_out, strict=True):
+                writer.writerow([row.arm, seed, last, best, held, row.parameters, row.macs, 0])
             for seed in row.diverged:
-                writer.writerow([row.arm, seed, "", "", "", "", 1])
+                writer.writerow([row.arm, seed, "", "", "", "", "", 1])
         return out.getvalue()
 
 
@@ -107,6 +119,7 @@ def judge(
     arms: Sequence[str],
     *,
     baseline: str | None = None,
+    contrasts: Sequence[Contrast] = (),
     landscapes: Sequence[Landscape] = (),
 ) -> Verdict:
     """Return the verdict over the cells of a study.
@@ -115,6 +128,8 @@ def judge(
         cells: What :class:`keyhole.studies.board.Board` holds of each cell; None where it is not finished.
         arms: Names of the arms, in order.
         baseline: The arm that the others are compared with; the first one when missing.
+        contrasts: Further comparisons; of several arms on a side the mean counts, over the seeds that all of them came
+            to the end with.
         landscapes: Of arms that try all combinations. What is said of those is said there: the highest of many
             combinations is high by chance as well, and no finding.
 
@@ -141,23 +156,43 @@ def judge(
     done = [cell for cell in cells if cell is not None]
     rows = tuple(_row(arm, [cell for cell in done if cell["arm"] == arm]) for arm in arms)
     base = next(row for row in rows if row.arm == against)
-    gaps = [found for row in rows if row.arm != against and (found := paired(row, base)) is not None]
-    corrected = holm([gap.p for gap in gaps])
-    gaps = [Gap(**{**asdict(gap), "corrected": p}) for gap, p in zip(gaps, corrected, strict=True)]
+    gaps = _corrected([paired(row, base) for row in rows if row.arm != against])
+    asked = _corrected([_contrast(contrast, rows) for contrast in contrasts])
     missing = len(cells) - len(done)
     tried = {arm for landscape in landscapes for arm in landscape.arms}
     told = [row for row in rows if row.arm not in tried]
     parts = [landscape.sentence for landscape in landscapes]
     if not landscapes or sum(bool(row.last) for row in told) > 1:
         parts.append(_sentence(told, [gap for gap in gaps if gap.arm not in tried], against))
+    parts += _answers(asked)
     if missing and any(row.last for row in rows):
         parts.append(f"{missing} cells are still open.")
-    return Verdict(" ".join(parts), against, rows, tuple(gaps), missing, tuple(landscapes))
+    return Verdict(" ".join(parts), against, rows, tuple(gaps), missing, tuple(landscapes), tuple(asked))
+
+
+def _corrected(found: Sequence[Gap | None]) -> list[Gap]:
+    gaps = [gap for gap in found if gap is not None]
+    return [replace(gap, corrected=p) for gap, p in zip(gaps, holm([gap.p for gap in gaps]), strict=True)]
+
+
+def _contrast(contrast: Contrast, rows: Sequence[Row]) -> Gap | None:
+    sides = [_mean_row(matching(names, [row.arm for row in rows]), rows) for names in (contrast.arms, contrast.against)]
+    found = paired(*sides)
+    return None if found is None else replace(found, arm=contrast.name)
+
+
+def _mean_row(names: Sequence[str], rows: Sequence[Row]) -> Row:
+    """Return the mean of arms, over the seeds that all of them came to the end with."""
+    values = [dict(zip(row.seeds, row.last, strict=True)) for row in rows if row.arm in names]
+    seeds = tuple(sorted(set.intersection(*(set(each) for each in values))))
+    last = tuple(statistics.fmean(each[seed] for each in values) for seed in seeds)
+    return Row(" and ".join(names), seeds, last, last, (), None, None)
 
 
 def _row(arm: str, cells: Sequence[Mapping[str, Any]]) -> Row:
     ordered = sorted(cells, key=lambda cell: int(cell["seed"]))
     whole = [cell for cell in ordered if not cell["diverged"]]
+    held = [cell["held_out_top1"]["last"] for cell in whole if cell.get("held_out_top1")]
     return Row(
         arm=arm,
         seeds=tuple(cell["seed"] for cell in whole),
@@ -166,6 +201,7 @@ def _row(arm: str, cells: Sequence[Mapping[str, Any]]) -> Row:
         diverged=tuple(cell["seed"] for cell in ordered if cell["diverged"]),
         parameters=whole[0]["parameters"] if whole else None,
         macs=whole[0]["macs"] if whole else None,
+        held_out=tuple(held) if len(held) == len(whole) else (),
     )
 
 
@@ -220,14 +256,16 @@ def _sentence(rows: Sequence[Row], gaps: Sequence[Gap], against: str) -> str:
     told = [row for row in rows if row.last]
     if not told:
         return "Nothing has come to the end yet."
-    best = max(told, key=lambda row: statistics.fmean(row.last))
+    held_out = all(row.held_out for row in told)
+    best = max(told, key=lambda row: statistics.fmean(row.held_out if held_out else row.last))
     seeds = max(len(row.last) for row in told)
-    parts = [f"{best.arm} is highest with {statistics.fmean(best.last):.2f} % over {len(best.last)} seed"
-             f"{'' if len(best.last) == 1 else 's'}."]  # fmt: skip
+    where = "highest on the held-out images, and reaches" if held_out else "highest with"
+    over = f"over {len(best.last)} seed{'' if len(best.last) == 1 else 's'}"
+    parts = [f"{best.arm} is {where} {statistics.fmean(best.last):.2f} % {over}."]
     if seeds < 2:
         parts.append("With one seed nothing can be said about chance.")
     elif gaps:
-        sure = [gap for gap in gaps if gap.corrected is not None and gap.corrected < 0.05]
+        sure = [gap for gap in gaps if gap.corrected is not None and gap.corrected < SURE]
         better, worse = [gap for gap in sure if gap.mean > 0], [gap for gap in sure if gap.mean < 0]
         parts.append(_sure(len(better), len(worse), len(gaps), against))
         leading = next((gap for gap in gaps if gap.arm == best.arm), None)
@@ -237,6 +275,24 @@ def _sentence(rows: Sequence[Row], gaps: Sequence[Gap], against: str) -> str:
                 f"(95 % interval {leading.low:+.2f} to {leading.high:+.2f})."
             )
     return " ".join(parts)
+
+
+def _answers(contrasts: Sequence[Gap]) -> list[str]:
+    """Return a sentence for each comparison that was asked for; of more than three for those that are sure."""
+    sure = [gap for gap in contrasts if gap.corrected is not None and gap.corrected < SURE]
+    told = contrasts if len(contrasts) <= 3 else sure
+    parts = [_answer(gap, certain=gap in sure) for gap in told]
+    if len(contrasts) > 3:
+        rest = len(contrasts) - len(sure)
+        parts.append(f"Of {len(contrasts)} comparisons that were asked for, {rest} cannot be told from chance.")
+    return parts
+
+
+def _answer(gap: Gap, *, certain: bool) -> str:
+    if gap.low is None or gap.high is None:
+        return f"{gap.arm}: {gap.mean:+.2f} points on one seed, of which nothing can be said."
+    ending = "beyond chance" if certain else "which cannot be told from chance"
+    return f"{gap.arm}: {gap.mean:+.2f} points (95 % interval {gap.low:+.2f} to {gap.high:+.2f}), {ending}."
 
 
 def _sure(better: int, worse: int, total: int, against: str) -> str:

@@ -78,10 +78,11 @@ def run_study(
     recipes = _recipes(study, teacher)
     board.check_recipes(recipes)
     by_id = {cell.id: cell for cell in study.cells}
-    needed = {cell.plan.name: cell.plan for cell in study.cells if not board.is_done(cell.id)}
+    if all(map(board.is_done, by_id)):
+        return 0
     train = hold_out(data.train, study.holdout)[0]
     maker = ArmMaker(teacher, train, study.config, keep=board.settle, progress=progress, note=note)
-    arms = {name: maker.make(plan) for name, plan in needed.items()}  # all of them, so that a mistake shows at once
+    arms = {plan.name: maker.make(plan) for plan in study.arms}  # all of them, so that a mistake shows at once
     finished = misses = 0
     while wanted := _next(study, board, recipes):
         with board.hold(wanted.cells, wanted.most, least=wanted.least) as held:
@@ -92,19 +93,20 @@ def run_study(
                 time.sleep(random.uniform(0.02, 0.2))
                 continue
             misses = 0
-            cells = [by_id[cell] for cell in held]
+            members = wanted.members or list(held)
+            cells = [by_id[cell] for cell in members]
             note(f"{len(cells)} students, seed {cells[0].seed}: {', '.join(cell.plan.name for cell in cells)}")
-            folder = board.cohorts / _name_of(held, recipes)
+            folder = board.cohorts / _name_of(members, recipes)
             result = _run_together(study, cells, arms, teacher, data, folder, progress)
-            for cell in cells:
-                if cell.id not in held:  # this process had stalled, and another took it over
+            for cell, value in _results_of(cells, result, recipes):
+                if cell.id not in held:  # done before, or this process had stalled and another took it over
                     continue
-                value = _result_of(cell, result, recipes[cell.id][1])
                 board.finish(cell.id, value)
                 finished += 1
                 note(_told(value))
-            for done in ("checkpoint.safetensors", "cells.json"):  # only now: until here a stop loses nothing
-                (folder / done).unlink(missing_ok=True)
+            if all(map(board.is_done, members)):  # only now: until here a stop loses nothing
+                for done in ("checkpoint.safetensors", "cells.json"):
+                    (folder / done).unlink(missing_ok=True)
     return finished
 
 
@@ -124,19 +126,26 @@ def settled(study: Study, board: Board) -> Study:
 
 @dataclass(frozen=True)
 class _Wanted:
+    """Cells to hold, and the members of the cohort where it was begun before: those that are done learn on with them.
+
+    It was broken off while results were written, so its checkpoint is that of all members.
+    """
+
     cells: list[str]
     most: int
     least: int
+    members: list[str] | None = None
 
 
 def _next(study: Study, board: Board, recipes: Mapping[str, tuple[str, Mapping[str, Any]]]) -> _Wanted | None:
-    """Return the cells to try for: the whole of a cohort that was broken off, else open cells of one seed."""
+    """Return the cells to try for: those left of a cohort that was broken off, else open cells of one seed."""
     for folder in sorted(board.cohorts.iterdir()):
-        cells = _members(folder)
-        if not cells or not set(cells) <= recipes.keys() or folder.name != _name_of(cells, recipes):
+        members = _members(folder)
+        if not members or not set(members) <= recipes.keys() or folder.name != _name_of(members, recipes):
             continue  # nothing was broken off there, or by another recipe
-        if not any(board.is_held(cell) or board.is_done(cell) for cell in cells):
-            return _Wanted(cells, len(cells), len(cells))
+        left = [cell for cell in members if not board.is_done(cell)]
+        if left and not any(map(board.is_held, left)):
+            return _Wanted(left, len(left), len(left), members)
     for seed in study.seeds:
         open_cells = [cell.id for cell in study.cells if cell.seed == seed and not board.is_done(cell.id)]
         free = [cell for cell in open_cells if not board.is_held(cell)]
@@ -185,25 +194,39 @@ def _run_together(
     return result
 
 
-def _result_of(cell: Cell, result: Result, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    value: dict[str, Any] = {
-        "name": cell.name,
-        "arm": cell.plan.name,
-        "seed": cell.seed,
-        "recipe": dict(recipe),
-        "diverged": result.diverged.get(cell.plan.name),
+_OF_ARM = ("top1", "top5", "best_epoch", "held_out_top1", "parameters", "macs", "hints")
+
+
+def _results_of(
+    cells: Sequence[Cell], result: Result, recipes: Mapping[str, tuple[str, Mapping[str, Any]]]
+) -> list[tuple[Cell, dict[str, Any]]]:
+    """Return each cell with what is kept of it."""
+    arms = {told["name"]: {key: told[key] for key in _OF_ARM} for told in result.to_json()["arms"]}
+    for score in result.scores:
+        arms[score.outcome.arm.name]["history"] = list(score.outcome.history)
+    common: dict[str, Any] = {
         "precision": result.config.precision,
         "cohort_seconds": round(result.seconds, 1),
+        "cohort_students": len(cells),
         "environment": describe(),
     }
-    for score, told in zip(result.scores, result.to_json()["arms"], strict=True):
-        if score.outcome.arm.name == cell.plan.name:
-            value |= {key: told[key] for key in ("top1", "top5", "best_epoch", "held_out_top1", "parameters", "macs")}
-            value["hints"] = told["hints"]
-            value["history"] = list(score.outcome.history)
     if result.teacher_accuracy is not None:
-        value["teacher_top1"] = percent(result.teacher_accuracy.top1)
-    return value
+        common["teacher_top1"] = percent(result.teacher_accuracy.top1)
+    return [
+        (
+            cell,
+            {
+                "name": cell.name,
+                "arm": cell.plan.name,
+                "seed": cell.seed,
+                "recipe": dict(recipes[cell.id][1]),
+                "diverged": result.diverged.get(cell.plan.name),
+                **common,
+                **arms.get(cell.plan.name, {}),
+            },
+        )
+        for cell in cells
+    ]
 
 
 def _told(value: Mapping[str, Any]) -> str:
