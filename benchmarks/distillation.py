@@ -198,7 +198,9 @@ def plain(options, data, device) -> Callable[[], None]:
         )
         loss = loss + 16 * soft
         for adapter, stage in zip(adapters, stages, strict=True):
-            loss = loss + 100 * functional.mse_loss(adapter(kept["student", stage]), kept["teacher", stage])
+            loss = loss + 100 / len(stages) * functional.mse_loss(
+                adapter(kept["student", stage]), kept["teacher", stage]
+            )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -24,6 +24,7 @@ import typer.main
 from PIL import Image, ImageDraw
 
 from keyhole.cli import app, main
+from keyhole.cli.options import DataOptions, NetworkOptions, input_spec, open_both
 from keyhole.hints.similarity import ALWAYS
 from keyhole.models.layers import layers
 from keyhole.models.network import InputSpec
@@ -1021,3 +1022,36 @@ def test_a_folder_in_the_form_of_imagenet_from_hints_to_evaluation(tmp_path: Pat
     found = keyhole("evaluate", "--model", student, *where, "--json").json
     assert (found["model"], found["images"]) == ("timm:resnet18", 48)
     assert (found["top1"], found["top5"]) == (value["top1"]["last"], 100.0)
+
+
+def test_a_network_named_beside_its_weights_sees_what_the_file_says(tmp_path: Path) -> None:
+    spec = InputSpec((4, 4), (0.25,), (0.5,))
+    torch.manual_seed(3)
+    save(build("resnet8", classes=10, input=spec), tmp_path / "small.safetensors")
+    whole = keyhole("evaluate", "--model", tmp_path / "small.safetensors", *QUICK, "--json").json
+    named = keyhole(
+        "evaluate", "--model", "resnet8", "--weights", tmp_path / "small.safetensors", *QUICK, "--json"
+    ).json
+    assert named["top1"] == whole["top1"]
+    opened, _ = open_both("resnet8", NetworkOptions(weights=tmp_path / "small.safetensors"), DataOptions(data="digits"))
+    assert opened.input == spec
+    given = NetworkOptions(input_size=6, weights=tmp_path / "small.safetensors")
+    opened, _ = open_both("resnet8", given, DataOptions(data="digits"))
+    assert opened.input == InputSpec((6, 6), spec.mean, spec.std)
+
+
+def test_a_timm_network_keeps_what_is_not_given_of_its_own_input() -> None:
+    pytest.importorskip("timm")
+    own = build("timm:resnet18", classes=1).input
+    found = input_spec("timm:resnet18", "cifar100", NetworkOptions(input_size=32, mean="0.5,0.5,0.5"))
+    assert found == InputSpec((32, 32), (0.5, 0.5, 0.5), own.std)
+
+
+def test_images_have_one_color_or_three(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    given = ("--input-size", 8, "--mean", ".5,.5", "--std", ".5,.5")
+    ran = keyhole(
+        "hints", "--teacher", "resnet8", "--data", "folder", "--root", tmp_path, *given, "--out", tmp_path / "o"
+    )
+    assert ran.code == 1
+    assert "Images have 1 or 3 colors, and --mean and --std give 2" in ran.err

@@ -122,6 +122,35 @@ def test_a_run_that_fails_before_it_kept_anything_leaves_the_folder_free(tmp_pat
     assert not begin(tmp_path / "run", epochs=4).resumed
 
 
+@pytest.mark.parametrize("error", [SettingError("No such thing."), MemoryError(), RuntimeError("out of memory")])
+def test_choices_of_a_run_that_fails_at_once_do_not_hold_the_folder(tmp_path: Path, error: Exception) -> None:
+    def fail() -> None:
+        with open_run(tmp_path / "run", "train", ARGUMENTS) as run:
+            run.settle("hints-0123", lambda: "a")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    assert not list((tmp_path / "run").iterdir())
+    assert not begin(tmp_path / "run", epochs=4).resumed
+
+
+def test_a_recipe_that_was_not_yet_whole_does_not_hold_the_folder(tmp_path: Path) -> None:
+    (tmp_path / ".recipe.json.abc.part").write_text('{"comm')
+    assert not begin(tmp_path).resumed
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
+
+
+def test_a_run_that_goes_on_elsewhere_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = json.loads((begin(tmp_path).path / "recipe.json").read_text())
+    for name in ("b", "b", "c"):
+        monkeypatch.setattr("keyhole.runs.describe", lambda name=name: {"processor": name})
+        begin(tmp_path, resume=True)
+    recipe = json.loads((tmp_path / "recipe.json").read_text())
+    assert recipe["environment"] == first["environment"]
+    assert recipe["later_environments"] == [{"processor": "b"}, {"processor": "c"}]
+
+
 def test_a_run_that_fails_later_stays(tmp_path: Path) -> None:
     def diverge() -> None:
         with open_run(tmp_path, "train", ARGUMENTS) as run:

@@ -165,10 +165,9 @@ def _text(summary: dict[str, Any], out: Path) -> str:
         f"{'teacher, 8 px':<{width}}  top-1 {teacher['top1']:6.2f} %           {teacher['parameters']:>8,} parameters",
     ]
     for arm in summary["arms"]:
-        spread = np.std(arm["top1"], ddof=1) if len(arm["top1"]) > 1 else float("nan")
+        spread = f"+- {np.std(arm['top1'], ddof=1):4.2f}" if len(arm["top1"]) > 1 else " " * 7
         lines.append(
-            f"{arm['name']:<{width}}  top-1 {np.mean(arm['top1']):6.2f} % +- {spread:4.2f}   "
-            f"{arm['parameters']:>8,} parameters"
+            f"{arm['name']:<{width}}  top-1 {np.mean(arm['top1']):6.2f} % {spread}   {arm['parameters']:>8,} parameters"
         )
     for pair in summary["paired"]:
         interval = "" if pair["low"] is None else f" [{pair['low']:+.2f}, {pair['high']:+.2f}]"

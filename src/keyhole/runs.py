@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from keyhole.distillation.group import ALONE, Group
-from keyhole.errors import KeyholeError, RunError
+from keyhole.errors import RunError
 from keyhole.files import append_line, read_json, write_json, write_text
 from keyhole.runtime import describe
 
@@ -86,7 +86,8 @@ def open_run(
 ) -> Iterator[RunFolder]:
     """Open the folder of a run and write its recipe: command, arguments, versions, source state, hardware.
 
-    Where the run fails before it kept anything, the recipe is taken back, so that the folder is free for the next try.
+    Where the run fails before it kept anything but choices, the recipe is taken back, so that the folder is free for
+    the next try. A run that goes on elsewhere adds where that is.
 
     Args:
         out: The folder; made when missing.
@@ -112,9 +113,11 @@ def _held(out: Path, command: str, arguments: Mapping[str, Any], *, resume: bool
         run = _opened(out, command, arguments, resume=resume)
         try:
             yield run
-        except KeyholeError:
-            if not run.resumed and {path.name for path in out.iterdir()} == {_RECIPE, _LOCK}:
-                (out / _RECIPE).unlink()
+        except Exception:  # memory that ran out among them: the next try has other settings
+            chosen = {path.name for path in out.glob("*-*.txt")}
+            if not run.resumed and {path.name for path in out.iterdir()} == {_RECIPE, _LOCK, *chosen}:
+                for name in (*chosen, _RECIPE):
+                    (out / name).unlink()
             raise
 
 
@@ -157,11 +160,22 @@ def _opened(out: Path, command: str, arguments: Mapping[str, Any], *, resume: bo
             raise RunError(f"{out} holds this run, unfinished. Add --resume to go on, or choose another --out.")
         run = RunFolder(out, resumed=True)
         _sweep(run)
+        _add_environment(out / _RECIPE)
         return run
+    for half in out.glob(f".{_RECIPE}.*.part"):  # of a process that was killed while it wrote the recipe
+        half.unlink(missing_ok=True)
     if others := sorted(path.name for path in out.iterdir() if path.name != _LOCK):
         raise RunError(f"{out} is not empty and holds no run ({others[0]}). Choose another --out.")
     write_json(out / _RECIPE, {**told, "environment": describe()})
     return RunFolder(out, resumed=False)
+
+
+def _add_environment(recipe: Path) -> None:
+    """Put down where the run goes on, where that is not where it was; what was there stays, the latest comes last."""
+    value, now = read_json(recipe), describe()
+    seen = [value.get("environment"), *value.get("later_environments", [])]
+    if seen[-1] != now:
+        write_json(recipe, {**value, "later_environments": [*seen[1:], now]})
 
 
 def _sweep(run: RunFolder) -> None:

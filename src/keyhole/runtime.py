@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -119,6 +120,7 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: _version(name) for name in packages},
         "git": _git_state(),
+        "source_sha256": _source(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -144,6 +146,17 @@ def _git_state() -> str | None:
         return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+@cache
+def _source() -> str:
+    """Return one SHA-256 over the source files of this package, which tells versions apart where there is no git."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package).as_posix()}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _processor() -> str:

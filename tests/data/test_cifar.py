@@ -297,6 +297,36 @@ def assert_says_what_to_do(message: str, root: Path) -> None:
     assert list(root.iterdir()) == []
 
 
+def test_a_disk_that_is_full_while_unpacking_leaves_nothing(
+    tmp_path: Path, site: Path, trust: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = drawn("cifar100")
+    (site / cifar._CIFARS["cifar100"].archive).write_bytes(trust("cifar100", files))
+    write, written = Path.write_bytes, []
+    with monkeypatch.context() as patch:
+
+        def full(self: Path, content: bytes) -> int:
+            if written:
+                raise OSError(28, "No space left on device")
+            written.append(self)
+            return write(self, content)
+
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(DataError, match=r"Cannot write to .*: No space left on device"):
+            load_cifar("cifar100", tmp_path / "root")
+    assert not list((tmp_path / "root").iterdir())
+    train, _ = load_cifar("cifar100", tmp_path / "root")
+    assert len(train) == 4
+    assert [path.name for path in (tmp_path / "root").iterdir()] == [cifar._CIFARS["cifar100"].folder]
+
+
+def test_a_root_that_cannot_be_written(tmp_path: Path, site: Path, trust: Any) -> None:
+    (site / cifar._CIFARS["cifar100"].archive).write_bytes(trust("cifar100", drawn("cifar100")))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="Give --root a folder that can be written"):
+        load_cifar("cifar100", tmp_path / "file")
+
+
 def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(cifar, "_SITE", "http://127.0.0.1:9/")

@@ -225,3 +225,29 @@ def test_frozen_in_half_precision() -> None:
 def test_frozen_keeps_only_the_reduced_features() -> None:
     frozen = freeze(build("resnet8", classes=10), ["layer1"], reduce=lambda feature: feature.mean(dim=(2, 3)))
     assert frozen(torch.rand(2, 3, 32, 32))[1]["layer1"].shape == (2, 16)
+
+
+class OfTwoTypes(nn.Module):
+    """Multiplies by a tensor that it makes in full precision, and gives the product to a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 1)
+        self.scale = nn.Parameter(torch.full((3, 1, 1), 2.0))
+
+    def forward(self, images: Tensor) -> Tensor:
+        ramp = torch.arange(images.shape[-1], dtype=torch.float32) / images.shape[-1]
+        return self.second(self.first(images * self.scale) * ramp).mean(dim=(2, 3))
+
+
+def test_a_network_that_cannot_run_in_half_precision_throughout_runs_all_the_same() -> None:
+    network = wrapped(OfTwoTypes())
+    images = torch.randn(4, 3, 16, 16)
+    with torch.no_grad(), pytest.raises(RuntimeError):
+        OfTwoTypes().bfloat16()(images.bfloat16())
+    logits, features = freeze(network, ["first"], precision="bf16")(images.bfloat16())
+    assert features["first"].dtype == torch.bfloat16
+    with torch.no_grad(), tap(network.module, ["first"]) as expected:
+        whole = network.module(images)
+    torch.testing.assert_close(logits.float(), whole, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(features["first"].float(), expected["first"], rtol=0.05, atol=0.05)

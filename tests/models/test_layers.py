@@ -442,3 +442,10 @@ def test_stage_ends_of_nothing_and_of_one() -> None:
     one = Layer("a", "Conv2d", 3, (4, 4), 1)
     assert stage_ends([]) == []
     assert stage_ends([one]) == [one]
+
+
+def test_a_layer_that_does_not_exist_leaves_no_hook_on_the_others() -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    with pytest.raises(UnknownNameError):
+        Tapped(net, ["0", "nope"])
+    assert not any(part._forward_hooks for part in net.modules())

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from keyhole.errors import SettingError, ShapeError
-from keyhole.models.network import InputSpec, Network, evaluating, fingerprint, random_images
+from keyhole.models.network import InputSpec, Network, count_macs, evaluating, fingerprint, random_images
 from keyhole.models.zoo import build
 
 
@@ -94,3 +94,16 @@ def test_a_fingerprint_is_that_of_the_weights() -> None:
     assert fingerprint(other) == before
     other.module.bn1.running_mean[0] += 1
     assert fingerprint(other) != before
+
+
+class Attending(nn.Module):
+    """One attention over the pixels of an image, by PyTorch's fused function."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = images.flatten(2).transpose(1, 2)[:, None]
+        return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens).mean(dim=(1, 2))
+
+
+def test_multiply_accumulates_of_attention() -> None:
+    network = Network("attends", Attending(), InputSpec((4, 6), (0.5,) * 3, (0.5,) * 3), 3)
+    assert count_macs(network) == 2 * 24 * 24 * 3  # queries by keys, and their weights by values

@@ -28,6 +28,22 @@ def test_parameters_are_the_published_ones(name: str) -> None:
     assert build(name, classes=100).parameters == PARAMETERS[name]
 
 
+@pytest.mark.parametrize("name", CIFAR_RESNETS)
+def test_parameters_counted_by_hand(name: str) -> None:
+    """Of each stage n blocks of two convolutions with batch norm; a shortcut where the width changes."""
+    digits, _, wide = name.removeprefix("resnet").partition("x")
+    blocks = (int(digits) - 2) // 6
+    stem, first = (32, 16 * int(wide)) if wide else (16, 16)
+    count, width = 3 * stem * 9 + 2 * stem, stem
+    for stage in (first, 2 * first, 4 * first):
+        count += 9 * stage * width + 9 * stage * stage * (2 * blocks - 1) + 2 * stage * 2 * blocks
+        count += width * stage + 2 * stage if width != stage else 0
+        width = stage
+    count += 100 * width + 100
+    assert build(name, classes=100).parameters == count
+    assert PARAMETERS.get(name, count) == count
+
+
 def test_multiply_accumulates_of_resnet20() -> None:
     stem, fc = 32 * 32 * 9 * 3 * 16, 64 * 100
     stages = [(32, 16, 16), (16, 16, 32), (8, 32, 64)]

@@ -637,3 +637,11 @@ def test_a_network_is_a_plain_value() -> None:
     assert isinstance(network, Network)
     with pytest.raises(AttributeError):
         network.name = "other"  # type: ignore[misc]
+
+
+def test_a_timm_network_that_cannot_run_at_a_size_is_one_line() -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(SettingError) as caught:
+        build("timm:inception_v3", classes=10, input=InputSpec((32, 32), (0.5,) * 3, (0.5,) * 3))
+    assert "timm:inception_v3" in message_of(caught)
+    assert "32 x 32" in message_of(caught)

@@ -202,20 +202,26 @@ def note(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def input_spec(name: str, data: str, given: InputOptions) -> InputSpec | None:
-    """Return what a network expects of its images: as given, else that of the data; None lets the network decide."""
+def input_spec(name: str, data: str, given: InputOptions, *, stored: InputSpec | None = None) -> InputSpec | None:
+    """Return what a network expects of its images: as given, else as its weight file says, else that of the data.
+
+    None lets the network decide.
+    """
     from keyhole.data.sources import default_input
     from keyhole.models.network import InputSpec
     from keyhole.models.zoo import CIFAR100_INPUT, build, load
 
     size_px, mean, std = given.input_size, given.mean, given.std
+    whole = bool(size_px and mean and std)
     if name.endswith(".safetensors"):
         own = load(name).input
-    elif name.startswith("timm:") and not (size_px and mean):
+    elif stored is not None:
+        own = stored
+    elif name.startswith("timm:") and not whole:
         own = build(name, classes=1).input
     else:
         own = default_input(data) or CIFAR100_INPUT
-        if ":" in name and not name.startswith("timm:") and data == "folder" and not size_px:
+        if ":" in name and not name.startswith("timm:") and data == "folder" and not whole:
             return None
     if not (size_px or mean or std):
         return own
@@ -248,7 +254,7 @@ def open_both(name: str, network: NetworkOptions, images: DataOptions, *, seed: 
     import torch
 
     from keyhole.data.sources import open_data
-    from keyhole.models.zoo import build, load
+    from keyhole.models.zoo import build, load, stored_input
     from keyhole.progress import bar
 
     def opened(spec: InputSpec | None) -> Data:
@@ -259,20 +265,20 @@ def open_both(name: str, network: NetworkOptions, images: DataOptions, *, seed: 
     if name.endswith(".safetensors"):
         loaded = load(name)
         return loaded, opened(loaded.input)
-    wanted = input_spec(name, images.data, network)
+    wanted = input_spec(name, images.data, network, stored=stored_input(network.weights))
     data = opened(wanted)
     outputs = network.classes or data.classes or (1000 if name.startswith("timm:") else 100)
     return build(name, classes=outputs, input=wanted, weights=network.weights), data
 
 
 def check_teacher(network: Network, data: Data, *, device: str) -> None:
-    """Warn a person when a teacher is hardly better than chance on up to 1,000 images with labels."""
+    """Warn a person when a teacher is hardly better than chance on up to 1,000 training images with labels."""
     import torch
 
     from keyhole.distillation.evaluation import evaluate
     from keyhole.runtime import choose_device
 
-    split = data.test if data.test is not None and data.test.classes else data.train
+    split = data.train  # test images are for the last table
     if not split.classes:
         return
     some = split.subset(torch.linspace(0, len(split) - 1, min(1000, len(split))).long())

@@ -11,6 +11,7 @@ import http.client
 import io
 import pickle
 import tarfile
+import tempfile
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 
 from keyhole.data.splits import MemorySplit
 from keyhole.errors import DataError
-from keyhole.files import md5, write_bytes
+from keyhole.files import md5
 from keyhole.progress import Progress, silent
 
 
@@ -157,8 +158,20 @@ def _download(what: _Cifar, root: Path, progress: Progress) -> None:
     if found != what.archive_md5:
         raise DataError(f"{url} gave a file with MD5 {found}, expected {what.archive_md5}. Nothing was kept; retry.")
     wanted = {f"{what.folder}/{name}" for name, _ in (*what.train, *what.test, what.meta)}
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
-        for member in archive.getmembers():
-            content = archive.extractfile(member) if member.name in wanted else None
-            if content is not None:
-                write_bytes(root / member.name, content.read())
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".keyhole-") as fresh:
+            with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+                for member in archive.getmembers():
+                    content = archive.extractfile(member) if member.name in wanted else None
+                    if content is not None:
+                        path = Path(fresh) / member.name
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        path.write_bytes(content.read())
+            (Path(fresh) / what.folder).rename(root / what.folder)  # whole, or not at all
+    except OSError as error:
+        if (root / what.folder).is_dir():  # another process was faster
+            return
+        raise DataError(
+            f"Cannot write to {root}: {error.strerror}. Give --root a folder that can be written."
+        ) from error

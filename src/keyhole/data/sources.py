@@ -91,6 +91,8 @@ def open_data(
         raise DataError(f"The data set {name} needs --root, the folder where its files are.")
     if name == "folder":
         if input is None:
-            raise DataError("An image folder needs a network with a known input size; give --input-size.")
+            raise DataError("An image folder needs a network with a known input; give --input-size, --mean and --std.")
+        if input.channels not in (1, 3):
+            raise DataError(f"Images have 1 or 3 colors, and --mean and --std give {input.channels}; give as many.")
         return Data(name, *load_folder(Path(root), size_px=input.size_px, channels=input.channels, workers=workers))
     return Data(name, *load_cifar(name, Path(root), progress=progress))

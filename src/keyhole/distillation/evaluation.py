@@ -41,7 +41,8 @@ def evaluate(
     """Return how often a network is right on a labeled split.
 
     Args:
-        network: The network; it is moved to the device for the time, and its mode is left as it was.
+        network: The network; it is moved to the device for the time, and its mode is left as it was; its
+            weights lie channels last afterwards.
         split: Images with labels.
         device: Where to run.
         precision: ``fp32``, ``bf16`` autocast, or ``auto``: the faster one here.
@@ -64,16 +65,18 @@ def evaluate(
     among = torch.zeros((), dtype=torch.int64, device=device)
     finite = torch.ones((), dtype=torch.bool, device=device)
     total = -(-len(split) // batch_size)
-    with evaluating(module):
-        for batch in progress(split.to(device).batches(batch_size), label=f"evaluate {network.name}", total=total):
-            with autocast(device, precision):
-                logits = network(batch.images).float()
-            finite &= torch.isfinite(logits).all()
-            ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
-            hits = ranked == batch.labels[:, None]
-            first += hits[:, 0].sum()
-            among += hits.sum()
-    module.to(home)
+    try:
+        with evaluating(module):
+            for batch in progress(split.to(device).batches(batch_size), label=f"evaluate {network.name}", total=total):
+                with autocast(device, precision):
+                    logits = network(batch.images).float()
+                finite &= torch.isfinite(logits).all()
+                ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
+                hits = ranked == batch.labels[:, None]
+                first += hits[:, 0].sum()
+                among += hits.sum()
+    finally:
+        module.to(home)
     if not bool(finite):  # read once, as a GPU would wait for it
         raise DivergenceError(f"{network.name} gave NaN or infinite logits; its weights are broken.")
     return Accuracy(float(first) / len(split), float(among) / len(split), len(split))

@@ -338,7 +338,9 @@ class _Collector:
             broken = next(
                 name for name, row in zip(self.names, rows, strict=True) if not bool(torch.isfinite(row).all())
             )
-            raise DivergenceError(f"Layer {broken} gave NaN or infinity at image {first}; check the weights.")
+            raise DivergenceError(
+                f"Layer {broken} gave NaN or infinity in the batch from image {first} on; check the weights."
+            )
         features = features - self.shift
         self.products.add(first, features, block)
         double = features.double()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from keyhole.models.layers import Reduce, Tapped, tap
 from keyhole.models.network import Network, random_images
-from keyhole.runtime import PRECISIONS
+from keyhole.runtime import PRECISIONS, allow_compiled_copies
 
 
 def freeze(
@@ -27,7 +27,8 @@ def freeze(
     """Return a frozen copy of a network that gives its logits and the features of named layers.
 
     The copy takes prepared images and returns ``(logits, {name: feature})``. Batch norm is folded into the convolution
-    before it wherever that leaves output and features as they were (checked on random images).
+    before it wherever that leaves output and features as they were (checked on random images). A network that makes
+    fp32 tensors of its own on the way, and so cannot run in bf16 throughout, runs under autocast.
 
     Args:
         network: The network; it is not changed.
@@ -39,11 +40,26 @@ def freeze(
     """
     device = device or torch.device("cpu")
     module = fold_batch_norm(network, keep=names).to(device).eval().requires_grad_(False)
-    module = module.to(PRECISIONS[precision]).to(memory_format=torch.channels_last)
+    module = _in_precision(module, network, precision).to(memory_format=torch.channels_last)
     tapped: nn.Module = Tapped(module, names, reduce=reduce)
     if compile:
+        allow_compiled_copies()
         tapped.compile(dynamic=False)
     return tapped
+
+
+def _in_precision(module: nn.Module, network: Network, precision: str) -> nn.Module:
+    dtype = PRECISIONS[precision]
+    if dtype == torch.float32:
+        return module.to(dtype)
+    cast = copy.deepcopy(module).to(dtype)
+    images = random_images(replace(network, module=cast), 2)
+    try:
+        with torch.no_grad():
+            cast(images.to(dtype))
+    except RuntimeError:  # of two types that meet; one of another kind shows in full precision as well
+        return _Autocast(module, dtype)
+    return cast
 
 
 def fold_batch_norm(network: Network, *, keep: Sequence[str] = ()) -> nn.Module:
@@ -76,6 +92,21 @@ def fold_batch_norm(network: Network, *, keep: Sequence[str] = ()) -> nn.Module:
                 setattr(modules[parent], child, nn.Identity().eval())
         close = all(map(_close, _outputs(folded, keep, images), expected))
     return folded if close else copy.deepcopy(network.module).cpu().eval()
+
+
+class _Autocast(nn.Module):
+    """A module of full precision that computes in another where that is safe; its layers are found as before."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        for name, child in module.named_children():
+            self.add_module(name, child)
+        self._inner, self._dtype = [module], dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, self._dtype):
+            found: Tensor = self._inner[0](images.float())
+        return found
 
 
 def _outputs(module: nn.Module, names: Sequence[str], images: Tensor) -> list[Tensor]:

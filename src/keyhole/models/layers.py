@@ -108,8 +108,10 @@ class Tapped(nn.Module):
         self.module = module
         self.names = tuple(names)
         self._features: dict[str, Tensor] = {}
+        found = [find_layer(module, name) for name in self.names]  # all of them, before the first one is touched
         self._handles = [
-            find_layer(module, name).register_forward_hook(_keep(self._features, name, reduce)) for name in self.names
+            layer.register_forward_hook(_keep(self._features, name, reduce))
+            for name, layer in zip(self.names, found, strict=True)
         ]
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -196,12 +198,14 @@ def layers(network: Network, pattern: str | None = None) -> list[Layer]:
         globs = [part.strip() for part in pattern.split(",")]
         names = [name for name in run.outputs if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
         if not names:
-            raise unknown_name("layer pattern", pattern, run.outputs, see="--pattern '*' lists all of them.")
+            raise unknown_name(
+                "layer pattern", pattern, run.outputs, see="'keyhole layers --pattern \"*\"' lists all of them."
+            )
     else:
         names = _residual_blocks(network.module, run) or _repeated_blocks(network.module, run)
         names = names or _weighted_layers(network.module, run)
     if not names:
-        raise SettingError(f"{network.name} has no layers to choose from; name some with --layers GLOB.")
+        raise SettingError(f"{network.name} has no layers to choose from; name some with a glob, such as '*'.")
     modules = dict(network.module.named_modules())
     return [_describe(name, modules[name], run.outputs[name]) for name in names]
 

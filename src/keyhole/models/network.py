@@ -140,16 +140,18 @@ def random_images(network: Network, count: int) -> Float[Tensor, "n c h w"]:
 
 
 def count_macs(network: Network) -> int:
-    """Return the multiply-accumulates of one image in convolutions and matrix products.
+    """Return the multiply-accumulates of one image in convolutions and matrix products, those of attention among them.
 
     Example:
         >>> from keyhole.models.zoo import build
         >>> count_macs(build("resnet20", classes=100))
         40818944
     """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), evaluating(network.module), counter:
+    plain = sdpa_kernel(SDPBackend.MATH)  # in steps that are counted; the fused ones of a CPU count as nothing
+    with torch.no_grad(), evaluating(network.module), plain, counter:
         network.module(random_images(network, 1))
     return int(counter.get_total_flops()) // 2

@@ -58,7 +58,7 @@ def build(
     elif name.startswith("timm:"):
         network = _build_timm(name, classes, input)
     elif ":" in name:
-        network = _build_function(name, classes, input or _input_of(weights))
+        network = _build_function(name, classes, input or stored_input(weights))
     elif name in CIFAR_RESNETS:
         spec = input or CIFAR100_INPUT
         depth, channels = CIFAR_RESNETS[name]
@@ -72,9 +72,9 @@ def build(
     return network
 
 
-def _input_of(weights: Path | str | None) -> InputSpec | None:
-    """Return the input that a weight file of Keyhole tells of; None for other files."""
-    if weights is None or not str(weights).endswith(".safetensors"):
+def stored_input(weights: Path | str | None) -> InputSpec | None:
+    """Return the size and normalization that a weight file of :func:`save` tells of; None for other files."""
+    if weights is None or not str(weights).endswith(".safetensors") or not Path(weights).is_file():
         return None
     try:
         return _described(read_tensors(Path(weights))[1])[2]
@@ -293,13 +293,17 @@ def _build_timm(name: str, classes: int, spec: InputSpec | None) -> Network:
             module = timm.create_model(short, pretrained=False, **options, **sized)
         except TypeError:
             module = timm.create_model(short, pretrained=False, **options)
-    except RuntimeError as error:  # a tag, after the dot, that this model does not have
-        raise UnknownNameError(f"Cannot build {name!r}: {_one_line(error)}. See timm.list_models().") from error
+    except (RuntimeError, AssertionError, ValueError) as error:
+        if "tag" in str(error):  # the part after the dot, which this model does not have
+            raise UnknownNameError(f"Cannot build {name!r}: {_one_line(error)}. See timm.list_models().") from error
+        raise SettingError(f"{name} cannot be built: {_one_line(error)}. Give another --input-size.") from error
     if spec is None:
         config = cast("dict[str, Any]", module.pretrained_cfg)
         size = config["input_size"]
         spec = InputSpec((size[1], size[2]), tuple(config["mean"]), tuple(config["std"]))
-    return Network(name, module, spec, classes)
+    network = Network(name, module, spec, classes)
+    _try(network)
+    return network
 
 
 def _build_function(name: str, classes: int, spec: InputSpec | None) -> Network:
