@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from keyhole.studies.board import Board
     from keyhole.studies.budget import SearchConfig
     from keyhole.studies.landscape import Landscape, groups_of, survey
-    from keyhole.studies.plan import Study, read_study, with_combinations
+    from keyhole.studies.plan import Comparison, Study, read_study, with_combinations
     from keyhole.studies.replay import replay_searches
     from keyhole.studies.rules import choices_of_rules
     from keyhole.studies.search import Found, search_hints
@@ -188,6 +188,7 @@ _HOMES = {
         "survey",
     ),
     "studies.plan": (
+        "Comparison",
         "Study",
         "read_study",
         "with_combinations",
@@ -219,6 +220,7 @@ __all__ = [
     "Checkpointing",
     "ChoiceConfig",
     "Cohort",
+    "Comparison",
     "Contrast",
     "Data",
     "Found",

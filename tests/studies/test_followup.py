@@ -9,7 +9,7 @@ from keyhole.arms import ArmPlan
 from keyhole.distillation.cohort import TrainConfig
 from keyhole.distillation.terms import parse_terms
 from keyhole.studies.followup import fresh_study, study_toml
-from keyhole.studies.plan import Contrast, Study, read_study
+from keyhole.studies.plan import Comparison, Study, read_study
 
 PLAN = ArmPlan(terms="ce,kd=2,hint=50", student="resnet8", count=2, layers="layer*", match="size")
 CHOICES: dict[str, str | tuple[str, ...]] = {"searched": ("layer1.0", "layer3.0"), "stage ends": "stage-ends"}
@@ -47,9 +47,9 @@ def test_the_baseline_weighs_its_terms_as_the_others_do(tmp_path: Path, terms: s
 
 @pytest.mark.parametrize("name", ["searched", 'a "quoted" {name} with \\ and ü', "line\nbreak"])
 def test_a_study_written_is_the_study_read(tmp_path: Path, name: str) -> None:
-    asked = (Contrast("what is *asked*", (name,), ("stage ends", "no hints")),)
+    asked = (Comparison("what is *asked*", (name,), ("stage ends", "no hints")),)
     choices: dict[str, str | tuple[str, ...]] = {name: ("layer1.0", "layer3.0"), "stage ends": "stage-ends"}
-    fresh = fresh_study(study(tmp_path), PLAN, choices, contrasts=asked)
+    fresh = fresh_study(study(tmp_path), PLAN, choices, comparisons=asked)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "fresh.toml").write_text(study_toml(fresh), encoding="utf-8")
     read = read_study(tmp_path / "deep" / "fresh.toml")

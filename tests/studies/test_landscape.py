@@ -17,13 +17,13 @@ from keyhole.studies.landscape import (
     Finalist,
     Group,
     Landscape,
-    contrasts_of,
+    comparisons_of,
     finalists,
     groups_of,
     is_center,
     survey,
 )
-from keyhole.studies.plan import Contrast, Study, expand, with_combinations
+from keyhole.studies.plan import Comparison, Study, expand, with_combinations
 
 LAYERS = ("l1.0", "l1.1", "l2.0", "l2.1", "l3.0", "l3.1")
 COMBOS = list(combinations(LAYERS, 3))  # 20
@@ -293,8 +293,8 @@ def test_what_is_worth_fresh_seeds() -> None:
         Finalist("searched 1; stage-ends", ("c",), (SEARCHED, GUESSES)),
         Finalist("centers by r2_cca; uniform", ("a",), (CENTERS, GUESSES)),
     )
-    assert contrasts_of(final) == (
-        Contrast("centers against guesses", (final[1].name,), (final[0].name, final[1].name)),
-        Contrast("centers against searched", (final[1].name,), (final[0].name,)),
-        Contrast("searched against guesses", (final[0].name,), (final[0].name, final[1].name)),
+    assert comparisons_of(final) == (
+        Comparison("centers against guesses", (final[1].name,), (final[0].name, final[1].name)),
+        Comparison("centers against searched", (final[1].name,), (final[0].name,)),
+        Comparison("searched against guesses", (final[0].name,), (final[0].name, final[1].name)),
     )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from keyhole.errors import DataError, KeyholeError, SettingError, UnknownNameError
-from keyhole.studies.plan import Contrast, expand, read_study, with_combinations
+from keyhole.studies.plan import Comparison, expand, read_study, with_combinations
 
 START = 'teacher = "resnet20"\n[train]\nepochs = 2\n'
 
@@ -182,19 +182,19 @@ def test_combinations_keep_to_the_layers_of_their_arm(tmp_path: Path) -> None:
     assert [plan.hints for plan in study.arms] == [("b",)]
 
 
-CONTRAST = '[[contrast]]\nname = "centers"\narms = "hint *"\nagainst = ["kd", "hint uniform"]\n'
+COMPARISON = '[[comparison]]\nname = "centers"\narms = "hint *"\nagainst = ["kd", "hint uniform"]\n'
 ARMS = '[[arm]]\nname = "kd"\nterms = "ce,kd"\n[[arm]]\nname = "hint {hints}"\nhints = ["auto", "uniform"]\n'
 
 
 def test_a_study_may_ask_for_comparisons(tmp_path: Path) -> None:
     study = read_study(
-        written(tmp_path / "s.toml", START + ARMS + CONTRAST + '[[contrast]]\narms = "kd"\nagainst = "hint *"\n')
+        written(tmp_path / "s.toml", START + ARMS + COMPARISON + '[[comparison]]\narms = "kd"\nagainst = "hint *"\n')
     )
-    assert study.contrasts == (
-        Contrast("centers", ("hint *",), ("kd", "hint uniform")),
-        Contrast("kd against hint *", ("kd",), ("hint *",)),
+    assert study.comparisons == (
+        Comparison("centers", ("hint *",), ("kd", "hint uniform")),
+        Comparison("kd against hint *", ("kd",), ("hint *",)),
     )
-    assert with_combinations(study, lambda _: []).contrasts == study.contrasts
+    assert with_combinations(study, lambda _: []).comparisons == study.comparisons
     bare = read_study(written(tmp_path / "b.toml", START + ARMS))
     assert [study.recipe(cell) for cell in study.cells] == [bare.recipe(cell) for cell in bare.cells]
 
@@ -202,18 +202,18 @@ def test_a_study_may_ask_for_comparisons(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ('arms = "kd"', "against of a \\[\\[contrast\\]\\] is None; expected names of arms"),
+        ('arms = "kd"', "against of a \\[\\[comparison\\]\\] is None; expected names of arms"),
         ('arms = []\nagainst = "kd"', "arms of a .* is \\[\\]"),
         ('arms = "kd"\nagainst = [1]', "against of a .* is \\[1\\]"),
-        ('arms = "kd"\nagainst = "hint auto"\nname = 3', "A contrast is called 3"),
-        ('arms = "kd"\nagainst = "hint auto"\nname = "centers"', "A contrast is called 'centers'"),
+        ('arms = "kd"\nagainst = "hint auto"\nname = 3', "A comparison is called 3"),
+        ('arms = "kd"\nagainst = "hint auto"\nname = "centers"', "A comparison is called 'centers'"),
         ('arm = "kd"\nagainst = "hint auto"', "Unknown key of a .*nearest known: arms"),
-        ('arms = "kd"\nagainst = "hint atuo"', "Unknown arm of the contrast .*nearest known: hint auto"),
-        ('arms = "x *"\nagainst = "kd"', "Unknown arm of the contrast"),
+        ('arms = "kd"\nagainst = "hint atuo"', "Unknown arm of the comparison .*nearest known: hint auto"),
+        ('arms = "x *"\nagainst = "kd"', "Unknown arm of the comparison"),
     ],
 )
 def test_a_comparison_that_makes_no_sense(tmp_path: Path, table: str, words: str) -> None:
-    path = written(tmp_path / "s.toml", START + ARMS + CONTRAST + f"[[contrast]]\n{table}\n")
+    path = written(tmp_path / "s.toml", START + ARMS + COMPARISON + f"[[comparison]]\n{table}\n")
     with pytest.raises(KeyholeError, match=words) as caught:
         with_combinations(read_study(path), lambda _: [])
     assert len(str(caught.value).splitlines()) == 1

@@ -13,7 +13,7 @@ from scipy import stats
 from keyhole.arms import ArmPlan
 from keyhole.errors import SettingError, UnknownNameError
 from keyhole.studies.landscape import Group, survey
-from keyhole.studies.plan import Contrast
+from keyhole.studies.plan import Comparison
 from keyhole.studies.verdict import Row, holm, judge, paired
 
 
@@ -122,34 +122,36 @@ def test_a_verdict_that_cannot_be_sure_says_so() -> None:
     assert judge(grid(kd=[None]), ["kd"]).rows[0].parameters is None
 
 
-def test_a_contrast_compares_means_of_arms_seed_by_seed() -> None:
+def test_a_comparison_compares_means_of_arms_seed_by_seed() -> None:
     tops: dict[str, list[float | None]] = {
         "kd": [60.0, 60.0, 60.0], "centers a": [61.0, 62.0, 63.5], "centers b": [62.0, 62.0, None],
         "ends": [60.5, 61.0, 60.0], "random": [60.5, 60.0, 62.0],
     }  # fmt: skip
     asked = [
-        Contrast("centers against guesses", ("centers *",), ("ends", "random")),
-        Contrast("a against ends", ("centers a",), ("ends",)),
+        Comparison("centers against guesses", ("centers *",), ("ends", "random")),
+        Comparison("a against ends", ("centers a",), ("ends",)),
     ]
-    found = judge(grid(**tops), list(tops), contrasts=asked)
-    first, second = found.contrasts
+    found = judge(grid(**tops), list(tops), comparisons=asked)
+    first, second = found.comparisons
     # seed 2 is left out: there is no centers b; 61.5 - 60.5 and 62 - 60.5
     assert (first.arm, first.against, first.seeds) == ("centers against guesses", "ends and random", 2)
     assert first.mean == pytest.approx((1.0 + 1.5) / 2)
     assert second.mean == pytest.approx((0.5 + 1.0 + 3.5) / 3)
-    assert [each.corrected for each in found.contrasts] == pytest.approx(holm([first.p, second.p]))
+    assert [each.corrected for each in found.comparisons] == pytest.approx(holm([first.p, second.p]))
     assert "centers against guesses: +1.25 points (95 % interval" in found.sentence
     assert [gap.corrected for gap in found.gaps] == [gap.corrected for gap in judge(grid(**tops), list(tops)).gaps]
-    many = [Contrast(f"{k}", ("centers a",), ("ends",)) for k in range(4)]
+    many = [Comparison(f"{k}", ("centers a",), ("ends",)) for k in range(4)]
     assert (
         "Of 4 comparisons that were asked for, 4 cannot be told"
-        in judge(grid(**tops), [*tops], contrasts=many).sentence
+        in judge(grid(**tops), [*tops], comparisons=many).sentence
     )
     assert (
-        judge(grid(kd=[60.0], ends=[None]), ["kd", "ends"], contrasts=[Contrast("x", ("kd",), ("ends",))]).contrasts
+        judge(
+            grid(kd=[60.0], ends=[None]), ["kd", "ends"], comparisons=[Comparison("x", ("kd",), ("ends",))]
+        ).comparisons
         == ()
     )
-    one = judge(grid(kd=[60.0], ends=[61.0]), ["kd", "ends"], contrasts=[Contrast("x", ("ends",), ("kd",))])
+    one = judge(grid(kd=[60.0], ends=[61.0]), ["kd", "ends"], comparisons=[Comparison("x", ("ends",), ("kd",))])
     assert "x: +1.00 points on one seed, of which nothing can be said." in one.sentence
 
 

@@ -67,7 +67,7 @@ def study(
     results = [board.result(cell.id) for cell in whole.cells]
     landscapes = _landscapes(whole, results, teacher, data, board)
     names = [plan.name for plan in whole.arms]
-    verdict = judge(results, names, baseline=whole.baseline, contrasts=whole.contrasts, landscapes=landscapes)
+    verdict = judge(results, names, baseline=whole.baseline, comparisons=whole.comparisons, landscapes=landscapes)
     setting = whole.told(teacher.name, results)
     value = {**verdict.to_json(), "cells": len(results), "finished_now": finished, "setting": setting}
     write_json(out / "result.json", value)
@@ -83,7 +83,7 @@ def _landscapes(
     from keyhole.data.splits import hold_out
     from keyhole.files import write_text
     from keyhole.studies.followup import fresh_study, study_toml
-    from keyhole.studies.landscape import contrasts_of, finalists, groups_of, survey
+    from keyhole.studies.landscape import comparisons_of, finalists, groups_of, survey
     from keyhole.studies.rules import settled_rules
     from keyhole.studies.work import settled
 
@@ -104,6 +104,6 @@ def _landscapes(
                 continue
             final = finalists(seen)
             choices = {each.name: each.layers for each in final}
-            fresh = fresh_study(whole, group.plan, choices, contrasts=contrasts_of(final))
+            fresh = fresh_study(whole, group.plan, choices, comparisons=comparisons_of(final))
             write_text(board.path / f"fresh{'' if number == 1 else f'-{number}'}.toml", study_toml(fresh))
     return found

@@ -120,18 +120,18 @@ def _differences(verdict: Verdict) -> Html:
 
 
 def _asked(verdict: Verdict) -> Html:
-    if not verdict.contrasts:
+    if not verdict.comparisons:
         return Html("")
     heads = ("mean, points", "95 % interval", "p", "p, corrected", "seeds")
     columns = [Column("", number=False), *(Column(head) for head in heads)]
     drawn = figures.intervals(
-        [(gap.arm, gap.mean, gap.low, gap.high) for gap in verdict.contrasts], "The comparisons that were asked for"
+        [(gap.arm, gap.mean, gap.low, gap.high) for gap in verdict.comparisons], "The comparisons that were asked for"
     )
     told = (
         "Where several arms stand on a side, the mean of each seed counts. These comparisons were laid down in the "
         "study file; probabilities are corrected for their number alone."
     )
-    rows = [_gap_row(gap) for gap in verdict.contrasts]
+    rows = [_gap_row(gap) for gap in verdict.comparisons]
     return section("What the study was made to compare", table(columns, rows), figure(drawn, told))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from keyhole.arms import ArmPlan
 from keyhole.distillation.terms import parse_terms
-from keyhole.studies.plan import Contrast, Study
+from keyhole.studies.plan import Comparison, Study
 
 FRESH_SEEDS = 6
 
@@ -20,7 +20,7 @@ def fresh_study(
     plan: ArmPlan,
     choices: Mapping[str, str | tuple[str, ...]],
     *,
-    contrasts: Sequence[Contrast] = (),
+    comparisons: Sequence[Comparison] = (),
     seeds: int = FRESH_SEEDS,
 ) -> Study:
     """Return a study that compares choices of hints on seeds that chose none of them; its baseline has no hints.
@@ -29,7 +29,7 @@ def fresh_study(
         study: The study that pointed at the choices; its teacher, data and schedule are kept.
         plan: The student and its loss.
         choices: Layers, or a rule's name, by what the arm shall be called.
-        contrasts: Comparisons that it is made for.
+        comparisons: Comparisons that it is made for.
         seeds: How many fresh seeds.
 
     Example:
@@ -50,7 +50,7 @@ def fresh_study(
         seeds=tuple(range(first, first + seeds)),
         students_per_pass=max(study.students_per_pass, len(arms)),
         baseline=arms[0].name,
-        contrasts=tuple(contrasts),
+        comparisons=tuple(comparisons),
     )
 
 
@@ -98,8 +98,8 @@ def study_toml(study: Study) -> str:
             told["hints"] = ",".join(plan.hints)
         told |= {"name": _braced(plan.name), "terms": plan.terms, "student": plan.student}
         lines += ["", "[[arm]]", *_lines(told)]
-    for contrast in study.contrasts:
-        lines += ["", "[[contrast]]", *_lines({key: _plain(value) for key, value in vars(contrast).items()})]
+    for comparison in study.comparisons:
+        lines += ["", "[[comparison]]", *_lines({key: _plain(value) for key, value in vars(comparison).items()})]
     return "\n".join(lines) + "\n"
 
 

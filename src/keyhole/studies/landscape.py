@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from keyhole.arms import ArmPlan
-from keyhole.studies.plan import Contrast, Study
+from keyhole.studies.plan import Comparison, Study
 from keyhole.studies.replay import Replayed, replay_searches
 from keyhole.studies.standings import (
     Combination,
@@ -315,12 +315,12 @@ def finalists(landscape: Landscape, *, searched: int = 3) -> tuple[Finalist, ...
     return tuple(found)
 
 
-def contrasts_of(found: Sequence[Finalist]) -> tuple[Contrast, ...]:
+def comparisons_of(found: Sequence[Finalist]) -> tuple[Comparison, ...]:
     """Return the comparisons that fresh seeds are for; one that is of both sides counts on both."""
     sides = {kind: tuple(each.name for each in found if kind in each.kinds) for kind in (CENTERS, GUESSES, SEARCHED)}
     pairs = ((CENTERS, GUESSES), (CENTERS, SEARCHED), (SEARCHED, GUESSES))
     return tuple(
-        Contrast(f"{first} against {second}", sides[first], sides[second])
+        Comparison(f"{first} against {second}", sides[first], sides[second])
         for first, second in pairs
         if sides[first] and sides[second] and sides[first] != sides[second]
     )

@@ -23,7 +23,7 @@ EVERY = "combinations"  # as hints: all combinations of candidate layers
 
 _KEYS = (
     "teacher", "weights", "data", "root", "seeds", "holdout", "students_per_pass", "baseline", "train", "arm",
-    "contrast",
+    "comparison",
 )  # fmt: skip
 _NOT_OF_TRAINING = ("seed", "device")  # the grid's, and the machine's
 
@@ -50,7 +50,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Contrast:
+class Comparison:
     """A comparison that a study was made for, beside that of each arm with the baseline.
 
     Attributes:
@@ -79,7 +79,7 @@ class Study:
         students_per_pass: At most so many students learn from one teacher pass.
         arms: The arms; each is one cell a seed.
         baseline: The arm that the others are compared with; the first one when missing.
-        contrasts: Further comparisons.
+        comparisons: Further comparisons.
     """
 
     teacher: str
@@ -92,7 +92,7 @@ class Study:
     students_per_pass: int
     arms: tuple[ArmPlan, ...]
     baseline: str | None = None
-    contrasts: tuple[Contrast, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -195,24 +195,24 @@ def read_study(path: Path) -> Study:
         students_per_pass=_at_least(value, "students_per_pass", 8, 1),
         arms=_unique(_beside(path, plan) for table in tables for plan in expand(table)),
         baseline=_of_kind(value, "baseline", str, "the name of an arm", None),
-        contrasts=_contrasts(_of_kind(value, "contrast", list, "[[contrast]] tables", [])),
+        comparisons=_comparisons(_of_kind(value, "comparison", list, "[[comparison]] tables", [])),
     )
 
 
-def _contrasts(tables: Sequence[Any]) -> tuple[Contrast, ...]:
-    found: dict[str, Contrast] = {}
-    known = [each.name for each in fields(Contrast)]
+def _comparisons(tables: Sequence[Any]) -> tuple[Comparison, ...]:
+    found: dict[str, Comparison] = {}
+    known = [each.name for each in fields(Comparison)]
     for table in tables:
         if not isinstance(table, dict):
-            raise SettingError(f"A contrast is {table!r}; expected a [[contrast]] table.")
+            raise SettingError(f"A comparison is {table!r}; expected a [[comparison]] table.")
         for key in table:
             if key not in known:
-                raise unknown_name("key of a [[contrast]]", key, known)
+                raise unknown_name("key of a [[comparison]]", key, known)
         arms, against = (_names(table, key) for key in ("arms", "against"))
         name = table.get("name", f"{' and '.join(arms)} against {' and '.join(against)}")
         if not isinstance(name, str) or name in found:
-            raise SettingError(f"A contrast is called {name!r}; expected a text, and of two another one each.")
-        found[name] = Contrast(name, arms, against)
+            raise SettingError(f"A comparison is called {name!r}; expected a text, and of two another one each.")
+        found[name] = Comparison(name, arms, against)
     return tuple(found.values())
 
 
@@ -220,7 +220,7 @@ def _names(table: Mapping[str, Any], key: str) -> tuple[str, ...]:
     given = table.get(key)
     names = [given] if isinstance(given, str) else given
     if not isinstance(names, list) or not names or not all(isinstance(one, str) for one in names):
-        raise SettingError(f"{key} of a [[contrast]] is {given!r}; expected names of arms.")
+        raise SettingError(f"{key} of a [[comparison]] is {given!r}; expected names of arms.")
     return tuple(names)
 
 
@@ -327,7 +327,7 @@ def with_combinations(study: Study, candidates: Callable[[str | None], Sequence[
 
     Raises:
         SettingError: The count of such an arm is no number from 1 to the number of layers.
-        UnknownNameError: The baseline, or what a contrast names, is none of the arms.
+        UnknownNameError: The baseline, or what a comparison names, is none of the arms.
     """
 
     def arms() -> Iterator[ArmPlan]:
@@ -347,10 +347,10 @@ def with_combinations(study: Study, candidates: Callable[[str | None], Sequence[
     names = [plan.name for plan in found]
     if study.baseline is not None and study.baseline not in names:
         raise unknown_name("baseline", study.baseline, names)
-    for contrast in study.contrasts:
-        for pattern in (*contrast.arms, *contrast.against):
+    for comparison in study.comparisons:
+        for pattern in (*comparison.arms, *comparison.against):
             if not matching((pattern,), names):
-                raise unknown_name(f"arm of the contrast {contrast.name!r}", pattern, names)
+                raise unknown_name(f"arm of the comparison {comparison.name!r}", pattern, names)
     return replace(study, arms=found)
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from keyhole.errors import SettingError, unknown_name
-from keyhole.studies.plan import Contrast, matching
+from keyhole.studies.plan import Comparison, matching
 
 if TYPE_CHECKING:
     from keyhole.studies.landscape import Landscape
@@ -79,7 +79,7 @@ class Verdict:
         baseline: The arm that all others are compared with.
         rows: The arms, in the order of the study.
         gaps: Each other arm against the baseline.
-        contrasts: The further comparisons that the study asks for; ``arm`` is the name of one. They are corrected for
+        comparisons: The further comparisons that the study asks for; ``arm`` is the name of one. They are corrected for
             their own number.
         open_cells: Cells that are not finished; the verdict leaves them out.
         landscapes: Of arms that try all combinations of layers.
@@ -91,7 +91,7 @@ class Verdict:
     gaps: tuple[Gap, ...]
     open_cells: int
     landscapes: tuple[Landscape, ...] = ()
-    contrasts: tuple[Gap, ...] = ()
+    comparisons: tuple[Gap, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -119,7 +119,7 @@ def judge(
     arms: Sequence[str],
     *,
     baseline: str | None = None,
-    contrasts: Sequence[Contrast] = (),
+    comparisons: Sequence[Comparison] = (),
     landscapes: Sequence[Landscape] = (),
 ) -> Verdict:
     """Return the verdict over the cells of a study.
@@ -128,8 +128,8 @@ def judge(
         cells: What :class:`keyhole.studies.board.Board` holds of each cell; None where it is not finished.
         arms: Names of the arms, in order.
         baseline: The arm that the others are compared with; the first one when missing.
-        contrasts: Further comparisons; of several arms on a side the mean counts, over the seeds that all of them came
-            to the end with.
+        comparisons: Further ones; of several arms on a side the mean counts, over the seeds that all of them came to
+            the end with.
         landscapes: Of arms that try all combinations. What is said of those is said there: the highest of many
             combinations is high by chance as well, and no finding.
 
@@ -157,7 +157,7 @@ def judge(
     rows = tuple(_row(arm, [cell for cell in done if cell["arm"] == arm]) for arm in arms)
     base = next(row for row in rows if row.arm == against)
     gaps = _corrected([paired(row, base) for row in rows if row.arm != against])
-    asked = _corrected([_contrast(contrast, rows) for contrast in contrasts])
+    asked = _corrected([_comparison(comparison, rows) for comparison in comparisons])
     missing = len(cells) - len(done)
     tried = {arm for landscape in landscapes for arm in landscape.arms}
     told = [row for row in rows if row.arm not in tried]
@@ -175,10 +175,12 @@ def _corrected(found: Sequence[Gap | None]) -> list[Gap]:
     return [replace(gap, corrected=p) for gap, p in zip(gaps, holm([gap.p for gap in gaps]), strict=True)]
 
 
-def _contrast(contrast: Contrast, rows: Sequence[Row]) -> Gap | None:
-    sides = [_mean_row(matching(names, [row.arm for row in rows]), rows) for names in (contrast.arms, contrast.against)]
+def _comparison(comparison: Comparison, rows: Sequence[Row]) -> Gap | None:
+    sides = [
+        _mean_row(matching(names, [row.arm for row in rows]), rows) for names in (comparison.arms, comparison.against)
+    ]
     found = paired(*sides)
-    return None if found is None else replace(found, arm=contrast.name)
+    return None if found is None else replace(found, arm=comparison.name)
 
 
 def _mean_row(names: Sequence[str], rows: Sequence[Row]) -> Row:
@@ -277,14 +279,14 @@ def _sentence(rows: Sequence[Row], gaps: Sequence[Gap], against: str) -> str:
     return " ".join(parts)
 
 
-def _answers(contrasts: Sequence[Gap]) -> list[str]:
+def _answers(comparisons: Sequence[Gap]) -> list[str]:
     """Return a sentence for each comparison that was asked for; of more than three for those that are sure."""
-    sure = [gap for gap in contrasts if gap.corrected is not None and gap.corrected < SURE]
-    told = contrasts if len(contrasts) <= 3 else sure
+    sure = [gap for gap in comparisons if gap.corrected is not None and gap.corrected < SURE]
+    told = comparisons if len(comparisons) <= 3 else sure
     parts = [_answer(gap, certain=gap in sure) for gap in told]
-    if len(contrasts) > 3:
-        rest = len(contrasts) - len(sure)
-        parts.append(f"Of {len(contrasts)} comparisons that were asked for, {rest} cannot be told from chance.")
+    if len(comparisons) > 3:
+        rest = len(comparisons) - len(sure)
+        parts.append(f"Of {len(comparisons)} comparisons that were asked for, {rest} cannot be told from chance.")
     return parts
 
 
