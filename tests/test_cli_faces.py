@@ -152,14 +152,15 @@ def test_a_student_is_taught_kept_and_used(closed: Path, tmp_path: Path) -> None
     for person in range(12):
         for photo in range(2):
             pattern_faces.write(tmp_path / "faces" / f"p{person}" / f"{photo}.png", person, photo)
-    (tmp_path / "people.txt").write_text("\n".join(f"p{k}" for k in range(10)) + "\n")
+    (tmp_path / "people.txt").write_text("\n".join(f"p{k}" for k in range(10)) + "\nq\n")
+    pattern_faces.write(tmp_path / "more" / "q.png", 20, 0)
     command = (
         "distill", "--teacher", teacher, "--faces", tmp_path / "faces", "--people", tmp_path / "people.txt",
-        "--student", "compact-24-s", "--cohort", arms, "--epochs", 2, "--batch-size", 10, "--samples", 20,
+        "--faces", tmp_path / "more", "--hints", "stage-ends", "--student", "compact-24-s", "--cohort", arms, "--epochs", 2, "--batch-size", 10, "--samples", 20,
         "--degrade", "fixed:8,16", "--precision", "fp32", "--device", "cpu", "--out", tmp_path / "run",
     )  # fmt: skip
     found = faces(*command, "--json")
-    assert (found.json["faces"], found.json["people"]) == (20, 10)
+    assert (found.json["faces"], found.json["people"]) == (21, 11)
     assert [arm["name"] for arm in found.json["arms"]] == ["alone", "hints"]
     assert len(found.json["arms"][1]["hints"]) == 3
     assert "survive: " in found.err

@@ -93,6 +93,11 @@ def test_a_network_that_onnx_cannot_hold_is_told(images: torch.Tensor, tmp_path:
         export(odd, tmp_path / "x.onnx", images)
 
 
+def _file(folder: Path, text: str) -> Path:
+    (folder / "other.txt").write_text(text)
+    return folder / "other.txt"
+
+
 def test_a_face_model_is_exported_and_used_like_any_other(tmp_path: Path) -> None:
     torch.manual_seed(0)
     source, how = tmp_path / "student.safetensors", form_of("compact-24-s").preparation
@@ -107,6 +112,15 @@ def test_a_face_model_is_exported_and_used_like_any_other(tmp_path: Path) -> Non
     crops = torch.randint(0, 256, (3, 24, 24, 3), dtype=torch.uint8)
     torch.testing.assert_close(exported.embed(crops), original.embed(crops), rtol=0, atol=1e-3)
     assert exported.licenses.data == '"drawn"'
+    (tmp_path / "people.txt").write_text("p1\np2\np4\n")
+    some = (*command[:-1], "int8", "--people", tmp_path / "people.txt", "--degrade", "fixed:8;jpeg=50")
+    small = keyhole(*some, "--out", tmp_path / "small.onnx", "--json").json
+    sharp = keyhole(*some[:-2], "--out", tmp_path / "sharp.onnx", "--json").json
+    assert (small["images"], sharp["images"]) == (3, 3)
+    assert small["cosine"] != sharp["cosine"]  # other faces, other ranges
+    assert (
+        "no picture of 1 of the people" in keyhole(*command, "--people", _file(tmp_path, "p9"), "--out", "w.onnx").err
+    )
     again = keyhole("export", "--model", tmp_path / "x.onnx.toml", *command[3:], "--out", tmp_path / "y.onnx")
     assert "is ONNX already" in again.err
     assert "is a face model" in keyhole("export", "--model", source, "--out", tmp_path / "z.onnx").err

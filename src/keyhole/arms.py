@@ -94,7 +94,7 @@ class ArmPlan:
 
 
 def settled_before(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings without the keys of an arm that were added later and have their default.
+    """Return settings without the keys of an arm, or of its training, that were added later and have their default.
 
     So the recipe of a run that was begun before there was such a key is still that of the same run.
 
@@ -102,7 +102,7 @@ def settled_before(settings: Mapping[str, Any]) -> dict[str, Any]:
         >>> settled_before({"match": "order", "hint_weights": "equal"})
         {'match': 'order'}
     """
-    later = {each.name: each.default for each in fields(ArmPlan) if each.metadata.get("later")}
+    later = {each.name: each.default for each in fields(ArmPlan) if each.metadata.get("later")} | {"optimizer": "sgd"}
     return {key: value for key, value in settings.items() if key not in later or value != later[key]}
 
 

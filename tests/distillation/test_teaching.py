@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from keyhole.distillation import teaching
-from keyhole.distillation.teaching import Teaching
+from keyhole.distillation.teaching import Keep, Teaching
 from keyhole.models.layers import tap
 from keyhole.models.network import InputSpec, Network
 from keyhole.models.zoo import build
@@ -75,7 +75,7 @@ def test_what_goes_wrong_in_a_worker_is_told_to_the_asker(network: Network) -> N
 
 def test_what_comes_again_is_looked_at_once(network: Network) -> None:
     looked: list[int] = []
-    asked = Teaching(network, NAMES, device=CPU, precision="fp32", keep_bytes=2**24)
+    asked = Teaching(network, NAMES, device=CPU, precision="fp32", keep=Keep(6, 2**24))
     answer = asked._answer
     asked._answer = lambda images: looked.append(len(images)) or answer(images)  # type: ignore[method-assign, func-returns-value]
     images = torch.randn(6, 3, 16, 16)
@@ -91,24 +91,39 @@ def test_what_comes_again_is_looked_at_once(network: Network) -> None:
     assert looked == [2, 1, 3, 6]
 
 
-def test_what_was_kept_before_memory_ended_is_joined_with_what_comes(network: Network) -> None:
-    asked = Teaching(network, NAMES, device=CPU, precision="fp32", keep_bytes=2**24)
-    images = torch.randn(4, 3, 16, 16)
-    plain = Teaching(network, NAMES, device=CPU, precision="fp32").ask(images)()
-    asked.ask(images[:2], torch.arange(2))()
-    asked._kept._most_bytes = 1  # from here on nothing more fits
-    found = asked.ask(images, torch.arange(4))()
-    torch.testing.assert_close(found[0], plain[0], rtol=1e-4, atol=1e-5)
-    for name in NAMES:
-        torch.testing.assert_close(found[1][name], plain[1][name], rtol=1e-4, atol=1e-5)
-    assert not asked._kept.keeps
-    assert asked._kept._parts == {}
+def test_images_are_made_for_those_alone_that_are_asked_about(network: Network) -> None:
+    made: list[int] = []
+    images = torch.randn(6, 3, 16, 16)
+
+    def show(rows: Tensor | None) -> Tensor:
+        made.append(6 if rows is None else int(rows.sum()))
+        return images if rows is None else images[rows]
+
+    asked = Teaching(network, NAMES, device=CPU, precision="fp32", keep=Keep(8, 2**24))
+    views = torch.arange(6)
+    asked.ask(images[:2], views[:2])()
+    first, second = asked.ask(show, views)()[0], asked.ask(show, views)()[0]
+    assert torch.equal(first, second)
+    asked.ask(show)()
+    assert made == [4, 6]
+    torch.testing.assert_close(first, Teaching(network, NAMES, device=CPU, precision="fp32").ask(images)()[0])
+
+
+def test_answers_that_were_asked_for_ahead_are_kept_as_well(network: Network) -> None:
+    asked = Teaching(network, NAMES, device=CPU, precision="fp32", keep=Keep(4, 2**24))
+    images, views = torch.randn(4, 3, 16, 16), torch.arange(4)
+    ahead = [asked.ask(images[:3], views[:3]), asked.ask(images[1:], views[1:]), asked.ask(images, views)]
+    found = [take()[0] for take in ahead]
+    plain = Teaching(network, NAMES, device=CPU, precision="fp32").ask(images)()[0]
+    for rows, each in zip((slice(3), slice(1, 4), slice(4)), found, strict=True):
+        torch.testing.assert_close(each, plain[rows], rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_is_kept_where_memory_does_not_suffice(network: Network) -> None:
-    asked = Teaching(network, NAMES, device=CPU, precision="fp32", keep_bytes=1000)
+    asked = Teaching(network, NAMES, device=CPU, precision="fp32", keep=Keep(2, 1000))
     images, views = torch.randn(2, 3, 16, 16), torch.arange(2)
-    first, second = asked.ask(images, views)(), asked.ask(images, views)()
+    ahead = asked.ask(images, views)
+    first, second = asked.ask(images, views)(), ahead()
     assert torch.equal(first[0], second[0])
     assert not asked._kept.keeps
     assert asked._kept._parts == {}

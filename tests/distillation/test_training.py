@@ -311,6 +311,22 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
         assert same(a, b)
 
 
+@pytest.mark.parametrize("settings", [{"optimizer": "adamw", "lr": 1e-3}, {"nesterov": True}])
+def test_any_optimizer_goes_on_bit_for_bit(
+    tmp_path: Path, toy_split: MemorySplit, toy_input: InputSpec, settings: dict[str, Any]
+) -> None:
+    torch.set_num_threads(1)
+    config = replace(CONFIG, **settings)
+    whole = fit(cohort_of(arm("ce", toy_input), config=config), toy_split).outcomes[0]
+    kept = Checkpointing(tmp_path / "checkpoint.safetensors", every_s=0, resume=True)
+    with pytest.raises(Killed):
+        fit(cohort_of(arm("ce", toy_input), config=config), toy_split, checkpointing=kept, progress=killed_after(4))
+    assert same(whole, fit(cohort_of(arm("ce", toy_input), config=config), toy_split, checkpointing=kept).outcomes[0])
+    assert not same(whole, fit(cohort_of(arm("ce", toy_input)), toy_split).outcomes[0])
+    with pytest.raises(RunError, match=r"with (optimizer|nesterov)"):
+        fit(cohort_of(arm("ce", toy_input)), toy_split, checkpointing=kept)
+
+
 def test_a_run_that_ends_an_epoch_early_goes_on_bit_for_bit(
     tmp_path: Path, toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec
 ) -> None:
@@ -677,7 +693,7 @@ class _Dimmed(MemorySplit):
 
     def training_batches(self, batch_size: int, **settings: Any) -> Iterator[Batch]:
         for batch in super().training_batches(batch_size, **settings):
-            yield replace(batch, seen=nn.functional.avg_pool2d(batch.images, 2) / 2)
+            yield replace(batch, images=nn.functional.avg_pool2d(batch.images, 2) / 2, shown=batch.images.__getitem__)
 
 
 def test_students_may_see_other_images_than_their_teacher(toy_teacher: Network, toy_split: MemorySplit) -> None:
@@ -690,10 +706,11 @@ def test_students_may_see_other_images_than_their_teacher(toy_teacher: Network, 
     batch = next(dimmed.training_batches(8, seed=0, epoch=0, augment=False))
     lesson = next(cohort.lessons([batch]))
     assert lesson.taught is not None
-    torch.testing.assert_close(lesson.taught[0], toy_teacher(batch.images), atol=1e-4, rtol=1e-4)
-    assert batch.seen is not None
-    torch.testing.assert_close(lesson.views[half], half.prepare(batch.seen))
-    torch.testing.assert_close(lesson.views[whole], whole.prepare(batch.seen))
+    assert batch.shown is not None
+    sharp = batch.shown(torch.ones(8, dtype=torch.bool))
+    torch.testing.assert_close(lesson.taught[0], toy_teacher(sharp), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(lesson.views[half], half.prepare(batch.images))
+    torch.testing.assert_close(lesson.views[whole], whole.prepare(batch.images))
     assert [len(outcome.history) for outcome in fit(cohort, dimmed).outcomes] == [2, 2]
 
 

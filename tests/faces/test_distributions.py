@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from keyhole.errors import SettingError, UnknownNameError
+from keyhole.errors import KeyholeError, SettingError, UnknownNameError
 from keyhole.faces.degradation import Degradation
 from keyhole.faces.distributions import (
     DISTRIBUTIONS,
@@ -13,6 +13,7 @@ from keyhole.faces.distributions import (
     FixedSizes,
     Histogram,
     LogUniform,
+    Spread,
     UniformRatio,
     parse_distribution,
 )
@@ -131,3 +132,39 @@ def test_draws_that_are_refused() -> None:
 
 def test_every_kind_has_a_text() -> None:
     assert [text.partition(":")[0] for text in TEXTS] == list(DISTRIBUTIONS)
+
+
+def test_blur_noise_and_codec_vary_from_image_to_image() -> None:
+    camera = parse_distribution("log-uniform:8-64;blur=0.2-1@0.3,noise=2@0.5, jpeg=30-95@0.5,webp=80,share=0.8")
+    assert camera.varied == (("blur", Spread(0.2, 1, 0.3)), ("noise", Spread(2, 2, 0.5)), ("jpeg", Spread(30, 95, 0.5)))
+    drawn = [each for each in camera.draw(4000, 7) if each.face_px <= 64]
+    assert 0.77 < len(drawn) / 4000 < 0.83
+    blurs = [each.blur_sigma_px for each in drawn if each.blur_sigma_px]
+    assert (min(blurs), max(blurs)) == (0.2, 1.0)
+    assert 0.27 < len(blurs) / len(drawn) < 0.33
+    assert {each.noise_sigma for each in drawn} == {0.0, 2.0}
+    assert {each.codec for each in drawn} == {"jpeg", "webp"}
+    qualities = [each.quality or 0 for each in drawn if each.codec == "jpeg"]
+    assert (min(qualities), max(qualities)) == (30, 95)
+    assert 0.47 < len(qualities) / len(drawn) < 0.53
+    # each choice has random numbers of its own
+    plain = parse_distribution("log-uniform:8-64;share=0.8").draw(4000, 7)
+    assert [each.face_px for each in plain] == [each.face_px for each in camera.draw(4000, 7)]
+    assert camera.draw(10, 7) == camera.draw(4000, 7)[:10]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("fixed:8;blur=1-0.5", "the smaller one first"),
+        ("fixed:8;jpeg=0-50", "quality is 0"),
+        ("fixed:8;noise=1-300", "noise_sigma is 300"),
+        ("fixed:8;jpeg=50-90@2", "a share of 0 to 1"),
+        ("fixed:8;down=1-2", "Unknown setting that varies 'down'"),
+        ("fixed:8;blur=1.2.3-2", "is no range"),
+    ],
+)
+def test_ranges_that_make_no_sense(text: str, words: str) -> None:
+    with pytest.raises(KeyholeError, match=words) as caught:
+        parse_distribution(text)
+    assert len(str(caught.value).splitlines()) == 1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -324,3 +325,23 @@ def test_accuracy_needs_both_people_of_every_pair() -> None:
     found = FoldAccuracy(1.0, 0.0, (1, 2), (1.0, 1.0), (0.5, 0.5), np.ones(4, bool))
     with pytest.raises(ShapeError, match=r"Subjects of shape \(3, 2\) for 4 searches or pairs"):
         accuracy_statistic(found, [["a", "b"]] * 3)
+
+
+def test_a_threshold_that_other_folds_have_chosen() -> None:
+    random = np.random.default_rng(5)
+    folds = np.repeat([1, 2, 3], 40)
+    same = np.tile([True, False], 60)
+    scores = random.normal(size=120) + same
+    by = folds < 3
+    found = fold_accuracy(scores, same, folds, by=by)
+    assert found.folds == (3,)
+    every = fold_accuracy(scores, same, folds)
+    assert (found.thresholds[0], found.accuracies[0]) == (every.thresholds[2], every.accuracies[2])
+    assert found.correct.tolist() == every.correct[80:].tolist()
+    assert math.isnan(found.standard_error)
+    two = fold_accuracy(scores, same, folds, by=folds == 1)
+    assert two.folds == (2, 3)
+    assert len(set(two.thresholds)) == 1
+    for wrong in (np.zeros(120, bool), np.ones(120, bool)):
+        with pytest.raises(DataError, match="are both needed"):
+            fold_accuracy(scores, same, folds, by=wrong)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import pattern_faces
-from keyhole.distillation.cohort import TrainConfig
-from keyhole.distillation.training import Checkpointing
+from keyhole.distillation.cohort import Cohort, TrainConfig
+from keyhole.distillation.training import Checkpointing, fit
 from keyhole.errors import DataError, SettingError, UnknownNameError
 from keyhole.faces.compact import form_of
 from keyhole.faces.degradation import degrade, image_seeds
@@ -55,22 +57,44 @@ def test_people_are_folders(faces: FaceViews, root: Path) -> None:
         read_faces(root, shown=SMALL, seen=SMALL, camera=CAMERA, keep=["nobody"])
 
 
+def test_faces_of_several_folders_are_one_set(root: Path, tmp_path: Path) -> None:
+    for name in ("p3", "q1"):
+        pattern_faces.write(tmp_path / "more" / f"{name}.png", 30, 0)
+    found = read_faces([root, tmp_path / "more"], shown=SMALL, seen=SMALL, camera=CAMERA, keep=["p1", "p3", "q1"])
+    assert found.classes == ("p1", "p3", "q1")
+    assert found.labels.tolist() == [0, 0, 1, 1, 1, 2]
+    assert found.indices.tolist() == list(range(6))
+    assert not torch.equal(found.crops[3], found.crops[4])
+    with pytest.raises(DataError, match="no picture of 1 of the people asked for: nobody"):
+        read_faces([root, tmp_path / "more"], shown=SMALL, seen=SMALL, camera=CAMERA, keep=["p1", "nobody"])
+
+
+def test_pictures_that_lie_together_show_someone_else_each(tmp_path: Path) -> None:
+    for person in range(3):
+        pattern_faces.write(tmp_path / "aligned" / f"a{person}.png", person, 0)
+    found = read_faces(tmp_path, shown=SMALL, seen=SMALL, camera=CAMERA, keep=["a0", "a2"])
+    assert found.classes == ("a0", "a2")
+    with pytest.raises(DataError, match="holds no picture of 1 of the people asked for: aligned"):
+        read_faces(tmp_path, shown=SMALL, seen=SMALL, camera=CAMERA, keep=["aligned"])
+
+
 def test_teachers_see_sharp_faces_and_students_small_ones(faces: FaceViews) -> None:
     batch = next(faces.training_batches(8, seed=3, epoch=1))
-    assert batch.images.shape == (8, 3, 112, 112)
-    assert batch.seen is not None
+    assert batch.shown is not None
     assert batch.views is not None
-    assert batch.seen.shape == (8, 3, 24, 24)
+    assert batch.images.shape == (8, 3, 24, 24)
+    assert batch.shown(torch.arange(8) == 3).shape == (1, 3, 112, 112)
+    assert int(batch.views.max()) < faces.views == 40
     mirrored = batch.views % 2
     assert torch.equal(batch.views // 2, batch.indices)
     assert 0 < int(mirrored.sum()) < 8
     sharp = faces.crops[batch.indices]
     sharp = torch.where(mirrored[:, None, None, None] == 1, sharp.flip(2), sharp)
-    assert torch.equal(batch.images, in_form(sharp, faces.shown))
+    assert torch.equal(batch.shown(torch.ones(8, dtype=torch.bool)), in_form(sharp, faces.shown))
     small = [
         [degrade(crop[None], how, seed=0) for how in CAMERA.draw(60, 0)[:60]] for crop in sharp
     ]  # every size that there is: one of them must be what was seen
-    for seen, tried in zip(batch.seen, small, strict=True):
+    for seen, tried in zip(batch.images, small, strict=True):
         assert any(torch.equal(in_form(each, SMALL)[0], seen) for each in tried)
 
 
@@ -79,9 +103,7 @@ def test_an_epoch_goes_on_where_it_stopped_and_others_differ(faces: FaceViews) -
     rest = list(faces.training_batches(6, seed=0, epoch=0, start=2))
     assert len(whole) == 3
     assert torch.equal(whole[2].images, rest[0].images)
-    assert whole[2].seen is not None
-    assert rest[0].seen is not None
-    assert torch.equal(whole[2].seen, rest[0].seen)
+    assert torch.equal(whole[2].indices, rest[0].indices)
     other = next(faces.training_batches(6, seed=0, epoch=1))
     assert not torch.equal(other.images, whole[0].images)
     plain = next(faces.training_batches(6, seed=0, epoch=0, augment=False))
@@ -179,6 +201,68 @@ def test_students_learn_and_are_used_like_any_model(teacher_file: Path, root: Pa
     assert json.dumps(model.licenses.data)
 
 
+def test_a_student_may_begin_with_an_earlier_one(teacher_file: Path, root: Path, tmp_path: Path) -> None:
+    teacher = load_teacher(teacher_file)
+    faces = read_faces(root, shown=teacher.preparation, seen=teacher.preparation, camera=CAMERA)
+    arm = plan_arm(StudentPlan(student=str(teacher_file), terms="embedding"), teacher, faces, device="cpu")
+    still = replace(CONFIG, epochs=1, lr=0.0, weight_decay=0.0)
+    (outcome,) = distill([arm], teacher, faces, still)
+    images = in_form(faces.crops, teacher.preparation)
+    weights = dict(outcome.last.module.named_parameters())
+    began = dict(teacher.network.module.named_parameters())
+    assert weights
+    assert all(torch.equal(weights[name], began[name]) for name in weights)
+    save_student(tmp_path / "next.safetensors", outcome, teacher=teacher, about={})
+    assert load_face_model(tmp_path / "next.safetensors").embedding_size == 256
+    (learned,) = distill([arm], teacher, faces, replace(CONFIG, epochs=2, lr=0.05))
+    with torch.no_grad():
+        assert not torch.equal(learned.last(images), outcome.last(images))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_student_may_begin_as_its_teacher(shared: Path, root: Path, tmp_path: Path, precision: str) -> None:
+    path = shared / "data" / "faces" / "models" / "face-reidentification-retail-0095.fp16.xml"
+    teacher = load_teacher(path)
+    faces = read_faces(root, shown=teacher.preparation, seen=teacher.preparation, camera=CAMERA)
+    arm = plan_arm(StudentPlan(student=str(path), terms="embedding"), teacher, faces, device="cpu")
+    config = replace(CONFIG, epochs=3, lr=5e-4, optimizer="adamw", precision=precision, compile="auto")
+    (outcome,) = distill([arm], teacher, faces, config)
+    losses = [record["embedding"] for record in outcome.history]
+    assert losses[-1] < losses[0]
+    save_student(tmp_path / "next.safetensors", outcome, teacher=teacher, about={})
+    again = plan_arm(StudentPlan(student=str(tmp_path / "next.safetensors"), terms="embedding"), teacher, faces)
+    (more,) = distill([again], teacher, faces, replace(config, epochs=1))
+    assert more.history[0]["embedding"] < losses[0]
+
+
+def test_a_run_with_kept_answers_goes_on_and_ends_as_one_without(
+    teacher_file: Path, root: Path, tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    teacher = load_teacher(teacher_file)
+    faces = read_faces(root, shown=teacher.preparation, seen=SMALL, camera=CAMERA)
+    plan = StudentPlan(student="compact-24-s", terms="embedding,hint=0.1", hints="stage-ends")
+    arm = plan_arm(plan, teacher, faces, device="cpu")
+    whole = distill([arm], teacher, faces, replace(CONFIG, epochs=3))[0]
+    keep = Checkpointing(tmp_path / "state.safetensors", resume=True)
+
+    def killed(items: Iterable[Any], *, label: str, total: int, done: int = 0) -> Iterator[Any]:
+        for step, item in enumerate(items):
+            if label.startswith("epoch 2") and step == 1:
+                raise KeyboardInterrupt
+            yield item
+
+    with pytest.raises(KeyboardInterrupt):
+        distill([arm], teacher, faces, replace(CONFIG, epochs=3), checkpointing=keep, progress=killed)
+    gone_on = distill([arm], teacher, faces, replace(CONFIG, epochs=3), checkpointing=keep)[0]
+    live = fit(
+        Cohort([arm], replace(CONFIG, epochs=3), classes=256, teacher=teacher.network, train=faces), faces
+    ).outcomes[0]
+    for name, tensor in whole.last.module.state_dict().items():
+        for other in (gone_on, live):
+            torch.testing.assert_close(other.last.module.state_dict()[name], tensor, rtol=1e-3, atol=1e-3)
+
+
 def test_an_onnx_file_teaches_as_its_ir_does(shared: Path, faces: FaceViews) -> None:
     folder = shared / "data" / "faces" / "models"
     by_onnx, by_ir = (load_teacher(next(folder.glob(f"face-reid*{end}"))) for end in (".onnx", ".xml"))
@@ -209,6 +293,8 @@ def test_what_is_wrong_is_told(teacher_file: Path, faces: FaceViews, tmp_path: P
         plan_arm(StudentPlan(student="compact-24"), teacher, faces)
     with pytest.raises(SettingError, match="A term needs hints"):
         plan_arm(StudentPlan(student="compact-24-s", terms="embedding,hint"), teacher, faces)
+    with pytest.raises(SettingError, match="Hints serve none of the terms embedding,relations"):
+        plan_arm(StudentPlan(student="compact-24-s", terms="embedding,relations", hints="auto"), teacher, faces)
     for term in ("ce", "kd", "crd"):
         with pytest.raises(SettingError, match=f"Term {term} takes outputs for logits of classes"):
             plan_arm(StudentPlan(student="compact-24-s", terms=term), teacher, faces)

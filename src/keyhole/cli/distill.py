@@ -81,12 +81,14 @@ def train(
     Writes student.safetensors (last epoch), result.json, log.jsonl and report.html to --out.
     """
     arguments = o.recipe(locals())
+    from keyhole.arms import settled_before
     from keyhole.data.sources import open_data
     from keyhole.distillation.cohort import Arm
     from keyhole.distillation.group import join_group
     from keyhole.distillation.terms import parse_terms
     from keyhole.runs import open_run
 
+    arguments = settled_before(arguments)
     config = replace(training.config(), precision=arguments["precision"])
     with join_group(training.device) as group, open_run(out, "train", arguments, resume=resume, group=group) as run:
         spec = _needed(o.input_spec(model, images.data, expects), model)

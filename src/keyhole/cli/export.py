@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     import torch
 
     from keyhole.exporting import Prepared
+    from keyhole.faces.distributions import Distribution
+    from keyhole.students.views import FaceViews
 
 
 @o.command
@@ -27,6 +30,11 @@ def export(
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8 (calibrated on the training images).")] = "fp32",
     faces: Annotated[
         Path | None, typer.Option(help="For a face model: folder or zip of aligned 112 x 112 crops to check it on.")
+    ] = None,
+    people: Annotated[Path | None, typer.Option(help="File with the people of --faces to take, one a line.")] = None,
+    degrade: Annotated[
+        str | None,
+        typer.Option(help="Camera of half of the faces, as in 'keyhole faces distill'; all sharp by default."),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Images to check and calibrate on.")] = 256,
     seed: o.Seed = 0,
@@ -48,7 +56,7 @@ def export(
         raise SettingError(f"{model} is a face model; name aligned crops to check it on: --faces.")
     told: str | None = None
     if faces is not None:
-        prepared, shown, told = _of_faces(model, faces, samples, seed)
+        prepared, shown, told = _of_faces(model, _Shown(faces, people, degrade, samples, seed))
     else:
         prepared, shown = _of_classes(model, images, network, samples, seed)
     found = write(prepared, out, shown, precision=precision)
@@ -91,12 +99,23 @@ def _of_classes(
     return Prepared(opened.module, mean=mean, std=std, reverse=False), pixels
 
 
-def _of_faces(model: str, faces: Path, samples: int, seed: int) -> tuple[Prepared, torch.Tensor, str]:
-    import numpy as np
+@dataclass(frozen=True)
+class _Shown:
+    """The faces that an export is checked and calibrated on."""
+
+    faces: Path
+    people: Path | None
+    degrade: str | None
+    samples: int
+    seed: int
+
+
+def _of_faces(model: str, shown: _Shown) -> tuple[Prepared, torch.Tensor, str]:
     import torch
 
+    from keyhole.cli.students import read_people
     from keyhole.exporting import Prepared
-    from keyhole.faces.distributions import FixedSizes
+    from keyhole.faces.distributions import FixedSizes, parse_distribution
     from keyhole.students.onnx_teacher import OnnxTeacher
     from keyhole.students.teachers import load_teacher
     from keyhole.students.views import in_form, read_faces
@@ -105,9 +124,11 @@ def _of_faces(model: str, faces: Path, samples: int, seed: int) -> tuple[Prepare
     if isinstance(getattr(teacher.network.module, "network", None), OnnxTeacher):
         raise SettingError(f"{model} is ONNX already. Export its PyTorch form or its OpenVINO IR.")
     how = teacher.preparation
-    views = read_faces(faces, shown=how, seen=how, camera=FixedSizes((112,)), progress=o.progress_bar())
-    chosen = np.random.default_rng([seed, 7]).permutation(len(views))[:samples]
-    pixels = in_form(views.crops[torch.from_numpy(chosen.copy())], how) * 255
+    camera = FixedSizes((112,)) if shown.degrade is None else parse_distribution(shown.degrade)
+    keep = read_people(shown.people)
+    views = read_faces(shown.faces, shown=how, seen=how, camera=camera, keep=keep, progress=o.progress_bar())
+    crops = _some(views, camera, shown)
+    pixels = torch.cat([in_form(part, how) for part in torch.split(crops, 64)]) * 255
     inner: Any = teacher.network.module
     prepared = Prepared(inner.network, mean=how.mean, std=how.std, reverse=how.color == "bgr")
     template = [list(point) for point in how.template or ()]
@@ -118,6 +139,22 @@ def _of_faces(model: str, faces: Path, samples: int, seed: int) -> tuple[Prepare
         *(f"{key} = {_quoted(getattr(terms, key))}" for key in ("code", "weights", "data")),
     ]  # fmt: skip
     return prepared, pixels, "\n".join(lines) + "\n"
+
+
+def _some(views: FaceViews, camera: Distribution, shown: _Shown) -> torch.Tensor:
+    """Return faces of the seed, every second one as the camera delivers it."""
+    import numpy as np
+    import torch
+
+    from keyhole.faces.degradation import degrade, image_seeds
+
+    chosen = np.random.default_rng([shown.seed, 7]).permutation(len(views))[: shown.samples]
+    crops = views.crops[torch.from_numpy(chosen.copy())]
+    if shown.degrade is not None:
+        small = crops[1::2]
+        drawn, seeds = camera.draw(len(small), shown.seed), image_seeds(shown.seed, len(small))
+        crops[1::2] = degrade(small, drawn, seed=seeds)
+    return crops
 
 
 def _quoted(text: str) -> str:

@@ -65,6 +65,9 @@ class ProtocolOptions:
     root: Annotated[Path, typer.Option(help="Folder or zip of the protocol's pictures.")]
     protocol: Annotated[str, typer.Option(help="lfw, scface, icbrw or folder.")] = "folder"
     folds: Annotated[str | None, typer.Option(help="Folds of lfw by commas, such as 8,9,10; all by default.")] = None
+    threshold_folds: Annotated[
+        str | None, typer.Option(help="Folds of lfw that choose the threshold and are not judged.")
+    ] = None
     pairs: Annotated[Path | None, typer.Option(help="pairs.txt of lfw; beside the pictures by default.")] = None
     subjects: Annotated[Path | None, typer.Option(help="File with one subject of scface a line.")] = None
     cameras: Annotated[str | None, typer.Option(help="Cameras of scface by commas; 1,2,3,4,5 by default.")] = None
@@ -83,6 +86,7 @@ class ProtocolOptions:
             self.protocol,
             self.root,
             folds=integers("--folds", self.folds),
+            threshold_folds=integers("--threshold-folds", self.threshold_folds),
             pairs=self.pairs,
             subjects=self.subjects,
             cameras=integers("--cameras", self.cameras),

@@ -77,6 +77,7 @@ class TrainOptions:
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 240
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.05
+    optimizer: Annotated[str, typer.Option(help="sgd, or adamw for networks without batch norm.")] = "sgd"
     momentum: Annotated[float, typer.Option(help="Momentum.")] = 0.9
     nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's form of momentum.")] = False
     weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 5e-4
@@ -167,9 +168,16 @@ def recipe(options: Mapping[str, Any], *, of_machine: tuple[str, ...] = ()) -> d
         wanted = _precision_of(flat.get("out")) or wanted
     return kept | {
         "precision": choose_precision(wanted, choose_device(flat["device"])),
-        "files": fingerprints([value for value in kept.values() if isinstance(value, str)]),
+        "files": fingerprints(_texts(kept.values())),
         "machine": {key: told[key] for key in of_machine if key in told},
     }
+
+
+def _texts(values: Iterable[Any]) -> list[str]:
+    found = []
+    for value in values:
+        found += [value] if isinstance(value, str) else _texts(value) if isinstance(value, (list, tuple)) else []
+    return found
 
 
 def _precision_of(out: Path | None) -> str | None:
@@ -188,8 +196,10 @@ def fingerprints(names: Iterable[str]) -> dict[str, str]:
     """Return the SHA-256 of each weight file and ``hints.json`` among some texts that may name one."""
     from keyhole.files import sha256
 
-    ends = (".safetensors", ".pt", ".pth", ".json", ".bin", ".onnx", ".xml", ".toml", ".csv", ".txt")
-    return {name: sha256(Path(name)) for name in names if name.endswith(ends) and Path(name).is_file()}
+    ends = (".safetensors", ".pt", ".pth", ".json", ".bin", ".onnx", ".xml", ".toml", ".csv", ".txt", ".zip")
+    named = [name for name in names if name.endswith(ends) and Path(name).is_file()]
+    named += [str(Path(name).with_suffix(".bin")) for name in named if name.endswith(".xml")]  # the weights of an IR
+    return {name: sha256(Path(name)) for name in dict.fromkeys(named) if Path(name).is_file()}
 
 
 def emit(value: Mapping[str, Any], text: str, *, as_json: bool) -> None:

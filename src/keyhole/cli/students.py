@@ -14,6 +14,7 @@ from keyhole.cli import options as o
 from keyhole.errors import DataError, SettingError
 
 if TYPE_CHECKING:
+    from keyhole.distillation.cohort import Arm
     from keyhole.distillation.training import Outcome
     from keyhole.faces.distributions import Distribution
     from keyhole.students.distilling import StudentPlan
@@ -57,7 +58,9 @@ class FaceTrainOptions(o.TrainOptions):
 @o.command
 def distill(
     teacher: Annotated[str, typer.Option(help="A face model whose layers can be tapped: OpenVINO IR or PyTorch.")],
-    faces: Annotated[Path, typer.Option(help="Folder or zip PERSON/*.jpg of aligned 112 x 112 crops.")],
+    faces: Annotated[
+        list[Path], typer.Option(help="Folder or zip PERSON/*.jpg of aligned 112 x 112 crops; may be given again.")
+    ],
     out: o.Out,
     student: StudentOptions,
     training: FaceTrainOptions,
@@ -88,7 +91,8 @@ def distill(
     plans = (base,) if cohort is None else _cohort(cohort, base)
     camera = parse_distribution(degrade)
     told = o.recipe(
-        {"out": out, "teacher": teacher, "faces": str(faces), "degrade": degrade, "people": people, "cohort": cohort,
+        {"out": out, "teacher": teacher, "faces": list(map(str, faces)), "degrade": degrade, "people": people,
+         "cohort": cohort,
          **vars(student), **vars(training)}
     )  # fmt: skip
     config = replace(config, precision=told["precision"])
@@ -110,7 +114,10 @@ def distill(
 
         keep = Checkpointing(run.checkpoint, resume=run.resumed)
         outcomes = learn(arms, opened, read, config, checkpointing=keep, progress=o.progress_bar(), log=log)
-        about = {"teacher": opened.sha256, "degrade": degrade, "epochs": config.epochs, "seed": config.seed}
+        about = {
+            "teacher": opened.sha256, "degrade": degrade, "faces": len(read), "people": len(read.classes),
+            **{key: value for key, value in vars(config).items() if key not in ("device", "compile")},
+        }  # fmt: skip
         kept = [
             _keep(outcome, run.path if len(outcomes) == 1 else run.path / str(number), opened, about)
             for number, outcome in enumerate(outcomes)
@@ -124,7 +131,7 @@ def distill(
 
 
 def _read(
-    faces: Path, plans: Sequence[StudentPlan], teacher: FaceTeacher, camera: Distribution, people: Path | None
+    faces: Sequence[Path], plans: Sequence[StudentPlan], teacher: FaceTeacher, camera: Distribution, people: Path | None
 ) -> FaceViews:
     """Return the faces as the teacher and the students of a cohort see them."""
     from keyhole.students.distilling import student_network
@@ -138,7 +145,7 @@ def _read(
         shown=teacher.preparation,
         seen=seen[0],
         camera=camera,
-        keep=_people(people),
+        keep=read_people(people),
         progress=o.progress_bar(),
     )
 
@@ -149,14 +156,19 @@ def _keep(outcome: Outcome, folder: Path, teacher: FaceTeacher, about: dict[str,
 
     arm, path = outcome.arm, folder / "student.safetensors"
     hints = {pair.teacher: pair.student for pair in arm.hints}
-    save_student(path, outcome, teacher=teacher, about={"arm": arm.name, "hints": hints, **about})
+    save_student(path, outcome, teacher=teacher, about={"arm": arm.name, "terms": _terms(arm), "hints": hints, **about})
     return {
         "name": arm.name, "student": arm.student, "parameters": outcome.last.parameters, "hints": hints,
         "file": str(path), "history": list(outcome.history),
     }  # fmt: skip
 
 
-def _people(path: Path | None) -> list[str] | None:
+def _terms(arm: Arm) -> str:
+    return ",".join(f"{term.name}={term.weight:g}" for term in arm.terms)
+
+
+def read_people(path: Path | None) -> list[str] | None:
+    """Return the names of a file, one a line; None where no file is given."""
     if path is None:
         return None
     try:
@@ -180,4 +192,13 @@ def _cohort(path: Path, base: StudentPlan) -> tuple[StudentPlan, ...]:
             kind = int if key in ("count", "samples", "seed") else str
             if not isinstance(given, kind) or isinstance(given, bool) or (kind is int and given < (key != "seed")):
                 raise DataError(f"{path}: {key} is {given!r}; expected {'a number' if kind is int else 'a text'}.")
-    return tuple(replace(base, **table) for table in tables)
+    return tuple(_arm(base, table) for table in tables)
+
+
+def _arm(base: StudentPlan, table: dict[str, Any]) -> StudentPlan:
+    """Return the plan of a table; hints that stand for all arms are for those whose terms need some."""
+    from keyhole.distillation.terms import parse_terms
+
+    plan = replace(base, **table)
+    needs = any(term.needs_hints for term in parse_terms(plan.terms))
+    return plan if needs or "hints" in table else replace(plan, hints=None)

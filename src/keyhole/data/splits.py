@@ -6,13 +6,13 @@ epoch sees the very images of an uninterrupted one, and teacher and students see
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from keyhole.errors import SettingError, ShapeError
@@ -26,7 +26,8 @@ class Batch:
         images: In [0, 1].
         labels: Class of each image; -1 where it is not known.
         indices: Position of each image in the official order of its data set.
-        seen: What students see of it, where that is another image than the teacher's, such as one of fewer pixels.
+        shown: Makes what a teacher is shown of some of them (True in a mask), where that is another image than the
+            students', such as the sharp one; it is called for those alone that the teacher is asked about.
         views: Number of each image, where the very same image comes again in other epochs, so that what a teacher says
             of it may be kept.
     """
@@ -34,7 +35,7 @@ class Batch:
     images: Float[Tensor, "n c h w"]
     labels: Int64[Tensor, " n"]
     indices: Int64[Tensor, " n"]
-    seen: Float[Tensor, "n c h2 w2"] | None = None
+    shown: Callable[[Bool[Tensor, " n"]], Float[Tensor, "m c h2 w2"]] | None = None
     views: Int64[Tensor, " n"] | None = None
 
 

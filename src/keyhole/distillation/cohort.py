@@ -22,7 +22,7 @@ from keyhole.distillation.balance import BALANCES
 from keyhole.distillation.group import ALONE, Group
 from keyhole.distillation.learner import Learner, draws_random_numbers, under
 from keyhole.distillation.replay import Replay
-from keyhole.distillation.teaching import TEACHER_PARTS, Answer, Teaching
+from keyhole.distillation.teaching import TEACHER_PARTS, Answer, Keep, Teaching
 from keyhole.distillation.terms import TERMS, HintPair, Setting, Term, build_term, check_terms
 from keyhole.errors import SettingError, WeightsError, unknown_name
 from keyhole.models.layers import Tapped, layers
@@ -31,6 +31,7 @@ from keyhole.models.zoo import build
 from keyhole.runtime import allow_compiled_copies, check_precision, choose_device, choose_precision
 
 SCHEDULES = ("step", "cosine")
+OPTIMIZERS = ("sgd", "adamw")
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "several numbers"}
 
 
@@ -42,9 +43,9 @@ class TrainConfig:
         epochs: Passes over the training images.
         batch_size: Images a step.
         lr: Learning rate at the start (after the warm-up).
-        momentum: Of stochastic gradient descent.
+        momentum: Of stochastic gradient descent; with ``adamw`` the decay of the mean gradient.
         nesterov: Use Nesterov's form.
-        weight_decay: L2 penalty on all weights.
+        weight_decay: L2 penalty on all weights; with ``adamw`` decoupled from the gradient.
         schedule: ``step`` multiplies by 0.1 at the milestones; ``cosine`` falls to 0 in every step.
         milestones: Fractions of the epochs.
         warmup_epochs: The rate rises linearly over so many epochs first.
@@ -54,6 +55,8 @@ class TrainConfig:
         compile: ``auto`` compiles in long runs what pays: the frozen teacher, and on a GPU the students as well; ``on``
             compiles all of them always, and on a GPU also records their step as a CUDA graph; or ``off``.
         device: ``auto``, ``cpu``, ``cuda``.
+        optimizer: ``sgd``, or ``adamw`` (https://arxiv.org/abs/1711.05101), which networks without batch norm need,
+            such as those of an OpenVINO IR.
     """
 
     epochs: int
@@ -70,6 +73,7 @@ class TrainConfig:
     precision: str = "auto"
     compile: str = "auto"
     device: str = "auto"
+    optimizer: str = "sgd"
 
     def __post_init__(self) -> None:
         """Check kinds and ranges, naming the setting."""
@@ -89,11 +93,18 @@ class TrainConfig:
                 raise SettingError(f"{name} is {value}; expected a number >= {low} and below 2^63.")
         if not all(0 <= fraction <= 1 for fraction in self.milestones):
             raise SettingError(f"milestones are {self.milestones}; expected fractions of the epochs, 0 to 1.")
-        if self.nesterov and not self.momentum:
-            raise SettingError("nesterov needs a momentum above 0; got 0.")
+        self._check_optimizer()
         check_precision(self.precision)
         if self.compile not in ("auto", "on", "off"):
             raise SettingError(f"compile is {self.compile!r}; expected auto, on or off.")
+
+    def _check_optimizer(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
+        if self.nesterov and (not self.momentum or self.optimizer != "sgd"):
+            raise SettingError("nesterov needs sgd with a momentum above 0; leave it out, or change those.")
+        if self.optimizer == "adamw" and not self.momentum < 1:
+            raise SettingError(f"momentum is {self.momentum}; adamw expects a number below 1.")
 
     def rate(self, epoch: float) -> float:
         """Return the learning rate after so many epochs (a fraction counts).
@@ -183,7 +194,7 @@ class Cohort:
         teacher: The teacher; it is copied and frozen.
         train: The training images, for terms that keep something of each of them, and for ``compile="auto"``.
         group: The processes that train this cohort together; each has all the learners and its share of every batch.
-        keep_bytes: Memory for answers of the teacher to images that come again (see :class:`Batch`).
+        keep: How much is kept of what the teacher says of images that come again (see :class:`Batch`).
 
     Raises:
         SettingError: A term lacks its teacher or its hints, or two arms have one name.
@@ -199,7 +210,7 @@ class Cohort:
         teacher: Network | None = None,
         train: Split | None = None,
         group: Group = ALONE,
-        keep_bytes: int = 0,
+        keep: Keep | None = None,
     ) -> None:
         _check_arms(arms, teacher=teacher is not None, processes=group.count)
         self.group = group
@@ -218,9 +229,11 @@ class Cohort:
         self._compiles = pays and (config.compile == "on" or self.device.type == "cuda")
         self.learners = [self._enlist(arm, classes, channels) for arm in arms]
         asked = teacher is not None and any(term.needs_teacher for arm in arms for term in arm.terms)
-        # with a teacher, one arm by itself computes as it would beside others, so that a cell is a cell
+        # with a teacher, one arm by itself computes as it would beside others, so that a cell is a cell; but where the
+        # teacher's answers are kept it soon has nothing to do beside the one student, which then takes all cores
         threads = torch.get_num_threads()
         self._places = min(threads, len(arms) + (TEACHER_PARTS if asked else 0) + (teacher is not None and not asked))
+        self._places = 1 if keep is not None and len(arms) == 1 else self._places
         self._workers = self._hire(self._places, max(1, threads // max(self._places, 1)))
         self._teaching: Teaching | None = None
         self.replays = (
@@ -234,11 +247,11 @@ class Cohort:
                 taps,
                 device=self.device,
                 precision=config.precision,
-                compile=pays,
+                compile=pays and keep is None,
                 replays=self.replays,
                 workers=self._workers,
                 places=self._places,
-                keep_bytes=keep_bytes,
+                keep=keep,
             )
         self.dropped: dict[str, str] = {}
         self._coming: Iterator[Batch] = iter(())
@@ -279,14 +292,7 @@ class Cohort:
         parameters = [*network.module.parameters(), *terms.parameters()]
         if not parameters:
             raise SettingError(f"{arm.student} has no parameters to train. Take another student.")
-        optimizer = torch.optim.SGD(
-            parameters,
-            lr=self.config.lr,
-            momentum=self.config.momentum,
-            nesterov=self.config.nesterov,
-            weight_decay=self.config.weight_decay,
-            fused=True if self.device.type == "cuda" else None,
-        )
+        optimizer = _optimizer(parameters, self.config, fused=self.device.type == "cuda")
         tapped = Tapped(network.module, names)
         if self._compiles:
             allow_compiled_copies()
@@ -333,13 +339,15 @@ class Cohort:
             self._ahead.append(self._lesson(batch))
 
     def _lesson(self, batch: Batch) -> Callable[[], Lesson]:
-        seen = batch.images if batch.seen is None else batch.seen
-        views = {spec: spec.prepare(seen) for spec in {learner.arm.input: None for learner in self.learners}}
-        if self._teaching is None or self.teacher_input is None:
+        views = {spec: spec.prepare(batch.images) for spec in {learner.arm.input: None for learner in self.learners}}
+        teaching, wanted, show = self._teaching, self.teacher_input, batch.shown
+        if teaching is None or wanted is None:
             return lambda: Lesson(batch, views, None)
-        shared = batch.seen is None and self.teacher_input in views
-        shown = views[self.teacher_input] if shared else self.teacher_input.prepare(batch.images)
-        answer = self._teaching.ask(shown, batch.views)
+        if show is None:
+            answer = teaching.ask(views[wanted] if wanted in views else wanted.prepare(batch.images), batch.views)
+        else:
+            every = torch.ones(len(batch.labels), dtype=torch.bool)
+            answer = teaching.ask(lambda rows: wanted.prepare(show(every if rows is None else rows)), batch.views)
         return lambda: Lesson(batch, views, answer())
 
     def step(self, lesson: Lesson, rate: float) -> None:
@@ -458,6 +466,26 @@ class Cohort:
         self._replay = None
         for i, learner in enumerate(self.learners):
             learner.restore(under(tensors, f"{i}."), values["learners"][i])
+
+
+def _optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig, *, fused: bool) -> torch.optim.Optimizer:
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(
+            parameters,
+            lr=config.lr,
+            betas=(config.momentum, 0.999),
+            weight_decay=config.weight_decay,
+            fused=fused or None,
+            capturable=fused,
+        )
+    return torch.optim.SGD(
+        parameters,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        fused=fused or None,
+    )
 
 
 def _check_arms(arms: Sequence[Arm], *, teacher: bool, processes: int) -> None:

@@ -24,6 +24,8 @@ from keyhole.runtime import autocast
 if TYPE_CHECKING:
     from keyhole.distillation.cohort import Arm, Lesson
 
+# what an optimizer keeps of each weight, and how it is called in a checkpoint
+_MOMENTA = {"momentum_buffer": "momentum", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "step": "steps_of"}
 _KEPT = ("history", "best_epoch", "steps", "scales")
 
 
@@ -35,7 +37,7 @@ class Learner:
     network: Network
     tapped: Tapped
     terms: nn.ModuleDict
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     sums: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -103,8 +105,9 @@ class Learner:
         for part, module in self.modules().items():
             tensors |= {f"{part}.{name}": tensor for name, tensor in module.state_dict().items()}
         for k, weight in enumerate(self.weights):
-            if (buffer := self.optimizer.state[weight].get("momentum_buffer")) is not None:
-                tensors[f"momentum.{k}"] = buffer
+            for key, value in self.optimizer.state[weight].items():
+                if isinstance(value, Tensor):
+                    tensors[f"{_MOMENTA.get(key, key)}.{k}"] = value
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         tensors |= {f"sum.{name}": tensor for name, tensor in self.sums.items()}
         return tensors, {name: getattr(self, name) for name in _KEPT}
@@ -117,10 +120,13 @@ class Learner:
         """
         for part, module in self.modules().items():
             fill(module, under(tensors, f"{part}."), source=f"The checkpoint of arm {self.arm.name}")
-        momenta = under(tensors, "momentum.")
-        for k, weight in enumerate(self.weights):
-            if str(k) in momenta:
-                self.optimizer.state[weight]["momentum_buffer"] = torch.empty_like(weight).copy_(momenta[str(k)])
+        for key, name in _MOMENTA.items():
+            kept = under(tensors, f"{name}.")
+            for k, weight in enumerate(self.weights):
+                if str(k) in kept:
+                    value = kept[str(k)]
+                    like = weight if value.shape == weight.shape else value.to(weight.device)
+                    self.optimizer.state[weight][key] = torch.empty_like(like).copy_(value)
         device = self.weights[0].device
         self.best = under(tensors, "best.")
         self.sums = {name: value.to(device) for name, value in under(tensors, "sum.").items()}

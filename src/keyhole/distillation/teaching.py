@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from queue import SimpleQueue
 
 import torch
@@ -15,9 +16,23 @@ from keyhole.models.network import Network, count_macs
 from keyhole.runtime import PRECISIONS
 
 Answer = tuple[Tensor, dict[str, Tensor]]
+Show = Callable[[Tensor | None], Tensor]
 
 TEACHER_PARTS = 4  # so that no worker waits long for another's last part
 _PART_MACS = 1e9  # some milliseconds of a core; a smaller part costs more than it fills
+
+
+@dataclass(frozen=True)
+class Keep:
+    """How much is kept of what a teacher says.
+
+    Attributes:
+        views: How many different images there are; the number of each is below that.
+        most_bytes: Memory for the answers.
+    """
+
+    views: int
+    most_bytes: int
 
 
 class Teaching:
@@ -32,7 +47,7 @@ class Teaching:
         replays: Record the forward pass once, and replay it.
         workers: Answer on these, in parts; without them an answer is made when it is taken.
         places: How many workers there are.
-        keep_bytes: Memory for answers to images that come again; where all of them do not fit, none is kept.
+        keep: Keep answers to images that come again; where all of them do not fit, none is kept.
     """
 
     def __init__(
@@ -46,7 +61,7 @@ class Teaching:
         replays: bool = False,
         workers: Executor | None = None,
         places: int = 1,
-        keep_bytes: int = 0,
+        keep: Keep | None = None,
     ) -> None:
         self._dtype = PRECISIONS[precision]
         self._macs = count_macs(network)
@@ -57,22 +72,23 @@ class Teaching:
             self._free.put(freeze(network, names, device=device, precision=precision, compile=compile))
         self._replay = Replay(self._answer, device) if replays else None
         # a compiled network is made for one number of images, and what is missing is another number each time
-        self._kept = Kept(0 if compile or replays else keep_bytes)
+        self._kept = Kept(Keep(0, 0) if keep is None or compile or replays else keep)
 
-    def ask(self, images: Tensor, views: Tensor | None = None) -> Callable[[], Answer]:
+    def ask(self, images: Tensor | Show, views: Tensor | None = None) -> Callable[[], Answer]:
         """Return a function that gives the answer to prepared images (n, c, h, w), waiting for it if need be.
 
         Args:
-            images: The images.
+            images: The images, or a function that makes some of them (True in a mask) or all (None).
             views: Number of each, where the same one comes again: it is looked at once.
         """
         if views is None or not self._kept.keeps:
-            return self._asked(images)
+            return self._asked(images if isinstance(images, Tensor) else images(None))
         numbers = views.cpu()
         missing = self._kept.missing(numbers)
         if not bool(missing.any()):
             return lambda: self._kept.take(numbers)
-        pending = self._asked(images[missing.to(images.device)])
+        some = images[missing.to(images.device)] if isinstance(images, Tensor) else images(missing)
+        pending = self._asked(some)
 
         def wait() -> Answer:
             return self._kept.joined(numbers, missing, pending())
@@ -105,68 +121,43 @@ class Teaching:
 
 
 class Kept:
-    """Answers by the number of their image, as long as they fit into some memory.
+    """Answers by the number of their image, where all of them fit.
 
     Args:
-        most_bytes: That memory; it grows as far as numbers reach.
+        keep: How many images there are, and the memory.
     """
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most_bytes = most_bytes
-        self._there = torch.zeros(0, dtype=torch.bool)
+    def __init__(self, keep: Keep) -> None:
+        self._keep, self._there = keep, torch.zeros(keep.views, dtype=torch.bool)
         self._parts: dict[str, Tensor] = {}
-
-    @property
-    def keeps(self) -> bool:
-        """Whether answers are kept."""
-        return self._most_bytes > 0
+        self.keeps = keep.most_bytes > 0
 
     def missing(self, numbers: Tensor) -> Tensor:
         """Return which of the images have no answer yet."""
-        self._reach(int(numbers.max()) + 1)
         return ~self._there[numbers]
 
     def joined(self, numbers: Tensor, missing: Tensor, answer: Answer) -> Answer:
         """Return the answers to some images, of which those that were missing come now, and are kept."""
-        old = self.take(numbers[~missing]) if not bool(missing.all()) else None
-        if not self.put(numbers[missing], answer):
-            self._parts.clear()
-        if old is None:
-            return answer
-        parts, kept = {"": answer[0], **answer[1]}, {"": old[0], **old[1]}
-        whole = {}
-        for name, part in parts.items():
-            here = missing.to(part.device)
-            whole[name] = part.new_empty((len(numbers), *part.shape[1:]))
-            whole[name][here], whole[name][~here] = part, kept[name]
-        return whole.pop(""), whole
-
-    def put(self, numbers: Tensor, answer: Answer) -> bool:
-        """Keep answers; return whether they are kept, which ends for good where memory does not suffice."""
         parts = {"": answer[0], **answer[1]}
-        each = sum(part[0].numel() * part.element_size() for part in parts.values())
-        if not self.keeps or each * len(self._there) > self._most_bytes:
-            self._most_bytes = 0
-            return False
+        if not self._parts and not self._reserve(parts):
+            return answer  # nothing was kept before, so all of them were missing
+        new = numbers[missing]
         for name, part in parts.items():
-            held = self._parts.get(name)
-            if held is None or len(held) < len(self._there):
-                grown = part.new_empty((len(self._there), *part.shape[1:]))
-                if held is not None:
-                    grown[: len(held)] = held
-                self._parts[name] = held = grown
-            held[numbers.to(held.device)] = part
-        self._there[numbers] = True
-        return True
+            self._parts[name][new.to(part.device)] = part
+        self._there[new] = True
+        return answer if bool(missing.all()) else self.take(numbers)
 
     def take(self, numbers: Tensor) -> Answer:
         """Return the answers to some images, all of which are kept."""
         found = {name: held[numbers.to(held.device)] for name, held in self._parts.items()}
         return found.pop(""), found
 
-    def _reach(self, count: int) -> None:
-        if count > len(self._there):
-            self._there = torch.cat([self._there, torch.zeros(count - len(self._there), dtype=torch.bool)])
+    def _reserve(self, parts: dict[str, Tensor]) -> bool:
+        each = sum(part[0].numel() * part.element_size() for part in parts.values())
+        self.keeps = self.keeps and each * self._keep.views <= self._keep.most_bytes
+        if self.keeps:
+            self._parts = {name: part.new_empty((self._keep.views, *part.shape[1:])) for name, part in parts.items()}
+        return self.keeps
 
 
 def _together(pieces: Sequence[Answer]) -> Answer:

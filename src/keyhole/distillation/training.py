@@ -285,7 +285,10 @@ def _restore(
     tensors, values = read_tensors(checkpointing.path)
     if not isinstance(values.get("config"), dict):
         raise RunError(f"{checkpointing.path} is no checkpoint of a cohort. Choose another --out.")
-    made, wanted = {"processes": 1, **values["config"]}, json.loads(json.dumps(_settings(cohort, images)))
+    made, wanted = (
+        {"processes": 1, "optimizer": "sgd", **values["config"]},
+        json.loads(json.dumps(_settings(cohort, images))),
+    )
     for name in wanted.keys() - _OF_MACHINE:
         if made.get(name) != wanted[name]:
             raise RunError(

@@ -1,7 +1,7 @@
 """How resolutions are spread over a training set or a camera: distributions of degradations.
 
 Each of them draws sizes; what else happens to a picture is the same for all of them: ``like`` gives it, ``methods``
-lets the resamplers vary, ``share`` leaves some images as they are.
+lets the resamplers vary, ``varied`` blur, noise and codec, and ``share`` leaves some images as they are.
 """
 
 from __future__ import annotations
@@ -23,6 +23,22 @@ CROP_PX = 112
 _CROP = Degradation(CROP_PX)
 _UNTOUCHED = Degradation(MAX_SIZE_PX)
 _SIZE_ROLE, _METHOD_ROLE, _SHARE_ROLE = 11, 12, 13  # streams of their own, so that one choice does not move another
+_VARIED = {"blur": 14, "noise": 15, "jpeg": 16, "webp": 17}  # streams of what may vary from image to image
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A setting of the camera that varies from image to image.
+
+    Attributes:
+        low: Its least value.
+        high: Its greatest; every value between as likely, in steps of 0.1, or of 1 for the quality of a codec.
+        share: Share of the degraded images that have it, 0 to 1; the others go without.
+    """
+
+    low: float
+    high: float
+    share: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +50,24 @@ class Distribution(ABC):
         methods: Resamplers of which one is drawn for shrinking and another, independently, for enlarging; with none,
             those of ``like``.
         share: Share of the images that are degraded, 0 to 1; the others keep their pixels.
+        varied: What else varies from image to image, by name: ``blur``, ``noise``, ``jpeg`` or ``webp``. An image that
+            both codecs come to goes through ``webp``.
     """
 
     like: Degradation = _CROP
     methods: tuple[str, ...] = ()
     share: float = 1.0
+    varied: tuple[tuple[str, Spread], ...] = ()
 
     def __post_init__(self) -> None:
+        for name, spread in self.varied:
+            if name not in _VARIED:
+                raise unknown_name("setting that varies", name, _VARIED)
+            if not spread.low <= spread.high or not 0 <= spread.share <= 1:
+                raise SettingError(f"{name} varies from {spread.low} to {spread.high} in a share of {spread.share}; "
+                                   "expected the smaller one first, and a share of 0 to 1.")  # fmt: skip
+            for value in (spread.low, spread.high):
+                _with(self.like, name, value)
         for method in self.methods:
             find_method(method)
         if not 0 <= self.share <= 1:
@@ -70,8 +97,24 @@ class Distribution(ABC):
                 replace(each, down=self.methods[down], up=self.methods[up])
                 for each, (down, up) in zip(drawn, chosen, strict=True)
             ]
+        for name, spread in self.varied:
+            random = np.random.default_rng((_VARIED[name], seed)).random((n, 2))
+            values = spread.low + (spread.high - spread.low) * random[:, 0]
+            has = random[:, 1] < spread.share
+            drawn = [
+                _with(each, name, value) if own else each
+                for each, value, own in zip(drawn, values.tolist(), has.tolist(), strict=True)
+            ]
         kept = np.random.default_rng((_SHARE_ROLE, seed)).random(n) >= self.share
         return tuple(_UNTOUCHED if keep else each for each, keep in zip(drawn, kept.tolist(), strict=True))
+
+
+def _with(how: Degradation, name: str, value: float) -> Degradation:
+    if name == "blur":
+        return replace(how, blur_sigma_px=round(value, 1))
+    if name == "noise":
+        return replace(how, noise_sigma=round(value, 1))
+    return replace(how, codec=name, quality=round(value))
 
 
 @dataclass(frozen=True)
@@ -197,11 +240,12 @@ def parse_distribution(text: str) -> Distribution:
     """Return the distribution that a text describes.
 
     The form is ``KIND:SIZES`` or ``KIND:SIZES;SETTINGS``, with the settings of a degradation, ``methods=a+b`` and
-    ``share=0.5``::
+    ``share=0.5``. What varies from image to image has two values, and perhaps the share that has it::
 
         fixed:8,12,16
         uniform-ratio:0.2-1;methods=cv2-area+cv2-cubic,share=0.2
         log-uniform:8-64;down=torch-bicubic-antialias,jpeg=70
+        log-uniform:8-64;blur=0.2-1@0.3,noise=1-6@0.3,jpeg=30-95@0.5
         histogram:12=40,16=25
 
     Args:
@@ -220,7 +264,9 @@ def parse_distribution(text: str) -> Distribution:
     if kind not in DISTRIBUTIONS:
         raise unknown_name("distribution", kind, DISTRIBUTIONS)
     extras = dict(re.findall(r"(?:^|,)\s*(methods|share)=([^,]*)", tail))
-    settings = parse_settings(re.sub(r"(^|,)\s*(methods|share)=[^,]*", "", tail))
+    tail = re.sub(r"(^|,)\s*(methods|share)=[^,]*", "", tail)
+    varied = tuple((name, _spread(told)) for name, told in re.findall(_VARYING, tail))
+    settings = parse_settings(re.sub(_VARYING, "", tail))
     settings.setdefault("face_px", CROP_PX)
     try:
         drawn = DISTRIBUTIONS[kind](sizes)
@@ -230,7 +276,21 @@ def parse_distribution(text: str) -> Distribution:
             raise
         raise SettingError(f"{text!r} is no distribution; expected such as {_FORMS[kind]}.") from error
     methods = tuple(filter(None, extras.get("methods", "").split("+")))
-    return replace(drawn, like=degradation_of(settings, seen=tail), methods=methods, share=share)
+    like = degradation_of(settings, seen=tail)
+    return replace(drawn, like=like, methods=methods, share=share, varied=varied)
+
+
+# name=LOW-HIGH, perhaps @SHARE; or name=VALUE@SHARE
+_VARYING = r"(?:^|,)\s*(\w+)=([0-9.]+-[0-9.]+(?:@[0-9.]+)?|[0-9.]+@[0-9.]+)(?=\s*(?:,|$))"
+
+
+def _spread(text: str) -> Spread:
+    values, _, share = text.partition("@")
+    low, _, high = values.partition("-")
+    try:
+        return Spread(float(low), float(high or low), float(share or 1.0))
+    except ValueError as error:
+        raise SettingError(f"{text!r} is no range; expected such as 30-95@0.5.") from error
 
 
 def _check_sizes(sizes: tuple[int, ...]) -> None:

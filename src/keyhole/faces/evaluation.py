@@ -110,19 +110,22 @@ def _pairs(pipeline: Pipeline, protocol: PairSet, crops: Crops, progress: Progre
     pictures = pipeline.watch(crops, progress=progress, name="pictures")
     probes, gallery = pictures.subset(probe_rows, name="probes"), pictures.subset(mate_rows, name="gallery")
     subjects = protocol.subjects()
+    by = np.isin(protocol.folds, protocol.threshold_folds) if protocol.threshold_folds else None
+    judged = np.ones(len(place), bool) if by is None else ~by
 
     def rows(face_px: float, mode: str) -> Iterator[tuple[Statistic, Row]]:
         scores = np.full(len(place), verification.LOST)
         pairs = probe_places, mate_places
         scores[whole] = compare(probes, gallery, face_px, mode=mode, matcher=pipeline.matcher, pairs=pairs)
-        told = verification.fold_accuracy(scores, protocol.same, protocol.folds)
-        main = verification.accuracy_statistic(told, subjects)
+        told = verification.fold_accuracy(scores, protocol.same, protocol.folds, by=by)
+        scores, same, people = scores[judged], protocol.same[judged], subjects[judged]
+        main = verification.accuracy_statistic(told, people)
         more = {
-            "EER": verification.eer_statistic(scores, protocol.same, subjects=subjects),
-            "TAR at FAR 1 %": verification.tar_statistic(scores, protocol.same, 0.01, subjects=subjects),
-            "TAR at FAR 0.1 %": verification.tar_statistic(scores, protocol.same, 0.001, subjects=subjects),
+            "EER": verification.eer_statistic(scores, same, subjects=people),
+            "TAR at FAR 1 %": verification.tar_statistic(scores, same, 0.01, subjects=people),
+            "TAR at FAR 0.1 %": verification.tar_statistic(scores, same, 0.001, subjects=people),
         }
-        curve = verification.det(scores, protocol.same)
+        curve = verification.det(scores, same)
         errors = tuple(curve.false_accept.tolist()), tuple(curve.false_reject.tolist())
         figures = _with_intervals({"accuracy": main, **more}, setting)
         yield main, Row(face_px, mode, figures, None, (), errors, _flags(told.correct))

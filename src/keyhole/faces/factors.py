@@ -193,7 +193,11 @@ def _digest(protocol: IdentificationSet | PairSet) -> str:
     groups = (protocol.samples,) if isinstance(protocol, PairSet) else (protocol.gallery, protocol.probes)
     digest = hashlib.sha256(repr((protocol.name, pairs)).encode())
     if isinstance(protocol, PairSet):
-        digest.update(repr((protocol.pairs.tolist(), protocol.same.tolist(), protocol.folds.tolist())).encode())
+        digest.update(
+            repr(
+                (protocol.pairs.tolist(), protocol.same.tolist(), protocol.folds.tolist(), protocol.threshold_folds)
+            ).encode()
+        )
     else:
         digest.update(protocol.views.encode())
     with open_album(protocol.root) as album:

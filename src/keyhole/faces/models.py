@@ -192,6 +192,14 @@ def save_face_model(
     write_tensors(path, dict(module.state_dict()), told)
 
 
+def architecture_of(path: Path) -> str | None:
+    """Return the name among :data:`NETWORKS` that a file of :func:`save_face_model` says, else None."""
+    if not is_face_model(path):
+        return None
+    name = read_tensors(path)[1].get("network")
+    return name if isinstance(name, str) else None
+
+
 def is_face_model(path: Path) -> bool:
     """Return whether a file is one of :func:`save_face_model`; raises like :func:`keyhole.files.read_tensors`."""
     return path.suffix == ".safetensors" and path.is_file() and read_tensors(path)[1].get("kind") == _KIND

@@ -226,7 +226,7 @@ def check_crops(crops: Tensor) -> int:
     return int(shape[1])
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=2048)
 def passes_of(method: str, from_px: int, to_px: int, *, device: torch.device, blur_sigma_px: float = 0.0) -> Passes:
     """Return the two passes of a method, blurred first where asked.
 

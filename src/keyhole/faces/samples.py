@@ -105,6 +105,8 @@ class PairSet:
         same: Whether a pair shows one person.
         folds: Which fold a pair belongs to, from 1.
         notes: All that deviates from the official form or that was decided in reading, one sentence each.
+        threshold_folds: Folds that choose the threshold, and are not judged; with none each fold is judged by the
+            threshold of all others.
     """
 
     name: str
@@ -114,6 +116,7 @@ class PairSet:
     same: Bool[np.ndarray, " n"]
     folds: Int64[np.ndarray, " n"]
     notes: tuple[str, ...] = ()
+    threshold_folds: tuple[int, ...] = ()
 
     def subjects(self) -> np.ndarray:
         """Return the two identities of every pair, as an (n, 2) array of strings."""

@@ -7,6 +7,7 @@ accepted, and stays in every denominator. NaN and positive infinity are refused.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -53,11 +54,11 @@ class FoldAccuracy:
 
     Attributes:
         mean: Over the folds.
-        standard_error: Of that mean, from the spread of the folds.
+        standard_error: Of that mean, from the spread of the folds; NaN for one fold.
         folds: Numbers of the folds.
         accuracies: Of each fold.
         thresholds: Of each fold.
-        correct: Whether each pair was told right by the threshold of its fold.
+        correct: Whether each pair that is judged was told right by the threshold of its fold.
     """
 
     mean: float
@@ -231,7 +232,9 @@ def eer_statistic(
     return None if np.isnan(found.value()) else found
 
 
-def fold_accuracy(scores: _Scores, same: _Flags, folds: Int64[_Array, " k"]) -> FoldAccuracy:
+def fold_accuracy(
+    scores: _Scores, same: _Flags, folds: Int64[_Array, " k"], *, by: _Flags | None = None
+) -> FoldAccuracy:
     """Return the share of pairs told right in each fold, with the threshold that is best on all other folds.
 
     Thresholds lie midway between scores of those other folds. Where several are equally good the middle one of them is
@@ -241,6 +244,8 @@ def fold_accuracy(scores: _Scores, same: _Flags, folds: Int64[_Array, " k"]) -> 
         scores: One a pair.
         same: Whether each pair shows one person.
         folds: Which fold each pair belongs to.
+        by: Pairs that choose the threshold, one for all other pairs, which alone are judged; None: each fold is judged
+            by the threshold of all others.
 
     Raises:
         ShapeError: The lengths differ.
@@ -256,11 +261,24 @@ def fold_accuracy(scores: _Scores, same: _Flags, folds: Int64[_Array, " k"]) -> 
     numbers = np.unique(folds)
     if len(numbers) < 2:
         raise DataError("One fold has no others to choose its threshold on, expected at least 2. Choose more folds.")
+    if by is not None:
+        if by.all() or not by.any():
+            raise DataError("Pairs that choose the threshold and pairs that are judged are both needed.")
+        held = ~by
+        threshold = _best_threshold(scores[by], same[by])
+        correct = ((scores[held] >= threshold) & (scores[held] > LOST)) == same[held]
+        numbers = np.unique(folds[held])
+        accuracies = [float(correct[folds[held] == number].mean()) for number in numbers]
+        return _folded(numbers, accuracies, [threshold] * len(numbers), correct)
     thresholds = [_best_threshold(scores[folds != number], same[folds != number]) for number in numbers]
     own = np.array(thresholds)[np.searchsorted(numbers, folds)]
     correct = ((scores >= own) & (scores > LOST)) == same
     accuracies = [float(correct[folds == number].mean()) for number in numbers]
-    error = float(np.std(accuracies, ddof=1) / np.sqrt(len(numbers)))
+    return _folded(numbers, accuracies, thresholds, correct)
+
+
+def _folded(numbers: _Array, accuracies: list[float], thresholds: list[float], correct: _Flags) -> FoldAccuracy:
+    error = float(np.std(accuracies, ddof=1) / np.sqrt(len(numbers))) if len(numbers) > 1 else math.nan
     named = tuple(int(number) for number in numbers)
     return FoldAccuracy(float(np.mean(accuracies)), error, named, tuple(accuracies), tuple(thresholds), correct)
 

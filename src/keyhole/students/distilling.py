@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +14,16 @@ import torch
 
 from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
 from keyhole.distillation.matching import match_hints
+from keyhole.distillation.teaching import Keep
 from keyhole.distillation.terms import TERMS, HintPair, parse_terms
 from keyhole.distillation.training import Checkpointing, Outcome, fit
 from keyhole.errors import DataError, SettingError, unknown_name
 from keyhole.faces.compact import COMPACT, EMBEDDING, compact, form_of
-from keyhole.faces.models import load_face_model, save_face_model
+from keyhole.faces.models import architecture_of, load_face_model, save_face_model
 from keyhole.faces.openvino_ir import read_ir
 from keyhole.faces.preparation import Licenses, Preparation
+from keyhole.faces.registry import KNOWN_MODELS
+from keyhole.faces.runtimes import TorchNetwork
 from keyhole.files import read_json
 from keyhole.hints.choice import ChoiceConfig, choose_hints
 from keyhole.hints.moments import ObserveConfig
@@ -32,7 +37,8 @@ from keyhole.students.teachers import FaceTeacher, Upright, file_of, input_of
 from keyhole.students.views import FaceViews
 
 SURVIVING = "surviving"
-KEEP_BYTES = 4 * 2**30  # for what the teacher said of each face, sharp and mirrored
+_FILES = (".xml", ".toml", ".safetensors", ".onnx")
+_SHARE = 1 / 3  # of the machine's memory, for what the teacher said of each face, sharp and mirrored
 Note = Callable[[str], None]
 
 
@@ -77,20 +83,29 @@ def student_network(name: str, size: int = EMBEDDING) -> tuple[Network, Preparat
     """Return a student before any step, and what it takes.
 
     Args:
-        name: Of :data:`keyhole.faces.compact.COMPACT`, or an OpenVINO IR, perhaps described in a ``.toml`` file.
-        size: Numbers in an embedding; an IR has its own.
+        name: Of :data:`keyhole.faces.compact.COMPACT`; or a file whose weights it begins with: an OpenVINO IR, perhaps
+            described in a ``.toml`` file, or a ``.safetensors`` file, such as an earlier student.
+        size: Numbers in an embedding; a file has its own.
 
     Raises:
         UnknownNameError: There is no such network.
-        WeightsError: The IR cannot be read.
+        WeightsError: The file cannot be read.
+        SettingError: The file holds no network of PyTorch.
     """
-    if name.endswith((".xml", ".toml")):
-        how = load_face_model(name).preparation
-        module: torch.nn.Module = Upright(read_ir(file_of(name)), reverse=how.color == "bgr")
+    if name.endswith(_FILES) or name in KNOWN_MODELS:
+        model, path = load_face_model(name, device="cpu"), file_of(name)
+        how = model.preparation
+        if path.suffix == ".xml":
+            inner: torch.nn.Module = read_ir(path)
+        elif isinstance(model.network, TorchNetwork):
+            inner = copy.deepcopy(model.network.module).requires_grad_(True)
+        else:
+            raise SettingError(f"{name} cannot be trained; name its OpenVINO IR (.xml) or its PyTorch form.")
+        module: torch.nn.Module = Upright(inner, reverse=how.color == "bgr")
     elif name in COMPACT:
         how, module = form_of(name).preparation, compact(name, size)
     else:
-        raise unknown_name("student", name, COMPACT, see="An OpenVINO IR (.xml) works as well.")
+        raise unknown_name("student", name, COMPACT, see="A file (.xml, .safetensors, .toml) works as well.")
     with torch.no_grad():
         made = module.eval()(torch.zeros(1, 3, how.size_px, how.size_px)).shape[1]
     return Network(name, module, input_of(how), made), how
@@ -136,6 +151,8 @@ def plan_arm(
             "many. Take one of the compact students, which give as many as their teacher."
         )
     pairs: tuple[HintPair, ...] = ()
+    if plan.hints is not None and not any(term.needs_hints for term in terms):
+        raise SettingError(f"Hints serve none of the terms {plan.terms}; add hint, askd or at, or leave the hints out.")
     if any(term.needs_hints for term in terms):
         if plan.hints is None:
             raise SettingError("A term needs hints; give --hints auto, surviving, a hints.json or layers.")
@@ -236,9 +253,16 @@ def distill(
         classes=teacher.network.classes,
         teacher=teacher.network if needs else None,
         train=faces,
-        keep_bytes=KEEP_BYTES,
+        keep=Keep(faces.views, _room_bytes()),
     )
     return fit(cohort, faces, checkpointing=checkpointing, progress=progress, log=log).outcomes
+
+
+def _room_bytes() -> int:
+    try:
+        return int(_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, OSError, ValueError):  # a system that does not tell
+        return 4 * 2**30
 
 
 def save_student(path: Path, outcome: Outcome, *, teacher: FaceTeacher, about: dict[str, Any]) -> None:
@@ -251,9 +275,15 @@ def save_student(path: Path, outcome: Outcome, *, teacher: FaceTeacher, about: d
     module = outcome.last.module
     if isinstance(module, Upright):
         module = module.network
+    name, begun = outcome.arm.student, ""
+    if name not in COMPACT:
+        first = load_face_model(name, device="cpu")
+        begun = f"; of the weights it began with: {first.licenses.weights}"
+        about = {**about, "began_with": first.sha256}
+        name = architecture_of(file_of(name)) or name
     terms = Licenses(
         code="Apache-2.0",
-        weights=f"trained here; of the teacher: {teacher.licenses.weights}",
+        weights=f"trained here; of the teacher: {teacher.licenses.weights}{begun}",
         data=f"see the recipe; of the teacher: {teacher.licenses.data}",
     )
-    save_face_model(path, module, outcome.arm.student, how, licenses=terms, about=about)
+    save_face_model(path, module, name, how, licenses=terms, about=about)

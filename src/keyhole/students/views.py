@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -89,7 +90,7 @@ class FaceViews:
     def training_batches(
         self, batch_size: int, *, seed: int, epoch: int, start: int = 0, augment: bool = True, share: Share = WHOLE
     ) -> Iterator[Batch]:
-        """Yield one epoch, shuffled: the sharp image for the teacher, and ``seen`` for the students.
+        """Yield one epoch, shuffled: what the students see, and how to make the sharp image for the teacher.
 
         Args:
             batch_size: Images a step.
@@ -113,12 +114,20 @@ class FaceViews:
             crops = torch.where(flips[:, None, None, None] == 1, crops.flip(2), crops)
             small = degrade(crops, [drawn[row] for row in chosen], seed=[seeds[row] for row in chosen])
             yield Batch(
-                in_form(crops, self.shown).to(self.device),
+                in_form(small, self.seen).to(self.device),
                 self.labels[where].to(self.device),
                 self.indices[where].to(self.device),
-                seen=in_form(small, self.seen).to(self.device),
+                shown=partial(self._sharp, crops),
                 views=2 * self.indices[where] + flips,
             )
+
+    @property
+    def views(self) -> int:
+        """How many different sharp images there are; the numbers in batches are below that."""
+        return 2 * (int(self.indices.max()) + 1)
+
+    def _sharp(self, crops: Tensor, rows: Tensor) -> Tensor:
+        return in_form(crops[rows.cpu()], self.shown).to(self.device)
 
 
 def in_form(crops: UInt8[Tensor, "n 112 112 3"], preparation: Preparation) -> Tensor:
@@ -133,7 +142,7 @@ def _mixed(seed: int, epoch: int) -> int:
 
 
 def read_faces(
-    root: Path,
+    roots: Path | Sequence[Path],
     *,
     shown: Preparation,
     seen: Preparation,
@@ -142,10 +151,11 @@ def read_faces(
     flip: bool = True,
     progress: Progress = silent,
 ) -> FaceViews:
-    """Return the aligned 112 crops of a folder or archive; who they show is the folder that they lie in.
+    """Return the aligned 112 crops of a folder or archive, and who they show (see :func:`people_of`).
 
     Args:
-        root: Folder or zip of ``PERSON/*.jpg``, at any depth; other pictures than 112 x 112 are refused.
+        roots: Folder or zip of ``PERSON/*.jpg``, at any depth, or of one picture a person in one folder; other pictures
+            than 112 x 112 are refused. Of several, people of one name are one person.
         shown: What the teacher takes.
         seen: What the students take.
         camera: What the students see of a face.
@@ -162,24 +172,28 @@ def read_faces(
                 "The network takes the box of a detector, and aligned crops end at the face. Take a network with a "
                 "template."
             )
-    with open_album(root) as album:
-        wanted = None if keep is None else set(keep)
-        names = [name for name in album.pictures() if wanted is None or person_of(name) in wanted]
-        lacking = sorted((wanted or set()) - {person_of(name) for name in names})
-        if lacking or not names:
-            told = f"no picture of {len(lacking)} of the people asked for: {lacking[0]}" if lacking else "no picture"
-            raise DataError(f"{root} holds {told}; expected PERSON/*.jpg. Correct the names, or the folder.")
-        crops = torch.empty(len(names), SIDE_PX, SIDE_PX, 3, dtype=torch.uint8)
-        read = in_order(lambda name: _crop(album, name), names)
-        for row, crop in enumerate(progress(read, label="reading faces", total=len(names))):
-            crops[row] = torch.from_numpy(crop)
-    people = [person_of(name) for name in names]
+    wanted = None if keep is None else set(keep)
+    albums = [_Listed.of(root, wanted) for root in ([roots] if isinstance(roots, Path) else roots)]
+    people = [person for album in albums for person in album.people.values()]
+    lacking = sorted((wanted or set()) - set(people))
+    if lacking or not people:
+        told = f"no picture of {len(lacking)} of the people asked for: {lacking[0]}" if lacking else "no picture"
+        where = " and ".join(str(album.root) for album in albums)
+        raise DataError(f"{where} holds {told}; expected PERSON/*.jpg. Correct the names, or the folder.")
+    crops = torch.empty(len(people), SIDE_PX, SIDE_PX, 3, dtype=torch.uint8)
+    row = 0
+    for album in albums:
+        with open_album(album.root) as opened:
+            read = in_order(partial(_crop, opened), list(album.people))
+            for crop in progress(read, label="reading faces", total=len(album.people)):
+                crops[row] = torch.from_numpy(crop)
+                row += 1
     classes = tuple(sorted(set(people)))
     position = {person: k for k, person in enumerate(classes)}
     return FaceViews(
         crops,
         torch.tensor([position[person] for person in people]),
-        torch.arange(len(names)),
+        torch.arange(len(people)),
         classes,
         shown,
         seen,
@@ -188,10 +202,32 @@ def read_faces(
     )
 
 
-def person_of(name: str) -> str:
-    """Return who a picture shows: the folder that it lies in, or itself."""
-    parts = PurePosixPath(name).parts
-    return parts[-2] if len(parts) > 1 else PurePosixPath(name).stem
+@dataclass(frozen=True)
+class _Listed:
+    """An album, and whom each of its pictures shows."""
+
+    root: Path
+    people: dict[str, str]
+
+    @classmethod
+    def of(cls, root: Path, wanted: set[str] | None) -> _Listed:
+        with open_album(root) as album:
+            found = people_of(album.pictures())
+        return cls(root, {name: person for name, person in found.items() if wanted is None or person in wanted})
+
+
+def people_of(names: Sequence[str]) -> dict[str, str]:
+    """Return whom each picture shows: the folder that it lies in; where all lie in one folder, each someone else.
+
+    Example:
+        >>> people_of(["a/ann/1.jpg", "a/ben/1.jpg"])
+        {'a/ann/1.jpg': 'ann', 'a/ben/1.jpg': 'ben'}
+        >>> people_of(["a/ann.jpg", "a/ben.jpg"])
+        {'a/ann.jpg': 'ann', 'a/ben.jpg': 'ben'}
+    """
+    paths = {name: PurePosixPath(name) for name in names}
+    alone = len({path.parent for path in paths.values()}) == 1
+    return {name: path.stem if alone else path.parent.name or path.stem for name, path in paths.items()}
 
 
 def _crop(album: Album, name: str) -> np.ndarray:

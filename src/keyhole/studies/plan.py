@@ -126,7 +126,7 @@ class Study:
         :func:`keyhole.studies.work.settled` replaces ``auto`` by what the first process of the study took.
         """
         config = asdict(replace(self.config, seed=cell.seed))
-        settings = {key: value for key, value in config.items() if key not in ("device", "compile")}
+        settings = settled_before({key: value for key, value in config.items() if key not in ("device", "compile")})
         plan = settled_before(asdict(cell.plan))
         for key in ("student", "hints"):
             plan[key] = _content(plan[key])

@@ -79,6 +79,18 @@ def test_folds_are_chosen_and_told(small: Path) -> None:
         lfw.read(small)
 
 
+def test_folds_may_choose_the_threshold_alone(small: Path) -> None:
+    found = lfw.read(small, folds=(3,), threshold_folds=(1, 2))
+    assert found.folds.tolist() == [1] * 60 + [2] * 60 + [3] * 60
+    assert found.threshold_folds == (1, 2)
+    assert "Threshold from folds 1, 2 alone; judged are folds 3." in found.notes
+    assert lfw.read(small, threshold_folds=(2,)).folds.tolist() == [1] * 60 + [2] * 60 + [3] * 60
+    with pytest.raises(SettingError, match="fold 2 is judged and chooses the threshold"):
+        lfw.read(small, folds=(2, 3), threshold_folds=(1, 2))
+    with pytest.raises(SettingError, match="expected some of 1 to 3"):
+        lfw.read(small, folds=(3,), threshold_folds=(4,))
+
+
 @pytest.mark.parametrize("folds", [(0,), (4,), ()])
 def test_folds_that_there_are_not(small: Path, folds: tuple[int, ...]) -> None:
     with pytest.raises(SettingError, match=r"expected some of 1 to 3"):

@@ -33,7 +33,13 @@ class _Line:
     fold: int
 
 
-def read(root: Path, *, pairs: Path | None = None, folds: Sequence[int] | None = None) -> PairSet:
+def read(
+    root: Path,
+    *,
+    pairs: Path | None = None,
+    folds: Sequence[int] | None = None,
+    threshold_folds: Sequence[int] | None = None,
+) -> PairSet:
     """Return the pairs of the folds asked for, with the pictures that they need.
 
     The first picture of a pair is the reference (the gallery), the second the probe. Pictures count as aligned where
@@ -42,7 +48,9 @@ def read(root: Path, *, pairs: Path | None = None, folds: Sequence[int] | None =
     Args:
         root: A folder of ``NAME/NAME_0001.jpg``, or a zip archive of such folders, at any depth.
         pairs: The official ``pairs.txt``; None: the one under or beside the root.
-        folds: Some of the folds, from 1; None: all.
+        folds: Some of the folds, from 1; None: all, less those that choose the threshold.
+        threshold_folds: Folds that choose the threshold of the others; None: each is judged by the threshold of the
+            others.
 
     Raises:
         SettingError: A fold that there is not.
@@ -54,9 +62,15 @@ def read(root: Path, *, pairs: Path | None = None, folds: Sequence[int] | None =
     with open_album(root) as album:
         lines, notes = _pairs(*_pairs_text(album, pairs))
         count = max(line.fold for line in lines)
-        chosen = sorted(set(folds)) if folds is not None else list(range(1, count + 1))
-        if not chosen or not set(chosen) <= set(range(1, count + 1)):
-            raise SettingError(f"LFW: folds {chosen} asked for, expected some of 1 to {count}.")
+        every, apart = set(range(1, count + 1)), set(threshold_folds or ())
+        judged = set(folds) if folds is not None else every - apart
+        chosen = sorted(judged | apart)
+        if not judged or not set(chosen) <= every:
+            raise SettingError(f"LFW: folds {sorted(judged)} asked for, expected some of 1 to {count}.")
+        if both := judged & apart:
+            raise SettingError(
+                f"LFW: fold {min(both)} is judged and chooses the threshold; leave it out of one of them."
+            )
         lines = [line for line in lines if line.fold in chosen]
         needed = sorted({picture for line in lines for picture in (line.first, line.second)})
         paths, stray = _located(album, needed)
@@ -64,6 +78,9 @@ def read(root: Path, *, pairs: Path | None = None, folds: Sequence[int] | None =
     position = {picture: i for i, picture in enumerate(needed)}
     if folds is not None and len(chosen) < count:
         notes += (f"Folds {', '.join(map(str, chosen))} of {count}: {counted(len(lines), 'pair')}.",)
+    if apart:
+        named = ", ".join(map(str, sorted(apart)))
+        notes += (f"Threshold from folds {named} alone; judged are folds {', '.join(map(str, sorted(judged)))}.",)
     return PairSet(
         name="lfw",
         root=root,
@@ -72,6 +89,7 @@ def read(root: Path, *, pairs: Path | None = None, folds: Sequence[int] | None =
         same=np.array([line.first[0] == line.second[0] for line in lines], bool),
         folds=np.array([line.fold for line in lines], np.int64),
         notes=stray + notes,
+        threshold_folds=tuple(sorted(apart)),
     )
 
 

@@ -29,14 +29,14 @@ def read_protocol(name: str, root: Path, **settings: Any) -> IdentificationSet |
     read, known = PROTOCOLS[name]
     given = {key: value for key, value in settings.items() if value is not None}
     if strange := sorted(given.keys() - known):
-        takes = ", ".join(f"--{key}" for key in known) or "none"
-        raise SettingError(f"Protocol {name} has no --{strange[0]}; it takes {takes}. Leave it out.")
+        takes = ", ".join(f"--{key.replace('_', '-')}" for key in known) or "none"
+        raise SettingError(f"Protocol {name} has no --{strange[0].replace('_', '-')}; it takes {takes}. Leave it out.")
     return read(root, **given)
 
 
 # name -> reader, and the settings that it takes
 PROTOCOLS: Mapping[str, tuple[Callable[..., IdentificationSet | PairSet], tuple[str, ...]]] = {
-    "lfw": (lfw.read, ("folds", "pairs")),
+    "lfw": (lfw.read, ("folds", "threshold_folds", "pairs")),
     "scface": (scface.read, ("subjects", "cameras")),
     "icbrw": (icbrw.read, ("views",)),
     "folder": (folder.read, ("views", "manifest")),
