@@ -156,7 +156,8 @@ def test_a_student_is_taught_kept_and_used(closed: Path, tmp_path: Path) -> None
     pattern_faces.write(tmp_path / "more" / "q.png", 20, 0)
     command = (
         "distill", "--teacher", teacher, "--faces", tmp_path / "faces", "--people", tmp_path / "people.txt",
-        "--faces", tmp_path / "more", "--hints", "stage-ends", "--student", "compact-24-s", "--cohort", arms, "--epochs", 2, "--batch-size", 10, "--samples", 20,
+        "--faces", tmp_path / "more", "--hints", "stage-ends",
+        "--student", "compact-24-s", "--cohort", arms, "--epochs", 2, "--batch-size", 10, "--samples", 20,
         "--degrade", "fixed:8,16", "--precision", "fp32", "--device", "cpu", "--out", tmp_path / "run",
     )  # fmt: skip
     found = faces(*command, "--json")

@@ -26,7 +26,7 @@ from keyhole.models.layers import Layer, tap
 from keyhole.students.distilling import StudentPlan, distill, plan_arm, save_student
 from keyhole.students.survival import layer_survival, surviving_hints
 from keyhole.students.teachers import load_teacher
-from keyhole.students.views import FaceViews, in_form, read_faces
+from keyhole.students.views import FaceViews, in_form, read_faces, with_blends
 
 CAMERA = parse_distribution("fixed:8,12,24")
 SMALL = form_of("compact-24-s").preparation
@@ -67,6 +67,34 @@ def test_faces_of_several_folders_are_one_set(root: Path, tmp_path: Path) -> Non
     assert not torch.equal(found.crops[3], found.crops[4])
     with pytest.raises(DataError, match="no picture of 1 of the people asked for: nobody"):
         read_faces([root, tmp_path / "more"], shown=SMALL, seen=SMALL, camera=CAMERA, keep=["p1", "nobody"])
+
+
+def test_so_many_pictures_of_a_person_at_most(root: Path) -> None:
+    found = read_faces(root, shown=SMALL, seen=SMALL, camera=CAMERA, per_person=1)
+    whole = read_faces(root, shown=SMALL, seen=SMALL, camera=CAMERA)
+    assert found.labels.tolist() == list(range(10))
+    assert torch.equal(found.crops, whole.crops[::2])
+
+
+def test_blends_are_faces_of_their_own(faces: FaceViews) -> None:
+    more = with_blends(faces, 300, seed=4)
+    assert len(more) == 320
+    assert torch.equal(more.crops[:20], faces.crops)
+    assert more.labels[20:].unique().tolist() == [-1]
+    assert more.indices.tolist() == list(range(320))
+    assert more.views == 640
+    crops = faces.crops.float()
+    for blend in more.crops[20:40].float():
+        best = 1e9
+        for i in range(20):
+            for j in range(i):
+                for share in torch.linspace(0.3, 0.7, 41):
+                    best = min(best, float((crops[i] * share + crops[j] * (1 - share) - blend).abs().mean()))
+        assert best < 1.5  # gray levels: of two faces, and of nothing else
+    assert torch.equal(with_blends(faces, 300, seed=4).crops, more.crops)
+    assert not torch.equal(with_blends(faces, 300, seed=5).crops, more.crops)
+    with pytest.raises(SettingError, match="blends of 1 faces"):
+        with_blends(faces.subset([0]), 3, seed=0)
 
 
 def test_pictures_that_lie_together_show_someone_else_each(tmp_path: Path) -> None:

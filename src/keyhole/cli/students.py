@@ -66,6 +66,8 @@ def distill(
     training: FaceTrainOptions,
     degrade: Annotated[str, typer.Option(help="What students see: a distribution of sizes and a camera.")] = _CAMERA,
     people: Annotated[Path | None, typer.Option(help="File with the people to train on, one name a line.")] = None,
+    per_person: Annotated[int | None, typer.Option(min=1, help="Pictures of a person at most.")] = None,
+    blends: Annotated[int, typer.Option(min=0, help="So many faces more, each a blend of two.")] = 0,
     cohort: Annotated[Path | None, typer.Option(help="TOML file with one [[arm]] a student.")] = None,
     resume: o.Resume = False,
     json: o.Json = False,
@@ -85,6 +87,7 @@ def distill(
     from keyhole.students.distilling import StudentPlan, plan_arm
     from keyhole.students.distilling import distill as learn
     from keyhole.students.teachers import load_teacher
+    from keyhole.students.views import with_blends
 
     config = training.config()
     base = StudentPlan(**vars(student), seed=config.seed)
@@ -92,13 +95,14 @@ def distill(
     camera = parse_distribution(degrade)
     told = o.recipe(
         {"out": out, "teacher": teacher, "faces": list(map(str, faces)), "degrade": degrade, "people": people,
-         "cohort": cohort,
+         "cohort": cohort, "per_person": per_person, "blends": blends,
          **vars(student), **vars(training)}
     )  # fmt: skip
     config = replace(config, precision=told["precision"])
     with open_run(out, "faces distill", told, resume=resume) as run:
         opened = load_teacher(teacher)
-        read = _read(faces, plans, opened, camera, people)
+        read = _read(faces, plans, opened, camera, read_people(people), per_person)
+        read = with_blends(read, blends, seed=config.seed) if blends else read
         o.note(f"{len(read)} faces of {len(read.classes)} people")
         arms = [
             plan_arm(
@@ -131,7 +135,12 @@ def distill(
 
 
 def _read(
-    faces: Sequence[Path], plans: Sequence[StudentPlan], teacher: FaceTeacher, camera: Distribution, people: Path | None
+    faces: Sequence[Path],
+    plans: Sequence[StudentPlan],
+    teacher: FaceTeacher,
+    camera: Distribution,
+    people: list[str] | None,
+    per_person: int | None,
 ) -> FaceViews:
     """Return the faces as the teacher and the students of a cohort see them."""
     from keyhole.students.distilling import student_network
@@ -145,7 +154,8 @@ def _read(
         shown=teacher.preparation,
         seen=seen[0],
         camera=camera,
-        keep=read_people(people),
+        keep=people,
+        per_person=per_person,
         progress=o.progress_bar(),
     )
 

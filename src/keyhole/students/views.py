@@ -13,7 +13,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from keyhole.data.splits import WHOLE, Batch, Share, epoch_order, to_unit
-from keyhole.errors import DataError
+from keyhole.errors import DataError, SettingError
 from keyhole.faces.albums import Album, open_album
 from keyhole.faces.alignment import retemplate
 from keyhole.faces.degradation import degrade, image_seeds
@@ -25,7 +25,8 @@ from keyhole.progress import Progress, silent
 
 SIDE_PX = 112
 _CPU = torch.device("cpu")
-_FLIP, _NOISE = 21, 22  # streams of random numbers of their own
+_FLIP, _NOISE, _BLEND = 21, 22, 23  # streams of random numbers of their own
+_AT_A_TIME = 256
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,40 @@ class FaceViews:
         return in_form(crops[rows.cpu()], self.shown).to(self.device)
 
 
+def with_blends(faces: FaceViews, count: int, *, seed: int) -> FaceViews:
+    """Return the faces, and so many that nobody has: blends of two, which lie on each other as all are aligned.
+
+    Each takes 30 to 70 % of one face and the rest of another one. Nobody is known to be shown, so they teach by what the
+    teacher says of them alone.
+
+    Args:
+        faces: At least two.
+        count: Of blends.
+        seed: Which two, and how much of each.
+
+    Raises:
+        SettingError: There are fewer than two faces, or ``count`` is negative.
+    """
+    if len(faces) < 2 or count < 0:
+        raise SettingError(f"{count} blends of {len(faces)} faces were asked for; expected 0 or more of at least 2.")
+    random = np.random.default_rng([seed, _BLEND])
+    first = random.integers(len(faces), size=count)
+    second = (first + random.integers(1, len(faces), size=count)) % len(faces)
+    shares = torch.from_numpy(random.uniform(0.3, 0.7, size=(count, 1, 1, 1)).astype(np.float32))
+    made = torch.empty(count, *faces.crops.shape[1:], dtype=torch.uint8)
+    for start in range(0, count, _AT_A_TIME):
+        part = slice(start, start + _AT_A_TIME)
+        one, other = (faces.crops[torch.from_numpy(rows[part])].float() for rows in (first, second))
+        made[part] = (one * shares[part] + other * (1 - shares[part])).round().to(torch.uint8)
+    last = int(faces.indices.max()) + 1
+    return replace(
+        faces,
+        crops=torch.cat([faces.crops, made]),
+        labels=torch.cat([faces.labels, torch.full((count,), -1)]),
+        indices=torch.cat([faces.indices, torch.arange(last, last + count)]),
+    )
+
+
 def in_form(crops: UInt8[Tensor, "n 112 112 3"], preparation: Preparation) -> Tensor:
     """Return canonical crops in a network's own template and size, RGB in [0, 1], color first."""
     assert preparation.template is not None, "read_faces saw to it"
@@ -148,6 +183,7 @@ def read_faces(
     seen: Preparation,
     camera: Distribution,
     keep: Sequence[str] | None = None,
+    per_person: int | None = None,
     flip: bool = True,
     progress: Progress = silent,
 ) -> FaceViews:
@@ -160,6 +196,7 @@ def read_faces(
         seen: What the students take.
         camera: What the students see of a face.
         keep: Names of the people to take; None takes all.
+        per_person: At most so many pictures of a person and root, the first ones by name; None takes all.
         flip: Mirror half of the images.
         progress: Wraps the loop.
 
@@ -173,7 +210,7 @@ def read_faces(
                 "template."
             )
     wanted = None if keep is None else set(keep)
-    albums = [_Listed.of(root, wanted) for root in ([roots] if isinstance(roots, Path) else roots)]
+    albums = [_Listed.of(root, wanted, per_person) for root in ([roots] if isinstance(roots, Path) else roots)]
     people = [person for album in albums for person in album.people.values()]
     lacking = sorted((wanted or set()) - set(people))
     if lacking or not people:
@@ -210,10 +247,14 @@ class _Listed:
     people: dict[str, str]
 
     @classmethod
-    def of(cls, root: Path, wanted: set[str] | None) -> _Listed:
+    def of(cls, root: Path, wanted: set[str] | None, most: int | None) -> _Listed:
         with open_album(root) as album:
             found = people_of(album.pictures())
-        return cls(root, {name: person for name, person in found.items() if wanted is None or person in wanted})
+        taken: dict[str, list[str]] = {}
+        for name in sorted(found):
+            if wanted is None or found[name] in wanted:
+                taken.setdefault(found[name], []).append(name)
+        return cls(root, {name: person for person, names in taken.items() for name in names[:most]})
 
 
 def people_of(names: Sequence[str]) -> dict[str, str]:

@@ -1,0 +1,146 @@
+"""What face models cost and reach, side by side: bytes, operations, milliseconds, accuracy by size of the probe.
+
+    python benchmarks/students.py MODEL... --root lfw112.zip [--folds 7 --threshold-folds 1,2,3,4,5,6]
+        [--probe-px 112,16,12,8] [--threads 2] [--rounds 7] [--draws 2000] [--out FILE.json]
+
+MODEL is anything that --model of 'keyhole faces' takes: the first one is what the others are compared with, such as
+the teacher as ONNX. All are timed in turns in one run, so that a busy machine slows all of them: a batch of 32 faces,
+and one face alone. Prints a table and writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from keyhole.cli.face_options import integers
+from keyhole.faces.comparison import Pipeline, Setting
+from keyhole.faces.evaluation import evaluate
+from keyhole.faces.models import FaceModel, load_face_model
+from keyhole.faces.protocols.named import read_protocol
+from keyhole.faces.runtimes import TorchNetwork
+from keyhole.models.network import Network, count_macs
+from keyhole.runtime import describe
+from keyhole.students.teachers import input_of
+
+BATCH = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--folds")
+    parser.add_argument("--threshold-folds")
+    parser.add_argument("--probe-px", default="112,16,12,8")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--draws", type=int, default=2000)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    models = [load_face_model(name, device="cpu", threads=given.threads) for name in given.models]
+    folds = {
+        "folds": integers("--folds", given.folds),
+        "threshold_folds": integers("--threshold-folds", given.threshold_folds),
+    }
+    protocol = read_protocol("lfw", given.root, **folds)
+    sizes = tuple(float(size) for size in given.probe_px.split(","))
+    rows = [
+        {"model": name, **size_of(name, model), "accuracy": accuracies(model, protocol, sizes, given.draws)}
+        for name, model in zip(given.models, models, strict=True)
+    ]
+    for row, told in zip(rows, timed(models, given.rounds), strict=True):
+        row |= told
+    value = {
+        "folds": given.folds, "threshold_folds": given.threshold_folds, "threads": given.threads, "batch": BATCH,
+        "models": rows, "environment": describe(),
+    }  # fmt: skip
+    if given.out:
+        given.out.write_text(json.dumps(value, indent=1) + "\n")
+    print(table(rows, sizes))
+
+
+def size_of(name: str, model: FaceModel) -> dict[str, int | None]:
+    path = Path(name)
+    files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+    if path.suffix == ".toml":
+        files = [path.with_suffix("")]
+    found: dict[str, int | None] = {"bytes": sum(each.stat().st_size for each in files if each.is_file()) or None}
+    if not isinstance(model.network, TorchNetwork):
+        return found | {"parameters": None, "macs": None}
+    module = model.network.module
+    network = Network(model.name, module, input_of(model.preparation), model.embedding_size)
+    return found | {"parameters": sum(p.numel() for p in module.parameters()), "macs": count_macs(network)}
+
+
+def accuracies(model: FaceModel, protocol, sizes, draws) -> dict[str, list[float]]:
+    found = evaluate(Pipeline(model, setting=Setting(probe_px=sizes, draws=draws)), protocol)
+    told = {}
+    for row in found.rows:
+        figure = row.figures["accuracy"]
+        told[f"{row.face_px:g}"] = [100 * figure.value, 100 * figure.low, 100 * figure.high]
+    return told
+
+
+def timed(models: list[FaceModel], rounds: int) -> list[dict[str, float]]:
+    """Return milliseconds of one face and of each of a batch, medians, and the ratio to the first model by round."""
+    crops = [
+        torch.randint(0, 256, (BATCH, m.preparation.size_px, m.preparation.size_px, 3)).to(torch.uint8) for m in models
+    ]
+    times: list[dict[str, list[float]]] = [{"one": [], "many": []} for _ in models]
+    for turn in range(rounds + 1):
+        for model, faces, told in zip(models, crops, times, strict=True):
+            for key, some in (("one", faces[:1]), ("many", faces)):
+                started = time.perf_counter()
+                model.embed(some)
+                if turn:  # the first one warms up
+                    told[key].append(1000 * (time.perf_counter() - started) / len(some))
+    first = times[0]
+    return [
+        {
+            **{f"ms_{key}": round(statistics.median(values), 3) for key, values in told.items()},
+            **{
+                f"times_as_fast_{key}": round(
+                    statistics.median(a / b for a, b in zip(first[key], told[key], strict=True)), 3
+                )
+                for key in told
+            },
+        }
+        for told in times
+    ]
+
+
+def table(rows, sizes) -> str:
+    heads = [
+        "model",
+        "MB",
+        "parameters",
+        "MMAC",
+        "ms, one face",
+        "ms, of 32",
+        "times as fast",
+        *(f"{s:g} px" for s in sizes),
+    ]
+    lines = [" | ".join(heads), " | ".join("---" for _ in heads)]
+    for row in rows:
+        figures = [
+            f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in (row["accuracy"][f"{s:g}"] for s in sizes)
+        ]
+        cells = [
+            Path(row["model"]).name,
+            "" if row["bytes"] is None else f"{row['bytes'] / 1e6:.2f}",
+            "" if row["parameters"] is None else f"{row['parameters']:,}",
+            "" if row["macs"] is None else f"{row['macs'] / 1e6:.1f}",
+            f"{row['ms_one']:.2f}", f"{row['ms_many']:.2f}", f"{row['times_as_fast_many']:.2f}", *figures,
+        ]  # fmt: skip
+        lines.append(" | ".join(cells))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
