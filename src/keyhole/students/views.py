@@ -134,8 +134,8 @@ class FaceViews:
 def with_blends(faces: FaceViews, count: int, *, seed: int) -> FaceViews:
     """Return the faces, and so many that nobody has: blends of two, which lie on each other as all are aligned.
 
-    Each takes 30 to 70 % of one face and the rest of another one. Nobody is known to be shown, so they teach by what the
-    teacher says of them alone.
+    Each takes 30 to 70 % of one face and the rest of another one. Nobody is known to be shown, so they teach by what
+    the teacher says of them alone.
 
     Args:
         faces: At least two.
