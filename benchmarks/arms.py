@@ -3,8 +3,9 @@
     python benchmarks/arms.py RUN... --root lfw112.zip [--folds 7 --threshold-folds 1,2,3,4,5,6]
         [--probe-px 112,16,12,8] [--out FILE.json]
 
-Each RUN is a folder of 'keyhole faces distill', of one cohort under one seed; all of them hold the same arms. Differences
-are taken seed by seed; intervals are Student's, probabilities corrected by Holm's procedure, as in 'keyhole study'.
+Each RUN is a folder of 'keyhole faces distill', of one cohort under one seed; all of them hold the same arms.
+Differences are taken seed by seed; intervals are Student's, probabilities corrected by Holm's procedure, as in 'keyhole
+study'.
 """
 
 from __future__ import annotations

@@ -827,6 +827,21 @@ def study(teacher: Path, tmp_path: Path) -> Path:
     return tmp_path / "study.toml"
 
 
+def test_a_file_of_several_studies_has_a_folder_and_a_report_for_each(study: Path, tmp_path: Path) -> None:
+    study.write_text(STUDY.replace("epochs = 1", "epochs = [1, 2]").replace("seeds = [0, 1]", "seeds = [0]"))
+    command = ("study", study, "--out", tmp_path / "out", "--device", "cpu", "--json")
+    seen = keyhole(*command, "--dry-run").json
+    assert {name: each["cells"] for name, each in seen["studies"].items()} == {"epochs 1": 3, "epochs 2": 3}
+    value = keyhole(*command).json
+    assert [each["setting"]["epochs"] for each in value["studies"].values()] == [1, 2]
+    page = (tmp_path / "out" / "report.html").read_text()
+    for name, each in value["studies"].items():
+        assert each["open_cells"] == 0
+        assert f'href="{name.replace(" ", "-")}/report.html"' in page
+        assert (tmp_path / "out" / name.replace(" ", "-") / "report.html").is_file()
+    assert json.loads((tmp_path / "out" / "result.json").read_text()) == value
+
+
 def test_a_study_from_its_file_to_its_verdict(study: Path, tmp_path: Path) -> None:
     command = ("study", study, "--out", tmp_path / "out", "--device", "cpu", "--json")
     seen = keyhole(*command, "--dry-run").json

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from keyhole.errors import DataError, KeyholeError, SettingError, UnknownNameError
-from keyhole.studies.plan import Comparison, expand, read_study, with_combinations
+from keyhole.studies.plan import Comparison, expand, read_studies, read_study, with_combinations
 
 START = 'teacher = "resnet20"\n[train]\nepochs = 2\n'
 
@@ -217,3 +217,28 @@ def test_a_comparison_that_makes_no_sense(tmp_path: Path, table: str, words: str
     with pytest.raises(KeyholeError, match=words) as caught:
         with_combinations(read_study(path), lambda _: [])
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_teachers_and_schedules_are_a_grid_of_studies(tmp_path: Path) -> None:
+    text = (
+        'teacher = ["resnet56", "resnet110"]\nweights = ["a.pt", "b.pt"]\n[train]\nepochs = [10, 30]\nlr = [0.05]\n'
+        + ARMS
+    )
+    found = read_studies(written(tmp_path / "s.toml", text))
+    assert list(found) == ["resnet56 epochs 10", "resnet56 epochs 30", "resnet110 epochs 10", "resnet110 epochs 30"]
+    last = found["resnet110 epochs 30"]
+    assert (last.teacher, last.weights, last.config.epochs, last.config.lr) == (
+        "resnet110",
+        tmp_path / "b.pt",
+        30,
+        0.05,
+    )
+    with pytest.raises(SettingError, match="holds 4 studies"):
+        read_study(tmp_path / "s.toml")
+    schedules = 'teacher = "resnet8"\n[train]\nepochs = 2\nmilestones = [[0.5], [0.6, 0.9]]\n'
+    found = read_studies(written(tmp_path / "m.toml", schedules + ARMS))
+    assert [each.config.milestones for each in found.values()] == [(0.5,), (0.6, 0.9)]
+    assert list(read_studies(written(tmp_path / "one.toml", START + ARMS))) == [""]
+    wrong = text.replace(', "b.pt"', "")
+    with pytest.raises(SettingError, match="teacher lists 2 and weights 1"):
+        read_studies(written(tmp_path / "w.toml", wrong))

@@ -37,32 +37,71 @@ def study(
 
     Every finished cell is safe in OUT/cells; the same command goes on after a stop, and several processes may share
     one OUT. Writes report.html, result.json and result.csv over what is finished; where all combinations of layers
-    are tried, also fresh.toml, a study of what they point at on seeds that had no part in it.
+    are tried, also fresh.toml, a study of what they point at on seeds that had no part in it. A list of teachers, or
+    of values of [train], makes a study of its own for each, in a folder of its own.
     """
     from keyhole.files import write_json, write_text
-    from keyhole.models.layers import layers
-    from keyhole.reports.study_page import study_page
-    from keyhole.studies.board import Board
-    from keyhole.studies.plan import read_study, with_combinations
-    from keyhole.studies.verdict import judge
-    from keyhole.studies.work import look_ahead, run_study
+    from keyhole.reports.study_page import studies_page
+    from keyhole.studies.plan import read_studies
 
-    read = read_study(file)
-    read = replace(
-        read, root=root or read.root, weights=weights or read.weights, config=replace(read.config, device=device)
-    )
+    read = {
+        name: replace(
+            each, root=root or each.root, weights=weights or each.weights, config=replace(each.config, device=device)
+        )
+        for name, each in read_studies(file).items()
+    }
+    run = _look if dry_run else _run
+    if len(read) == 1:
+        (only,) = read.values()
+        value, text = run(only, out)
+        o.emit(value, text if dry_run else f"{text}\nReport: {out / 'report.html'}", as_json=json)
+        return
+    found = {name: run(each, out / _folder(name)) for name, each in read.items()}
+    told = {"studies": {name: value for name, (value, _) in found.items()}}
+    lines = [f"{name}: {text}" for name, (_, text) in found.items()]
+    if not dry_run:
+        write_json(out / "result.json", told)
+        write_text(
+            out / "report.html", studies_page({name: (_folder(name), text) for name, (_, text) in found.items()})
+        )
+        lines.append(f"Report: {out / 'report.html'}")
+    o.emit(told, "\n".join(lines), as_json=json)
+
+
+def _folder(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in name)
+
+
+def _opened(read: Study) -> tuple[Study, Network, Data]:
+    from keyhole.models.layers import layers
+    from keyhole.studies.plan import with_combinations
+
     teacher, data = o.open_both(
         read.teacher, o.NetworkOptions(weights=read.weights), o.DataOptions(data=read.data, root=read.root)
     )
-    whole = with_combinations(read, lambda glob: [layer.name for layer in layers(teacher, glob)])
+    return with_combinations(read, lambda glob: [layer.name for layer in layers(teacher, glob)]), teacher, data
+
+
+def _look(read: Study, out: Path) -> tuple[dict[str, Any], str]:
+    from keyhole.studies.board import Board
+    from keyhole.studies.work import look_ahead
+
+    whole, teacher, data = _opened(read)
+    seen = look_ahead(whole, teacher, data, Board(out))
+    hours = "" if seen.hours is None else f", about {seen.hours:.1f} hours here"
+    return dict(vars(seen)), f"{seen.cells} cells, {seen.done} done, {seen.passes} teacher passes to go{hours}"
+
+
+def _run(read: Study, out: Path) -> tuple[dict[str, Any], str]:
+    from keyhole.files import write_json, write_text
+    from keyhole.reports.study_page import study_page
+    from keyhole.studies.board import Board
+    from keyhole.studies.verdict import judge
+    from keyhole.studies.work import run_study
+
+    whole, teacher, data = _opened(read)
     board = Board(out)
-    if dry_run:
-        seen = look_ahead(whole, teacher, data, board)
-        hours = "" if seen.hours is None else f", about {seen.hours:.1f} hours here"
-        text = f"{seen.cells} cells, {seen.done} done, {seen.passes} teacher passes to go{hours}"
-        o.emit(vars(seen), text, as_json=json)
-        return
-    o.check_teacher(teacher, data, device=device)
+    o.check_teacher(teacher, data, device=read.config.device)
     finished = run_study(whole, teacher, data, board, progress=o.progress_bar(), note=o.note)
     results = [board.result(cell.id) for cell in whole.cells]
     landscapes = _landscapes(whole, results, teacher, data, board)
@@ -73,7 +112,7 @@ def study(
     write_json(out / "result.json", value)
     write_text(out / "result.csv", verdict.to_csv())
     write_text(out / "report.html", study_page(verdict, setting))
-    o.emit(value, f"{verdict.sentence}\nReport: {out / 'report.html'}", as_json=json)
+    return value, verdict.sentence
 
 
 def _landscapes(

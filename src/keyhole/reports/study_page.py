@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 from keyhole.reports import figures
 from keyhole.reports.landscape_parts import landscape_parts
@@ -48,6 +49,23 @@ def study_page(verdict: Verdict, setting: Mapping[str, Any]) -> str:
         _cost(rest.rows),
         _published(setting),
     )
+
+
+def studies_page(found: Mapping[str, tuple[str, str]]) -> str:
+    """Return the page that leads to the reports of several studies, as one HTML file.
+
+    Args:
+        found: By the name of each study, the folder of its report and its sentence.
+
+    Example:
+        >>> studies_page({"epochs 10": ("epochs-10", "kd is highest.")})[:15]
+        '<!DOCTYPE html>'
+    """
+    parts = [
+        section(name, paragraph(text, "lead"), Html(f'<p><a href="{quote(folder)}/report.html">Its report</a></p>'))
+        for name, (folder, text) in found.items()
+    ]
+    return page(f"{len(found)} studies", "Keyhole: studies of one file", *parts)
 
 
 def _reached(verdict: Verdict, setting: Mapping[str, Any], title: str) -> Html:

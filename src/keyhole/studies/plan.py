@@ -159,6 +159,47 @@ def _hashed(path: Path, _changed_ns: int, _size: int) -> str:
     return sha256(path)
 
 
+def read_studies(path: Path) -> dict[str, Study]:
+    """Return the studies of a TOML file by name: more than one where it lists teachers, or values of ``[train]``.
+
+    A list of ``teacher`` (with as many ``weights``, where they are given) stands for one study for each, and so does a
+    list of a setting of ``[train]``, for all combinations; cells are compared within a study. A single one has no name.
+
+    Args:
+        path: The file; everything else is as in :func:`read_study`.
+
+    Raises:
+        KeyholeError: As for :func:`read_study`.
+    """
+    return {name: _study(path, value) for name, value in _grid(read_toml(path))}
+
+
+def _grid(value: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the file once for each teacher and each combination of settings of ``[train]``, with their names."""
+    teachers, weights = value.get("teacher"), value.get("weights")
+    pairs: list[dict[str, Any]] = [{}]
+    if isinstance(teachers, list):
+        given = weights if isinstance(weights, list) else [weights] * len(teachers)
+        if not teachers or len(given) != len(teachers):
+            raise SettingError(f"teacher lists {len(teachers)} and weights {len(given)}; expected as many of both.")
+        found = [{"teacher": teacher, "weights": file} for teacher, file in zip(teachers, given, strict=True)]
+        pairs = [{key: item for key, item in pair.items() if item is not None} for pair in found]
+    given_train = value.get("train")
+    train: dict[str, Any] = given_train if isinstance(given_train, dict) else {}
+    many = {key: item for key, item in train.items() if _varies(key, item)}
+    for pair in pairs:
+        for one in product(*many.values()):
+            chosen = dict(zip(many, one, strict=True))
+            parts = [Path(str(pair["teacher"])).stem] if len(pairs) > 1 else []
+            parts += [f"{key} {item}" for key, item in chosen.items() if len(many[key]) > 1]
+            yield " ".join(parts), {**value, **pair, **({"train": {**train, **chosen}} if many else {})}
+
+
+def _varies(key: str, item: Any) -> bool:
+    listed = isinstance(item, list) and bool(item)
+    return listed and (key != "milestones" or all(isinstance(each, list) for each in item))
+
+
 def read_study(path: Path) -> Study:
     """Return the study of a TOML file.
 
@@ -168,10 +209,17 @@ def read_study(path: Path) -> Study:
 
     Raises:
         DataError: The file cannot be read, or is no TOML.
-        SettingError: A value is of another kind, there is no arm, or two cells have one name.
+        SettingError: A value is of another kind, there is no arm, two cells have one name, or the file holds several
+            studies.
         UnknownNameError: No such key; the nearest are listed.
     """
-    value = read_toml(path)
+    found = read_studies(path)
+    if len(found) > 1:
+        raise SettingError(f"{path} holds {len(found)} studies ({', '.join(found)}); read_studies gives all of them.")
+    return next(iter(found.values()))
+
+
+def _study(path: Path, value: Mapping[str, Any]) -> Study:
     for key in value:
         if key not in _KEYS:
             raise unknown_name("key of a study", key, _KEYS)
