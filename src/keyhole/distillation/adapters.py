@@ -18,7 +18,11 @@ class HintAdapter(nn.Module):
     """Bring a student's feature to the teacher's channels: a 1x1 convolution with batch norm.
 
     It is trained with the student and thrown away afterwards. Height and width stay; the loss averages the larger of
-    the two features down.
+    the two features down. Unlike the regressor of the published comparisons it ends without a rectifier, as layers of
+    other networks (tokens, linear bottlenecks) have negative values as well.
+
+    Reference:
+        Romero et al. (2015), FitNets, https://arxiv.org/abs/1412.6550, section 2.2, the regressor.
 
     Example:
         >>> HintAdapter(16, 64)(torch.zeros(2, 16, 8, 8)).shape
