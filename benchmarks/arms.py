@@ -44,9 +44,11 @@ def main() -> None:
     cells: dict[float, list[dict[str, Any]]] = {size: [] for size in sizes}
     names: list[str] = []
     for seed, run in enumerate(given.runs):
-        for arm in json.loads((run / "result.json").read_text())["arms"]:
+        arms = json.loads((run / "result.json").read_text())["arms"]
+        for number, arm in enumerate(arms):
+            folder = run if len(arms) == 1 else run / str(number)
             names += [] if arm["name"] in names else [arm["name"]]
-            model = load_face_model(run / Path(arm["file"]).relative_to(_root_of(arm["file"])), device="cpu")
+            model = load_face_model(folder / "student.safetensors", device="cpu")
             found = evaluate(Pipeline(model, setting=Setting(probe_px=sizes, draws=100)), protocol, progress=bar)
             for row in found.rows:
                 top1 = 100 * row.figures["accuracy"].value
@@ -71,12 +73,6 @@ def main() -> None:
                     f" [{gap.low:+.2f}, {gap.high:+.2f}], p {gap.corrected:.3f}" if gap.corrected is not None else ""
                 )
             print(f"| {row.arm} | {statistics.fmean(row.last):.2f}{spread} | {told} |")
-
-
-def _root_of(file: str) -> Path:
-    """Return the folder of a run that a student's path begins with, wherever it lay then."""
-    path = Path(file)
-    return path.parent.parent if path.parent.name.isdecimal() else path.parent
 
 
 if __name__ == "__main__":

@@ -242,7 +242,7 @@ class ArmMaker:
         """Return the similarity of the teacher's candidates with the layers of a student after its warm-up."""
         names = [[layer.name for layer in side] for side in (chosen.candidates, self._students[plan.student, spec])]
         config = replace(self.config, seed=plan.seed)
-        settings = {key: value for key, value in asdict(config).items() if key not in ("device", "compile")}
+        settings = settled_before({k: v for k, v in asdict(config).items() if k not in ("device", "compile")})
         about = [Path(plan.student).name, asdict(spec), names, plan.match_steps, plan.samples, settings]
         told = [*about, *self._subject]
         key = _key_of("likeness", told)

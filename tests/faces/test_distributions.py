@@ -135,7 +135,7 @@ def test_every_kind_has_a_text() -> None:
 
 
 def test_blur_noise_and_codec_vary_from_image_to_image() -> None:
-    camera = parse_distribution("log-uniform:8-64;blur=0.2-1@0.3,noise=2@0.5, jpeg=30-95@0.5,webp=80,share=0.8")
+    camera = parse_distribution("log-uniform:8-64;blur=0.2-1@0.3,noise=2@0.5, jpeg=30-95@0.5,share=0.8")
     assert camera.varied == (("blur", Spread(0.2, 1, 0.3)), ("noise", Spread(2, 2, 0.5)), ("jpeg", Spread(30, 95, 0.5)))
     drawn = [each for each in camera.draw(4000, 7) if each.face_px <= 64]
     assert 0.77 < len(drawn) / 4000 < 0.83
@@ -143,7 +143,7 @@ def test_blur_noise_and_codec_vary_from_image_to_image() -> None:
     assert (min(blurs), max(blurs)) == (0.2, 1.0)
     assert 0.27 < len(blurs) / len(drawn) < 0.33
     assert {each.noise_sigma for each in drawn} == {0.0, 2.0}
-    assert {each.codec for each in drawn} == {"jpeg", "webp"}
+    assert {each.codec for each in drawn} == {"jpeg", None}
     qualities = [each.quality or 0 for each in drawn if each.codec == "jpeg"]
     assert (min(qualities), max(qualities)) == (30, 95)
     assert 0.47 < len(qualities) / len(drawn) < 0.53
@@ -162,6 +162,9 @@ def test_blur_noise_and_codec_vary_from_image_to_image() -> None:
         ("fixed:8;jpeg=50-90@2", "a share of 0 to 1"),
         ("fixed:8;down=1-2", "Unknown setting that varies 'down'"),
         ("fixed:8;blur=1.2.3-2", "is no range"),
+        ("fixed:8;blur=0.2-1@0.3,blur=2-3@0.5", "sets blur twice"),
+        ("fixed:8;jpeg=70,jpeg=30-95@0.5", "sets jpeg twice"),
+        ("fixed:8;webp=70,jpeg=30-95@0.5", "beside a codec"),
     ],
 )
 def test_ranges_that_make_no_sense(text: str, words: str) -> None:

@@ -225,8 +225,9 @@ def test_teachers_and_schedules_are_a_grid_of_studies(tmp_path: Path) -> None:
         + ARMS
     )
     found = read_studies(written(tmp_path / "s.toml", text))
-    assert list(found) == ["resnet56 epochs 10", "resnet56 epochs 30", "resnet110 epochs 10", "resnet110 epochs 30"]
-    last = found["resnet110 epochs 30"]
+    names = [f"{teacher} epochs {epochs}" for teacher in ("resnet56 a.pt", "resnet110 b.pt") for epochs in (10, 30)]
+    assert list(found) == names
+    last = found["resnet110 b.pt epochs 30"]
     assert (last.teacher, last.weights, last.config.epochs, last.config.lr) == (
         "resnet110",
         tmp_path / "b.pt",
@@ -240,5 +241,7 @@ def test_teachers_and_schedules_are_a_grid_of_studies(tmp_path: Path) -> None:
     assert [each.config.milestones for each in found.values()] == [(0.5,), (0.6, 0.9)]
     assert list(read_studies(written(tmp_path / "one.toml", START + ARMS))) == [""]
     wrong = text.replace(', "b.pt"', "")
+    with pytest.raises(SettingError, match="two studies called 'epochs 10'"):
+        read_studies(written(tmp_path / "t.toml", START.replace("2", "[10, 10]") + ARMS))
     with pytest.raises(SettingError, match="teacher lists 2 and weights 1"):
         read_studies(written(tmp_path / "w.toml", wrong))

@@ -70,7 +70,7 @@ def test_a_folder_is_looked_at_once(
     rules, seconds = settled_rules(board, toy_teacher, toy_split, PLAN, device="cpu")
     assert rules == found
     assert seconds > 0
-    (kept,) = tmp_path.glob("rules-*.txt")
+    (kept,) = tmp_path.glob("look-*.txt")
     kept.write_text('{"seconds": 7, "layers": {"uniform": ["layer1.0"]}}')
     assert settled_rules(board, toy_teacher, toy_split, PLAN, device="cpu") == ({"uniform": ("layer1.0",)}, 7.0)
     assert len(settled_rules(board, toy_teacher, toy_split, replace(PLAN, count=2), device="cpu")[0]["uniform"]) == 2

@@ -30,7 +30,9 @@ class StudentOptions:
 
     student: Annotated[
         str,
-        typer.Option(help="compact-24-s, -48-s, -112-s, -48-m or -112-m, or an OpenVINO IR (.xml)."),
+        typer.Option(
+            help="compact-24-s, -48-s, -112-s, -48-m or -112-m, or a file to begin with (.xml, .safetensors)."
+        ),
     ] = "compact-112-s"
     terms: Annotated[
         str, typer.Option(help="embedding, relations, hint, askd, at, margin (needs labels); weights as in hint=0.1.")
@@ -59,7 +61,10 @@ class FaceTrainOptions(o.TrainOptions):
 def distill(
     teacher: Annotated[str, typer.Option(help="A face model whose layers can be tapped: OpenVINO IR or PyTorch.")],
     faces: Annotated[
-        list[Path], typer.Option(help="Folder or zip PERSON/*.jpg of aligned 112 x 112 crops; may be given again.")
+        list[Path],
+        typer.Option(
+            help="Folder or zip PERSON/*.jpg of aligned 112 x 112 crops, or one folder of one a person; again for more."
+        ),
     ],
     out: o.Out,
     student: StudentOptions,
@@ -102,7 +107,6 @@ def distill(
     with open_run(out, "faces distill", told, resume=resume) as run:
         opened = load_teacher(teacher)
         read = _read(faces, plans, opened, camera, read_people(people), per_person)
-        read = with_blends(read, blends, seed=config.seed) if blends else read
         o.note(f"{len(read)} faces of {len(read.classes)} people")
         arms = [
             plan_arm(
@@ -111,6 +115,8 @@ def distill(
             )
             for number, plan in enumerate(plans)
         ]  # fmt: skip
+
+        read = with_blends(read, blends, seed=config.seed) if blends else read  # hints were chosen without them
 
         def log(record: dict[str, Any]) -> None:
             run.append(record)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from keyhole.cli import options as o
+from keyhole.errors import SettingError
 
 if TYPE_CHECKING:
     from keyhole.data.sources import Data
@@ -56,6 +57,8 @@ def study(
         value, text = run(only, out)
         o.emit(value, text if dry_run else f"{text}\nReport: {out / 'report.html'}", as_json=json)
         return
+    if len({_folder(name) for name in read}) < len(read):
+        raise SettingError(f"{file} holds studies whose folders would have one name; let their teachers differ more.")
     found = {name: run(each, out / _folder(name)) for name, each in read.items()}
     told = {"studies": {name: value for name, (value, _) in found.items()}}
     lines = [f"{name}: {text}" for name, (_, text) in found.items()]
@@ -115,6 +118,11 @@ def _run(read: Study, out: Path) -> tuple[dict[str, Any], str]:
     return value, verdict.sentence
 
 
+def _is_open(study: Study, arms: Iterable[str], results: Sequence[Mapping[str, Any] | None]) -> bool:
+    names = set(arms)
+    return any(result is None for cell, result in zip(study.cells, results, strict=True) if cell.plan.name in names)
+
+
 def _landscapes(
     study: Study, results: Sequence[Mapping[str, Any] | None], teacher: Network, data: Data, board: Board
 ) -> list[Landscape]:
@@ -139,7 +147,7 @@ def _landscapes(
         )  # fmt: skip
         if seen is not None:
             found.append(seen)
-            if seen.left_out or set(seen.seeds) != set(study.seeds):  # more cells would point elsewhere
+            if _is_open(study, group.arms.values(), results):  # more cells would point elsewhere
                 continue
             final = finalists(seen)
             choices = {each.name: each.layers for each in final}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -267,6 +267,7 @@ def parse_distribution(text: str) -> Distribution:
     tail = re.sub(r"(^|,)\s*(methods|share)=[^,]*", "", tail)
     varied = tuple((name, _spread(told)) for name, told in re.findall(_VARYING, tail))
     settings = parse_settings(re.sub(_VARYING, "", tail))
+    _check_once(varied, settings, seen=text)
     settings.setdefault("face_px", CROP_PX)
     try:
         drawn = DISTRIBUTIONS[kind](sizes)
@@ -282,6 +283,14 @@ def parse_distribution(text: str) -> Distribution:
 
 # name=LOW-HIGH, perhaps @SHARE; or name=VALUE@SHARE
 _VARYING = r"(?:^|,)\s*(\w+)=([0-9.]+-[0-9.]+(?:@[0-9.]+)?|[0-9.]+@[0-9.]+)(?=\s*(?:,|$))"
+
+
+def _check_once(varied: tuple[tuple[str, Spread], ...], settings: Mapping[str, object], *, seen: str) -> None:
+    names = [name for name, _ in varied]
+    fixed = {"blur": "blur_sigma_px", "noise": "noise_sigma", "jpeg": "codec", "webp": "codec"}
+    twice = next((name for name in names if names.count(name) > 1 or fixed.get(name) in settings), None)
+    if twice is not None:
+        raise SettingError(f"{seen!r} sets {twice} twice, or beside a codec that all images go through; give it once.")
 
 
 def _spread(text: str) -> Spread:

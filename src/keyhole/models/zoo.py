@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import pickle
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -294,7 +295,7 @@ def _build_timm(name: str, classes: int, spec: InputSpec | None) -> Network:
         except TypeError:
             module = timm.create_model(short, pretrained=False, **options)
     except (RuntimeError, AssertionError, ValueError) as error:
-        if "tag" in str(error):  # the part after the dot, which this model does not have
+        if re.search(r"\btag\b", str(error)):  # the part after the dot, which this model does not have
             raise UnknownNameError(f"Cannot build {name!r}: {_one_line(error)}. See timm.list_models().") from error
         raise SettingError(f"{name} cannot be built: {_one_line(error)}. Give another --input-size.") from error
     if spec is None:

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from keyhole.distillation.terms import TERMS, HintPair, parse_terms
 from keyhole.distillation.training import Checkpointing, Outcome, fit
 from keyhole.errors import DataError, SettingError, unknown_name
 from keyhole.faces.compact import COMPACT, EMBEDDING, compact, form_of
+from keyhole.faces.description import read_description
 from keyhole.faces.models import architecture_of, load_face_model, save_face_model
-from keyhole.faces.openvino_ir import read_ir
+from keyhole.faces.openvino_ir import IrModule, read_ir
 from keyhole.faces.preparation import Licenses, Preparation
 from keyhole.faces.registry import KNOWN_MODELS
 from keyhole.faces.runtimes import TorchNetwork
@@ -48,7 +50,8 @@ class StudentPlan:
 
     Attributes:
         name: How it is called in tables.
-        student: A network of :data:`keyhole.faces.compact.COMPACT`, or an OpenVINO IR, whose weights it begins with.
+        student: A network of :data:`keyhole.faces.compact.COMPACT`, or a file whose weights it begins with: an OpenVINO
+            IR, or a ``.safetensors`` file such as an earlier student.
         terms: Of its loss, such as ``embedding,hint=0.5``.
         hints: ``auto`` (cluster centers), ``surviving`` (centers that survive), another selector, a ``hints.json``, or
             layers by commas; None where no term needs any.
@@ -97,7 +100,9 @@ def student_network(name: str, size: int = EMBEDDING) -> tuple[Network, Preparat
         how = model.preparation
         if path.suffix == ".xml":
             inner: torch.nn.Module = read_ir(path)
-        elif isinstance(model.network, TorchNetwork):
+        elif isinstance(model.network, TorchNetwork) and (
+            isinstance(model.network.module, IrModule) or _architecture(name) is not None
+        ):
             inner = copy.deepcopy(model.network.module).requires_grad_(True)
         else:
             raise SettingError(f"{name} cannot be trained; name its OpenVINO IR (.xml) or its PyTorch form.")
@@ -109,6 +114,16 @@ def student_network(name: str, size: int = EMBEDDING) -> tuple[Network, Preparat
     with torch.no_grad():
         made = module.eval()(torch.zeros(1, 3, how.size_px, how.size_px)).shape[1]
     return Network(name, module, input_of(how), made), how
+
+
+def _architecture(name: str) -> str | None:
+    """Return which network of PyTorch a file or known model holds; None where it has no name here."""
+    if name in KNOWN_MODELS:
+        return KNOWN_MODELS[name].network
+    if name.endswith(".toml"):
+        described = read_description(Path(name))
+        return described.network or (architecture_of(described.file) if described.file else None)
+    return architecture_of(Path(name))
 
 
 def plan_arm(
@@ -253,16 +268,22 @@ def distill(
         classes=teacher.network.classes,
         teacher=teacher.network if needs else None,
         train=faces,
-        keep=Keep(faces.views, _room_bytes()),
+        keep=Keep(faces.views, _room_bytes(choose_device(config.device))),
     )
     return fit(cohort, faces, checkpointing=checkpointing, progress=progress, log=log).outcomes
 
 
-def _room_bytes() -> int:
+def _room_bytes(device: torch.device) -> int:
+    """Return what may be kept where the teacher's answers lie: on a GPU, or in the memory of this machine."""
+    if device.type == "cuda":
+        return int(_SHARE * torch.cuda.mem_get_info(device)[0])
     try:
-        return int(_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # a system that does not tell
-        return 4 * 2**30
+        whole = 12 * 2**30
+    with suppress(OSError, ValueError):  # a container may have less than its host
+        whole = min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    return int(_SHARE * whole)
 
 
 def save_student(path: Path, outcome: Outcome, *, teacher: FaceTeacher, about: dict[str, Any]) -> None:
@@ -280,7 +301,7 @@ def save_student(path: Path, outcome: Outcome, *, teacher: FaceTeacher, about: d
         first = load_face_model(name, device="cpu")
         begun = f"; of the weights it began with: {first.licenses.weights}"
         about = {**about, "began_with": first.sha256}
-        name = architecture_of(file_of(name)) or name
+        name = _architecture(name) or name
     terms = Licenses(
         code="Apache-2.0",
         weights=f"trained here; of the teacher: {teacher.licenses.weights}{begun}",

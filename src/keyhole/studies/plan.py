@@ -171,7 +171,12 @@ def read_studies(path: Path) -> dict[str, Study]:
     Raises:
         KeyholeError: As for :func:`read_study`.
     """
-    return {name: _study(path, value) for name, value in _grid(read_toml(path))}
+    found: dict[str, Study] = {}
+    for name, value in _grid(read_toml(path)):
+        if name in found:
+            raise SettingError(f"{path} holds two studies called {name!r}; let their teachers or settings differ.")
+        found[name] = _study(path, value)
+    return found
 
 
 def _grid(value: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -190,7 +195,7 @@ def _grid(value: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for pair in pairs:
         for one in product(*many.values()):
             chosen = dict(zip(many, one, strict=True))
-            parts = [Path(str(pair["teacher"])).stem] if len(pairs) > 1 else []
+            parts = list(map(str, pair.values())) if len(pairs) > 1 else []
             parts += [f"{key} {item}" for key, item in chosen.items() if len(many[key]) > 1]
             yield " ".join(parts), {**value, **pair, **({"train": {**train, **chosen}} if many else {})}
 

@@ -119,7 +119,7 @@ def settled_rules(
         progress: Wraps the long loops.
     """
     asked = json.dumps([str(plan.count), plan.layers, plan.samples, plan.seed])
-    name = f"rules-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+    name = f"look-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 
     def look() -> str:
         started = time.perf_counter()

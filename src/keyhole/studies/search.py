@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from keyhole.arms import ArmMaker, ArmPlan, parse_count
+from keyhole.arms import ArmMaker, ArmPlan, parse_count, settled_before
 from keyhole.data.sources import Data
 from keyhole.data.splits import Split, hold_out
 from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
@@ -260,7 +260,7 @@ def _unranked(place: int, total: int, count: int) -> Iterator[int]:
 
 def _recipe(teacher: Network, data: Data, plan: ArmPlan, search: SearchConfig, train: TrainConfig) -> dict[str, Any]:
     """Return all that decides the result of a search."""
-    settings = {key: value for key, value in asdict(train).items() if key not in ("device", "compile")}
+    settings = settled_before({key: value for key, value in asdict(train).items() if key not in ("device", "compile")})
     return {
         "teacher_sha256": fingerprint(teacher),
         "data": data.name,

@@ -134,7 +134,7 @@ def judge(
             combinations is high by chance as well, and no finding.
 
     Raises:
-        UnknownNameError: There is no such arm.
+        UnknownNameError: There is no such arm, as baseline or in a comparison.
         SettingError: There is no arm.
 
     Example:
@@ -176,6 +176,10 @@ def _corrected(found: Sequence[Gap | None]) -> list[Gap]:
 
 
 def _comparison(comparison: Comparison, rows: Sequence[Row]) -> Gap | None:
+    known = [row.arm for row in rows]
+    for pattern in (*comparison.arms, *comparison.against):
+        if not matching((pattern,), known):
+            raise unknown_name(f"arm of the comparison {comparison.name!r}", pattern, known)
     sides = [
         _mean_row(matching(names, [row.arm for row in rows]), rows) for names in (comparison.arms, comparison.against)
     ]

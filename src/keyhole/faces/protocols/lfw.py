@@ -66,7 +66,7 @@ def read(
         judged = set(folds) if folds is not None else every - apart
         chosen = sorted(judged | apart)
         if not judged or not set(chosen) <= every:
-            raise SettingError(f"LFW: folds {sorted(judged)} asked for, expected some of 1 to {count}.")
+            raise SettingError(f"LFW: folds {chosen} asked for, expected some of 1 to {count}, and one to judge.")
         if both := judged & apart:
             raise SettingError(
                 f"LFW: fold {min(both)} is judged and chooses the threshold; leave it out of one of them."
