@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -341,7 +342,9 @@ def test_distill_with_chosen_hints(runs: Path, teacher: Path, looked: Ran, tmp_p
     best = keyhole("evaluate", "--model", tmp_path / "run" / "student-best.safetensors", *DIGITS, "--json").json
     assert best["top1"] == value["top1"]["best"]
     pairs = ", ".join(f"{pair['teacher']} -> {pair['student']}" for pair in value["hints"])
-    assert found.err.splitlines()[0] == f"resnet8: {pairs}"
+    told = found.err.splitlines()[0]
+    assert "(8x8 and 4x4, averaged to 4x4)" in told  # the student sees smaller images
+    assert re.sub(r" \([^)]*\)", "", told) == f"resnet8: {pairs}"
 
 
 @pytest.mark.parametrize(
