@@ -48,6 +48,22 @@ class StudentOptions:
 
 
 @dataclass(frozen=True)
+class FacesOptions:
+    """The faces that teach, and what the students see of them."""
+
+    faces: Annotated[
+        list[Path],
+        typer.Option(
+            help="Folder or zip PERSON/*.jpg of aligned 112 x 112 crops, or one folder of one a person; again for more."
+        ),
+    ]
+    degrade: Annotated[str, typer.Option(help="What students see: a distribution of sizes and a camera.")] = _CAMERA
+    people: Annotated[Path | None, typer.Option(help="File with the people to train on, one name a line.")] = None
+    per_person: Annotated[int | None, typer.Option(min=1, help="Pictures of a person at most.")] = None
+    blends: Annotated[int, typer.Option(min=0, help="So many faces more, each a blend of two.")] = 0
+
+
+@dataclass(frozen=True)
 class FaceTrainOptions(o.TrainOptions):
     """How to train on faces."""
 
@@ -60,19 +76,10 @@ class FaceTrainOptions(o.TrainOptions):
 @o.command
 def distill(
     teacher: Annotated[str, typer.Option(help="A face model whose layers can be tapped: OpenVINO IR or PyTorch.")],
-    faces: Annotated[
-        list[Path],
-        typer.Option(
-            help="Folder or zip PERSON/*.jpg of aligned 112 x 112 crops, or one folder of one a person; again for more."
-        ),
-    ],
+    given: FacesOptions,
     out: o.Out,
     student: StudentOptions,
     training: FaceTrainOptions,
-    degrade: Annotated[str, typer.Option(help="What students see: a distribution of sizes and a camera.")] = _CAMERA,
-    people: Annotated[Path | None, typer.Option(help="File with the people to train on, one name a line.")] = None,
-    per_person: Annotated[int | None, typer.Option(min=1, help="Pictures of a person at most.")] = None,
-    blends: Annotated[int, typer.Option(min=0, help="So many faces more, each a blend of two.")] = 0,
     cohort: Annotated[Path | None, typer.Option(help="TOML file with one [[arm]] a student.")] = None,
     resume: o.Resume = False,
     json: o.Json = False,
@@ -97,16 +104,15 @@ def distill(
     config = training.config()
     base = StudentPlan(**vars(student), seed=config.seed)
     plans = (base,) if cohort is None else _cohort(cohort, base)
-    camera = parse_distribution(degrade)
+    camera = parse_distribution(given.degrade)
     told = o.recipe(
-        {"out": out, "teacher": teacher, "faces": list(map(str, faces)), "degrade": degrade, "people": people,
-         "cohort": cohort, "per_person": per_person, "blends": blends,
+        {"out": out, "teacher": teacher, "cohort": cohort, **vars(given), "faces": list(map(str, given.faces)),
          **vars(student), **vars(training)}
     )  # fmt: skip
     config = replace(config, precision=told["precision"])
     with open_run(out, "faces distill", told, resume=resume) as run:
         opened = load_teacher(teacher)
-        read = _read(faces, plans, opened, camera, read_people(people), per_person)
+        read = _read(given, plans, opened, camera)
         o.note(f"{len(read)} faces of {len(read.classes)} people")
         arms = [
             plan_arm(
@@ -115,8 +121,8 @@ def distill(
             )
             for number, plan in enumerate(plans)
         ]  # fmt: skip
-
-        read = with_blends(read, blends, seed=config.seed) if blends else read  # hints were chosen without them
+        if given.blends:  # hints were chosen without them
+            read = with_blends(read, given.blends, seed=config.seed)
 
         def log(record: dict[str, Any]) -> None:
             run.append(record)
@@ -125,7 +131,7 @@ def distill(
         keep = Checkpointing(run.checkpoint, resume=run.resumed)
         outcomes = learn(arms, opened, read, config, checkpointing=keep, progress=o.progress_bar(), log=log)
         about = {
-            "teacher": opened.sha256, "degrade": degrade, "faces": len(read), "people": len(read.classes),
+            "teacher": opened.sha256, "degrade": given.degrade, "faces": len(read), "people": len(read.classes),
             **{key: value for key, value in vars(config).items() if key not in ("device", "compile")},
         }  # fmt: skip
         kept = [
@@ -140,14 +146,7 @@ def distill(
     o.emit(value, "\n".join([*lines, f"Report: {out / 'report.html'}"]), as_json=json)
 
 
-def _read(
-    faces: Sequence[Path],
-    plans: Sequence[StudentPlan],
-    teacher: FaceTeacher,
-    camera: Distribution,
-    people: list[str] | None,
-    per_person: int | None,
-) -> FaceViews:
+def _read(given: FacesOptions, plans: Sequence[StudentPlan], teacher: FaceTeacher, camera: Distribution) -> FaceViews:
     """Return the faces as the teacher and the students of a cohort see them."""
     from keyhole.students.distilling import student_network
     from keyhole.students.views import read_faces
@@ -156,12 +155,12 @@ def _read(
     if len({(how.size_px, how.template, how.margin) for how in seen}) > 1:
         raise SettingError("Students of one cohort see one form of crops; the sizes or templates of these differ.")
     return read_faces(
-        faces,
+        given.faces,
         shown=teacher.preparation,
         seen=seen[0],
         camera=camera,
-        keep=people,
-        per_person=per_person,
+        keep=read_people(given.people),
+        per_person=given.per_person,
         progress=o.progress_bar(),
     )
 
