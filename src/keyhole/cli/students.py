@@ -54,7 +54,8 @@ class FacesOptions:
     faces: Annotated[
         list[Path],
         typer.Option(
-            help="Folder or zip PERSON/*.jpg of aligned 112 x 112 crops, or one folder of one a person; again for more."
+            metavar="<path>",
+            help="Folder or zip PERSON/*.jpg of aligned 112 x 112 crops, or one folder of one a person; again for more.",
         ),
     ]
     degrade: Annotated[str, typer.Option(help="What students see: a distribution of sizes and a camera.")] = _CAMERA
