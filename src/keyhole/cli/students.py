@@ -55,7 +55,7 @@ class FacesOptions:
         list[Path],
         typer.Option(
             metavar="<path>",
-            help="Folder or zip PERSON/*.jpg of aligned 112 x 112 crops, or one folder of one a person; again for more.",
+            help="Folder or zip PERSON/*.jpg of aligned 112 x 112 crops, or a folder of one each; again for more.",
         ),
     ]
     degrade: Annotated[str, typer.Option(help="What students see: a distribution of sizes and a camera.")] = _CAMERA
