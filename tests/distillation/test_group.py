@@ -103,7 +103,7 @@ def test_what_the_first_process_makes_is_told_to_all(together: Path) -> None:
         ("images", "Process 1 has training images 47, process 0 has 48."),
         ("large", "Batch size 25 in each of 2 processes is above the 48 training images; lower it."),
         ("crd", "term crd keeps a memory of all images, which one process must fill."),
-        ("checkpoint", "was made with processes 1, not 2. Use the old value or start anew."),
+        ("checkpoint", "was made with processes 1, not with processes 2. Use the old settings or start anew."),
         ("first", "Only the first process knows."),
         ("wild", "Arm ce: "),
     ],

@@ -289,12 +289,12 @@ def _restore(
         {"processes": 1, "optimizer": "sgd", **values["config"]},
         json.loads(json.dumps(_settings(cohort, images))),
     )
-    for name in wanted.keys() - _OF_MACHINE:
-        if made.get(name) != wanted[name]:
-            raise RunError(
-                f"{checkpointing.path} was made with {name} {made.get(name)}, not {wanted[name]}. "
-                "Use the old value or start anew."
-            )
+    other = [name for name in wanted if name not in _OF_MACHINE and made.get(name) != wanted[name]]
+    if other:
+        was, now = (", ".join(f"{name} {of.get(name)}" for name in other) for of in (made, wanted))
+        raise RunError(
+            f"{checkpointing.path} was made with {was}, not with {now}. Use the old settings or start anew."
+        )
     cohort.restore(tensors, values)
     sums = values.get("sums", []) if cohort.group.count > 1 else []
     return int(values["epoch"]), int(values["step"]), float(values["seconds"]), sums
