@@ -236,6 +236,19 @@ def test_evaluate_tells_what_the_result_says(trained: Ran, teacher: Path) -> Non
     assert text == f"resnet14: top-1 {value['top1']:.2f} %, top-5 {value['top5']:.2f} %\n"
 
 
+def test_evaluate_keeps_its_result_with_a_recipe(teacher: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ("evaluate", "--model", teacher, *DIGITS, "--out", out)
+    value = keyhole(*command, "--json").json
+    assert names_in(out) == {"recipe.json", "result.json"}
+    assert json.loads((out / "result.json").read_text()) == value
+    recipe = json.loads((out / "recipe.json").read_text())
+    assert (recipe["command"], recipe["arguments"]["precision"]) == ("evaluate", "fp32")
+    assert [*recipe["arguments"]["files"]] == [str(teacher)]
+    assert_one_line(keyhole(*command), "holds this run, finished")
+    assert_one_line(keyhole(*command, "--precision", "bf16"), "holds another run")
+
+
 def test_a_file_in_half_precision_is_a_teacher_by_name(teacher: Path, tmp_path: Path) -> None:
     half = tmp_path / "half.safetensors"
     save(load(teacher), half, half=True, about={"code": "os:system", "epochs": 3})

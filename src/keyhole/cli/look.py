@@ -18,32 +18,43 @@ def evaluate(
     device: o.Device = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or auto.")] = "fp32",
+    out: Annotated[Path | None, typer.Option(help="Folder to keep the result in, with its recipe.")] = None,
     json: o.Json = False,
 ) -> None:
     """Measure a network on the test images: top-1 and top-5 in percent.
 
     Example: keyhole evaluate --model resnet56 --weights FILE --data cifar100 --root DIR --json
+
+    With --out it also writes result.json there.
     """
+    arguments = o.recipe(locals())
+    from contextlib import nullcontext
+
     from keyhole.distillation.evaluation import evaluate as measure
     from keyhole.distillation.experiment import percent
+    from keyhole.files import write_json
+    from keyhole.runs import open_run
     from keyhole.runtime import choose_device
 
-    opened, data = o.open_both(model, network, images)
-    found = measure(
-        opened,
-        data.labeled_test(),
-        device=choose_device(device),
-        precision=precision,
-        batch_size=batch_size,
-        progress=o.progress_bar(),
-    )
-    value = {
-        "model": opened.name,
-        "data": data.name,
-        "images": found.images,
-        "top1": percent(found.top1),
-        "top5": percent(found.top5),
-    }
+    with nullcontext() if out is None else open_run(out, "evaluate", arguments, resume=True) as run:
+        opened, data = o.open_both(model, network, images)
+        found = measure(
+            opened,
+            data.labeled_test(),
+            device=choose_device(device),
+            precision=arguments["precision"],
+            batch_size=batch_size,
+            progress=o.progress_bar(),
+        )
+        value = {
+            "model": opened.name,
+            "data": data.name,
+            "images": found.images,
+            "top1": percent(found.top1),
+            "top5": percent(found.top5),
+        }
+        if run:
+            write_json(run.path / "result.json", value)
     o.emit(value, f"{opened.name}: top-1 {value['top1']:.2f} %, top-5 {value['top5']:.2f} %", as_json=json)
 
 
