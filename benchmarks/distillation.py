@@ -34,7 +34,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from keyhole.data.sources import open_data
 from keyhole.distillation.adapters import HintAdapter
-from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
+from keyhole.distillation.arm import Arm
+from keyhole.distillation.cohort import Cohort
+from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.matching import match_hints
 from keyhole.distillation.replay import WARM_UP
 from keyhole.distillation.teaching import Teaching

@@ -31,7 +31,8 @@ import torch
 from distillation import BATCH, endless, median, plain, seconds
 from keyhole.arms import ArmMaker
 from keyhole.data.sources import open_data
-from keyhole.distillation.cohort import Arm, Cohort, Learner
+from keyhole.distillation.arm import Arm
+from keyhole.distillation.cohort import Cohort, Learner
 from keyhole.distillation.teaching import Teaching
 from keyhole.models.zoo import CIFAR100_INPUT, build
 from keyhole.runtime import choose_device, describe

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from keyhole.data.splits import MemorySplit, Share
-from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
+from keyhole.distillation.arm import Arm
+from keyhole.distillation.cohort import Cohort
+from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.group import ALONE, Group, join_group
 from keyhole.distillation.terms import HintPair, parse_terms
 from keyhole.distillation.training import Checkpointing, Trained, fit

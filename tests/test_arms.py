@@ -15,7 +15,7 @@ import oracles
 from keyhole import arms as module
 from keyhole.arms import ArmMaker, ArmPlan, read_arm, settled_before
 from keyhole.data.splits import MemorySplit
-from keyhole.distillation.cohort import TrainConfig
+from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.terms import HintPair
 from keyhole.distillation.warmup import warm_up
 from keyhole.errors import DataError, SettingError, UnknownNameError

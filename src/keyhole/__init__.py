@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from keyhole.data.sources import Data, default_input, open_data
     from keyhole.data.splits import hold_out
     from keyhole.distillation.adapters import HintAdapter, VariationalHead
+    from keyhole.distillation.arm import Arm
     from keyhole.distillation.association import Association
-    from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
+    from keyhole.distillation.cohort import Cohort
+    from keyhole.distillation.config import TrainConfig
     from keyhole.distillation.contrast import Contrast
     from keyhole.distillation.evaluation import Accuracy, evaluate
     from keyhole.distillation.experiment import Result, run_cohort
@@ -78,12 +80,10 @@ _HOMES = {
         "HintAdapter",
         "VariationalHead",
     ),
+    "distillation.arm": ("Arm",),
     "distillation.association": ("Association",),
-    "distillation.cohort": (
-        "Arm",
-        "Cohort",
-        "TrainConfig",
-    ),
+    "distillation.cohort": ("Cohort",),
+    "distillation.config": ("TrainConfig",),
     "distillation.contrast": ("Contrast",),
     "distillation.evaluation": (
         "Accuracy",

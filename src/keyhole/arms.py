@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 
 from keyhole.data.splits import Split
-from keyhole.distillation.cohort import Arm, TrainConfig
+from keyhole.distillation.arm import Arm
+from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.matching import match_hints
 from keyhole.distillation.terms import HintPair, parse_terms
 from keyhole.distillation.warmup import warm_up

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from keyhole.data.sources import default_input, open_data
-from keyhole.distillation.cohort import Arm, TrainConfig
+from keyhole.distillation.arm import Arm
+from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.experiment import Result, run_cohort
 from keyhole.distillation.matching import match_hints
 from keyhole.distillation.terms import parse_terms

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from keyhole.data.splits import MemorySplit
-from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
+from keyhole.distillation.arm import Arm
+from keyhole.distillation.cohort import Cohort
+from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.regrouping import regroup
 from keyhole.distillation.terms import HintPair, parse_terms
 from keyhole.distillation.training import Checkpointing, Outcome, fit

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from keyhole.data.splits import MemorySplit
-from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
+from keyhole.distillation.arm import Arm
+from keyhole.distillation.cohort import Cohort
+from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.replay import WARM_UP, Replay
 from keyhole.distillation.teaching import Teaching
 from keyhole.distillation.terms import HintPair, parse_terms

@@ -12,8 +12,10 @@ from torch import nn
 
 from keyhole.data.digits import load_digits
 from keyhole.data.splits import Batch, MemorySplit
+from keyhole.distillation.arm import Arm
 from keyhole.distillation.balance import gradient_scales
-from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
+from keyhole.distillation.cohort import Cohort
+from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.terms import HintPair, Term, View, parse_terms
 from keyhole.distillation.training import Checkpointing, Outcome, fit
 from keyhole.errors import (

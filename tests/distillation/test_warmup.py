@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from keyhole.data.splits import MemorySplit
-from keyhole.distillation.cohort import TrainConfig
+from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.warmup import warm_up
 from keyhole.errors import DivergenceError, SettingError
 from keyhole.models.network import InputSpec, Network, fingerprint

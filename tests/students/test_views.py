@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import pattern_faces
-from keyhole.distillation.cohort import Cohort, TrainConfig
+from keyhole.distillation.cohort import Cohort
+from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.training import Checkpointing, fit
 from keyhole.errors import DataError, SettingError, UnknownNameError
 from keyhole.faces.compact import form_of

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keyhole.arms import ArmPlan
-from keyhole.distillation.cohort import TrainConfig
+from keyhole.distillation.config import TrainConfig
 from keyhole.studies.landscape import (
     CENTERS,
     GUESSES,

@@ -7,7 +7,7 @@ import pytest
 
 from keyhole.arms import ArmMaker, ArmPlan
 from keyhole.data.splits import MemorySplit
-from keyhole.distillation.cohort import TrainConfig
+from keyhole.distillation.config import TrainConfig
 from keyhole.errors import SettingError
 from keyhole.hints.clustering import CLUSTERINGS
 from keyhole.hints.similarity import ALWAYS, METRICS

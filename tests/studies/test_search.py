@@ -12,7 +12,7 @@ import torch
 
 from keyhole.arms import ArmMaker, ArmPlan
 from keyhole.data.sources import Data, default_input, open_data
-from keyhole.distillation.cohort import TrainConfig
+from keyhole.distillation.config import TrainConfig
 from keyhole.errors import DivergenceError, RunError, SettingError
 from keyhole.models.layers import layers
 from keyhole.models.network import Network

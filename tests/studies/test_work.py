@@ -15,7 +15,7 @@ from torch import nn
 
 from keyhole.arms import ArmMaker, ArmPlan
 from keyhole.data.sources import Data, default_input, open_data
-from keyhole.distillation.cohort import TrainConfig
+from keyhole.distillation.config import TrainConfig
 from keyhole.errors import RunError, UnknownNameError
 from keyhole.files import read_tensors
 from keyhole.models.network import Network, count_macs, fingerprint

@@ -14,7 +14,8 @@ from keyhole.errors import SettingError
 
 if TYPE_CHECKING:
     from keyhole.data.sources import Data
-    from keyhole.distillation.cohort import Arm, TrainConfig
+    from keyhole.distillation.arm import Arm
+    from keyhole.distillation.config import TrainConfig
     from keyhole.distillation.experiment import Result
     from keyhole.distillation.group import Group
     from keyhole.models.network import InputSpec, Network
@@ -83,7 +84,7 @@ def train(
     arguments = o.recipe(locals())
     from keyhole.arms import settled_before
     from keyhole.data.sources import open_data
-    from keyhole.distillation.cohort import Arm
+    from keyhole.distillation.arm import Arm
     from keyhole.distillation.group import join_group
     from keyhole.distillation.terms import parse_terms
     from keyhole.runs import open_run

@@ -20,7 +20,7 @@ from keyhole.errors import SettingError
 
 if TYPE_CHECKING:
     from keyhole.data.sources import Data
-    from keyhole.distillation.cohort import TrainConfig
+    from keyhole.distillation.config import TrainConfig
     from keyhole.models.network import InputSpec, Network
 
 _results: ContextVar[Any] = ContextVar("where results are printed")
@@ -72,7 +72,7 @@ class NetworkOptions(InputOptions):
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How to train; the names are those of :class:`keyhole.distillation.cohort.TrainConfig`."""
+    """How to train; the names are those of :class:`keyhole.distillation.config.TrainConfig`."""
 
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 240
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64
@@ -94,7 +94,7 @@ class TrainOptions:
 
     def config(self) -> TrainConfig:
         """Return them checked, in the form of the library."""
-        from keyhole.distillation.cohort import TrainConfig
+        from keyhole.distillation.config import TrainConfig
 
         try:
             milestones = tuple(float(part) for part in self.milestones.split(","))

@@ -12,7 +12,7 @@ from keyhole.cli import options as o
 
 if TYPE_CHECKING:
     from keyhole.arms import ArmPlan
-    from keyhole.distillation.cohort import TrainConfig
+    from keyhole.distillation.config import TrainConfig
     from keyhole.studies.budget import SearchConfig
     from keyhole.studies.plan import Study
     from keyhole.studies.search import Found

@@ -14,7 +14,7 @@ from keyhole.cli import options as o
 from keyhole.errors import DataError, SettingError
 
 if TYPE_CHECKING:
-    from keyhole.distillation.cohort import Arm
+    from keyhole.distillation.arm import Arm
     from keyhole.distillation.training import Outcome
     from keyhole.faces.distributions import Distribution
     from keyhole.students.distilling import StudentPlan

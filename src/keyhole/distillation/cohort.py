@@ -10,178 +10,24 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from keyhole.data.splits import Batch, Split
-from keyhole.distillation.balance import BALANCES
+from keyhole.distillation.arm import Arm, Lesson, check_arms, told_loss
+from keyhole.distillation.config import TrainConfig, make_optimizer
 from keyhole.distillation.group import ALONE, Group
 from keyhole.distillation.learner import Learner, draws_random_numbers, under
 from keyhole.distillation.replay import Replay
-from keyhole.distillation.teaching import TEACHER_PARTS, Answer, Keep, Teaching
-from keyhole.distillation.terms import TERMS, HintPair, Setting, Term, build_term, check_terms
+from keyhole.distillation.teaching import TEACHER_PARTS, Keep, Teaching
+from keyhole.distillation.terms import TERMS, HintPair, Setting, Term, build_term
 from keyhole.errors import SettingError, WeightsError, unknown_name
 from keyhole.models.layers import Tapped, layers
-from keyhole.models.network import InputSpec, Network
-from keyhole.models.zoo import build
-from keyhole.runtime import allow_compiled_copies, check_precision, choose_device, choose_precision
-
-SCHEDULES = ("step", "cosine")
-OPTIMIZERS = ("sgd", "adamw")
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "several numbers"}
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train; the defaults are those of the published CIFAR-100 comparisons.
-
-    Attributes:
-        epochs: Passes over the training images.
-        batch_size: Images a step.
-        lr: Learning rate at the start (after the warm-up).
-        momentum: Of stochastic gradient descent; with ``adamw`` the decay of the mean gradient.
-        nesterov: Use Nesterov's form.
-        weight_decay: L2 penalty on all weights; with ``adamw`` decoupled from the gradient.
-        schedule: ``step`` multiplies by 0.1 at the milestones; ``cosine`` falls to 0 in every step.
-        milestones: Fractions of the epochs.
-        warmup_epochs: The rate rises linearly over so many epochs first.
-        augment: Pad, crop and flip.
-        seed: Fixes initialization, order and augmentation.
-        precision: ``bf16`` autocast, ``fp32``, or ``auto``: the faster one here.
-        compile: ``auto`` compiles in long runs what pays: the frozen teacher, and on a GPU the students as well; ``on``
-            compiles all of them always, and on a GPU also records their step as a CUDA graph; or ``off``.
-        device: ``auto``, ``cpu``, ``cuda``.
-        optimizer: ``sgd``, or ``adamw`` (https://arxiv.org/abs/1711.05101), which networks without batch norm need,
-            such as those of an OpenVINO IR.
-    """
-
-    epochs: int
-    batch_size: int = 64
-    lr: float = 0.05
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 5e-4
-    schedule: str = "step"
-    milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
-    warmup_epochs: float = 0.0
-    augment: bool = True
-    seed: int = 0
-    precision: str = "auto"
-    compile: str = "auto"
-    device: str = "auto"
-    optimizer: str = "sgd"
-
-    def __post_init__(self) -> None:
-        """Check kinds and ranges, naming the setting."""
-        for name, value in vars(self).items():
-            default = type(self).__dataclass_fields__[name].default
-            kind = int if name == "epochs" else type(default)
-            if not isinstance(value, (int, float) if kind is float else kind) or (
-                isinstance(value, bool) and kind is not bool
-            ):
-                raise SettingError(f"{name} is {value!r}; expected {_KINDS[kind]}.")
-        if self.schedule not in SCHEDULES:
-            raise unknown_name("schedule", self.schedule, SCHEDULES)
-        zero = ("lr", "momentum", "weight_decay", "warmup_epochs", "seed")
-        for name, low in (("epochs", 1), ("batch_size", 1), *((name, 0) for name in zero)):
-            value = getattr(self, name)
-            if not low <= value < (2**63 if isinstance(value, int) else math.inf):  # nor NaN
-                raise SettingError(f"{name} is {value}; expected a number >= {low} and below 2^63.")
-        if not all(0 <= fraction <= 1 for fraction in self.milestones):
-            raise SettingError(f"milestones are {self.milestones}; expected fractions of the epochs, 0 to 1.")
-        self._check_optimizer()
-        check_precision(self.precision)
-        if self.compile not in ("auto", "on", "off"):
-            raise SettingError(f"compile is {self.compile!r}; expected auto, on or off.")
-
-    def _check_optimizer(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
-        if self.nesterov and (not self.momentum or self.optimizer != "sgd"):
-            raise SettingError("nesterov needs sgd with a momentum above 0; leave it out, or change those.")
-        if self.optimizer == "adamw" and not self.momentum < 1:
-            raise SettingError(f"momentum is {self.momentum}; adamw expects a number below 1.")
-
-    def rate(self, epoch: float) -> float:
-        """Return the learning rate after so many epochs (a fraction counts).
-
-        Example:
-            >>> config = TrainConfig(epochs=240)
-            >>> [round(config.rate(epoch), 7) for epoch in (0, 149, 150, 180, 210)]
-            [0.05, 0.05, 0.005, 0.0005, 5e-05]
-        """
-        if epoch < self.warmup_epochs:
-            return self.lr * (epoch + 1e-3) / (self.warmup_epochs + 1e-3)
-        if self.schedule == "cosine":
-            done = (epoch - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1e-9)
-            return 0.5 * self.lr * (1 + math.cos(math.pi * min(done, 1.0)))
-        passed = sum(int(epoch) >= round(fraction * self.epochs) for fraction in self.milestones)
-        return float(self.lr * 0.1**passed)
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One member of a cohort: what is trained, and on what.
-
-    Attributes:
-        name: How it is called in tables.
-        student: Name of the network (see :func:`keyhole.models.zoo.build`).
-        input: Size and normalization that the student expects; it gets the teacher's view, resized.
-        terms: The terms of its loss.
-        hints: Which of its layers learn from which layers of the teacher.
-        balance: ``weights`` takes the terms as they are; ``gradients`` first scales each so that its gradient in the
-            student's weights is as large as that of the first term, so that weights tell how hard each one pulls.
-        start: Weights that it begins with; None draws them.
-    """
-
-    name: str
-    student: str
-    input: InputSpec
-    terms: tuple[Term, ...]
-    hints: tuple[HintPair, ...] = ()
-    balance: str = "weights"
-    start: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Check the name of the balance."""
-        if self.balance not in BALANCES:
-            raise unknown_name("balance", self.balance, BALANCES)
-
-    def build(self, classes: int) -> Network:
-        """Return the student as it is before any step; random weights are drawn from the global state."""
-        return build(self.student, classes=classes, input=self.input, weights=self.start)
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """A batch as each network sees it, and the teacher's answer.
-
-    Attributes:
-        batch: The batch.
-        views: Its images, prepared, by what a network expects.
-        taught: The teacher's logits and features; None without a teacher.
-    """
-
-    batch: Batch
-    views: Mapping[InputSpec, Tensor]
-    taught: Answer | None
-
-    def tensors(self) -> list[Tensor]:
-        """Return all tensors that a learner may look at, in an order of their own."""
-        answer = [] if self.taught is None else [self.taught[0], *self.taught[1].values()]
-        return [self.batch.images, self.batch.labels, self.batch.indices, *self.views.values(), *answer]
-
-    def of(self, tensors: Sequence[Tensor]) -> Lesson:
-        """Return a lesson of the same form that holds these tensors."""
-        left = iter(tensors)
-        batch = Batch(next(left), next(left), next(left))
-        views = {spec: next(left) for spec in self.views}
-        taught = None if self.taught is None else (next(left), {name: next(left) for name in self.taught[1]})
-        return Lesson(batch, views, taught)
+from keyhole.models.network import Network
+from keyhole.runtime import allow_compiled_copies, choose_device, choose_precision
 
 
 class Cohort:
@@ -212,7 +58,7 @@ class Cohort:
         group: Group = ALONE,
         keep: Keep | None = None,
     ) -> None:
-        _check_arms(arms, teacher=teacher is not None, processes=group.count)
+        check_arms(arms, teacher=teacher is not None, processes=group.count)
         self.group = group
         self.device = group.device or choose_device(config.device)
         precision = group.told(lambda: choose_precision(config.precision, self.device))
@@ -292,7 +138,7 @@ class Cohort:
         parameters = [*network.module.parameters(), *terms.parameters()]
         if not parameters:
             raise SettingError(f"{arm.student} has no parameters to train. Take another student.")
-        optimizer = _optimizer(parameters, self.config, fused=self.device.type == "cuda")
+        optimizer = make_optimizer(parameters, self.config, fused=self.device.type == "cuda")
         tapped = Tapped(network.module, names)
         if self._compiles:
             allow_compiled_copies()
@@ -441,7 +287,7 @@ class Cohort:
             tensors |= {f"{i}.{name}": tensor for name, tensor in own.items()}
             values.append(kept)
         names = [learner.arm.name for learner in self.learners]
-        losses = [_told_loss(learner.arm) for learner in self.learners]
+        losses = [told_loss(learner.arm) for learner in self.learners]
         return tensors, {"arms": names, "losses": losses, "learners": values, "dropped": self.dropped}
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -456,7 +302,7 @@ class Cohort:
         if values.get("arms") != names:
             raise WeightsError(f"The checkpoint holds the arms {values.get('arms')}, expected {names}.")
         for learner, old in zip(self.learners, values.get("losses", ()), strict=False):
-            if old != (new := _told_loss(learner.arm)):
+            if old != (new := told_loss(learner.arm)):
                 raise WeightsError(
                     f"The checkpoint's arm {learner.arm.name} learned by {old}, not by {new}. Start anew."
                 )
@@ -466,49 +312,6 @@ class Cohort:
         self._replay = None
         for i, learner in enumerate(self.learners):
             learner.restore(under(tensors, f"{i}."), values["learners"][i])
-
-
-def _optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig, *, fused: bool) -> torch.optim.Optimizer:
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(
-            parameters,
-            lr=config.lr,
-            betas=(config.momentum, 0.999),
-            weight_decay=config.weight_decay,
-            fused=fused or None,
-            capturable=fused,
-        )
-    return torch.optim.SGD(
-        parameters,
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-        fused=fused or None,
-    )
-
-
-def _check_arms(arms: Sequence[Arm], *, teacher: bool, processes: int) -> None:
-    names = [arm.name for arm in arms]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise SettingError(f"Two arms are called {twice!r}; give each a name of its own.")
-    for arm in arms:
-        check_terms(arm.terms, teacher=teacher, hints=bool(arm.hints))
-        kept = next((term.name for term in arm.terms if TERMS[term.name].last), None)
-        if processes > 1 and kept is not None:
-            raise SettingError(
-                f"Arm {arm.name}: term {kept} keeps a memory of all images, which one process must fill. "
-                "Leave the term out, or run without torchrun."
-            )
-
-
-def _told_loss(arm: Arm) -> str:
-    """Return terms and hints in one line; two arms with the same line learn the same."""
-    terms = " + ".join(f"{term.weight:g} {term.name} {term.temperature or ''}".rstrip() for term in arm.terms)
-    balanced_by = f"; balance by {arm.balance}" if arm.balance != "weights" else ""
-    weights = ["" if pair.weight == 1 else f" times {pair.weight:g}" for pair in arm.hints]
-    pairs = (f"; {pair.teacher} -> {pair.student}{told}" for pair, told in zip(arm.hints, weights, strict=True))
-    return terms + "".join(pairs) + balanced_by
 
 
 def channels_of(network: Network, names: Sequence[str]) -> dict[str, int]:

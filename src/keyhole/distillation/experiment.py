@@ -10,7 +10,9 @@ from typing import Any
 
 from keyhole.data.sources import Data
 from keyhole.data.splits import hold_out
-from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
+from keyhole.distillation.arm import Arm
+from keyhole.distillation.cohort import Cohort
+from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.evaluation import Accuracy, evaluate
 from keyhole.distillation.group import ALONE, Group
 from keyhole.distillation.training import Checkpointing, Outcome, fit

@@ -6,11 +6,12 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from keyhole.distillation.arm import Arm, Lesson
 from keyhole.distillation.balance import BALANCE_EVERY, gradient_scales
 from keyhole.distillation.contrast import Contrast
 from keyhole.distillation.group import Group
@@ -20,9 +21,6 @@ from keyhole.models.layers import Tapped
 from keyhole.models.network import Network
 from keyhole.models.zoo import fill
 from keyhole.runtime import autocast
-
-if TYPE_CHECKING:
-    from keyhole.distillation.cohort import Arm, Lesson
 
 # what an optimizer keeps of each weight, and how it is called in a checkpoint
 _MOMENTA = {"momentum_buffer": "momentum", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "step": "steps_of"}

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from keyhole.data.splits import Share, Split
-from keyhole.distillation.cohort import Arm, Cohort
+from keyhole.distillation.arm import Arm
+from keyhole.distillation.cohort import Cohort
 from keyhole.distillation.evaluation import evaluate
 from keyhole.distillation.learner import Learner
 from keyhole.distillation.terms import TERMS
@@ -292,9 +293,7 @@ def _restore(
     other = [name for name in wanted if name not in _OF_MACHINE and made.get(name) != wanted[name]]
     if other:
         was, now = (", ".join(f"{name} {of.get(name)}" for name in other) for of in (made, wanted))
-        raise RunError(
-            f"{checkpointing.path} was made with {was}, not with {now}. Use the old settings or start anew."
-        )
+        raise RunError(f"{checkpointing.path} was made with {was}, not with {now}. Use the old settings or start anew.")
     cohort.restore(tensors, values)
     sums = values.get("sums", []) if cohort.group.count > 1 else []
     return int(values["epoch"]), int(values["step"]), float(values["seconds"]), sums

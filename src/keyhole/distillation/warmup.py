@@ -5,7 +5,9 @@ from __future__ import annotations
 from itertools import islice
 
 from keyhole.data.splits import Split
-from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
+from keyhole.distillation.arm import Arm
+from keyhole.distillation.cohort import Cohort
+from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.terms import parse_terms
 from keyhole.errors import DivergenceError, SettingError
 from keyhole.models.network import InputSpec, Network

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
-from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
+from keyhole.distillation.arm import Arm
+from keyhole.distillation.cohort import Cohort
+from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.matching import match_hints
 from keyhole.distillation.teaching import Keep
 from keyhole.distillation.terms import TERMS, HintPair, parse_terms

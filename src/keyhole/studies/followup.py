@@ -33,7 +33,7 @@ def fresh_study(
         seeds: How many fresh seeds.
 
     Example:
-        >>> from keyhole.distillation.cohort import TrainConfig
+        >>> from keyhole.distillation.config import TrainConfig
         >>> old = Study("resnet20", None, "digits", None, TrainConfig(epochs=1), (0, 1), 100, 4, ())
         >>> new = fresh_study(old, ArmPlan(terms="ce,kd,hint"), {"searched": ("layer1.0", "layer3.0")})
         >>> new.seeds, [(arm.name, arm.terms) for arm in new.arms]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from keyhole.arms import ArmPlan, parse_count, read_arm, settled_before
-from keyhole.distillation.cohort import TrainConfig
+from keyhole.distillation.config import TrainConfig
 from keyhole.errors import DataError, SettingError, unknown_name
 from keyhole.files import read_toml, sha256
 

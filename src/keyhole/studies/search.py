@@ -14,7 +14,9 @@ from typing import Any
 from keyhole.arms import ArmMaker, ArmPlan, parse_count, settled_before
 from keyhole.data.sources import Data
 from keyhole.data.splits import Split, hold_out
-from keyhole.distillation.cohort import Arm, Cohort, TrainConfig
+from keyhole.distillation.arm import Arm
+from keyhole.distillation.cohort import Cohort
+from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.experiment import percent
 from keyhole.distillation.regrouping import regroup
 from keyhole.distillation.training import Checkpointing, fit

@@ -15,7 +15,8 @@ from typing import Any
 from keyhole.arms import ArmMaker
 from keyhole.data.sources import Data
 from keyhole.data.splits import Split, hold_out
-from keyhole.distillation.cohort import Arm, Cohort
+from keyhole.distillation.arm import Arm
+from keyhole.distillation.cohort import Cohort
 from keyhole.distillation.experiment import Result, percent, run_cohort
 from keyhole.errors import RunError, SettingError
 from keyhole.files import read_json, write_json
