@@ -378,7 +378,7 @@ def _pairwise_hsic(rows: Sequence[Tensor], widths: Sequence[float]) -> Float[Ten
     kernels = torch.stack([gaussian_kernel(row, width) for row, width in zip(rows, widths, strict=True)])
     kernels.diagonal(dim1=1, dim2=2).zero_()
     flat = kernels.flatten(1).double()
-    totals = kernels.double().sum(2)
+    totals = flat.reshape(-1, n, n).sum(2)
     sums = totals.sum(1)
     mean = torch.outer(sums, sums) / ((n - 1) * (n - 2))
     return (flat @ flat.T + mean - 2 / (n - 2) * (totals @ totals.T)) / (n * (n - 3))

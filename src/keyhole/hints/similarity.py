@@ -23,6 +23,7 @@ SVCCA_VARIANCE = 0.99
 LEAST_IMAGES = {"debiased_cka": 4, "rbf_cka": 4}  # of the others: 2
 
 _WORKING_BYTES = 128 << 20  # of one intermediate; several stand at a time
+_ROWS = 128  # channels of a group of layers, at least, whose products are made together: a matrix product needs as many
 
 
 def similarity(
@@ -87,23 +88,33 @@ def similarities(
     others = [metric for metric in metrics if metric != "rbf_cka"]
     if not others:
         return found
-    layers = len(moments.names)
+    groups = _groups(moments.starts)
     widths = np.diff(moments.starts)
     # whitening matrices of one part are kept for all layers at once
     at_once = max(1, int(2 * _WORKING_BYTES / (8 * float(np.square(widths.astype(float)).sum()))))
     chunks = [parts[first : first + at_once] for first in range(0, len(parts), at_once)]
-    work = ((chunk, layer) for chunk in chunks for layer in range(layers))
+    work = ((chunk, group) for chunk in chunks for group in groups)
     done: list[dict[str, np.ndarray]] = []
     run: _Run | None = None
-    for chunk, layer in progress(work, label="similarity", total=len(chunks) * layers):
-        if layer == 0:
+    for chunk, group in progress(work, label="similarity", total=len(chunks) * len(groups)):
+        if group is groups[0]:
             run = _Run(moments, chunk.double(), others)
-        assert run is not None, "the first layer of a chunk comes first"
-        run.add_row(layer)
-        if layer == layers - 1:
+        assert run is not None, "the first layers of a chunk come first"
+        run.add_rows(group)
+        if group is groups[-1]:
             done.append(run.finish())
     found |= {metric: np.concatenate([each[metric] for each in done]) for metric in others}
     return {metric: found[metric] for metric in metrics}
+
+
+def _groups(starts: Sequence[int]) -> list[range]:
+    """Return layers in groups of neighbors, each just wide enough."""
+    groups, first = [], 0
+    for last in range(1, len(starts)):
+        if starts[last] - starts[first] >= _ROWS or last == len(starts) - 1:
+            groups.append(range(first, last))
+            first = last
+    return groups
 
 
 def _check(moments: Moments, metrics: Sequence[str], parts: Bool[Tensor, "s b"]) -> None:
@@ -134,25 +145,29 @@ class _Run:
         self.own: list[Tensor] = []
         if {"r2_cca", "svcca", "pwcca"} & set(metrics):
             for layer in range(layers):
-                own = _nothing_if_constant(self._covariances(layer, layer, layer + 1)[0], self.squares[:, layer])
+                ((own,),) = self._covariances(range(layer, layer + 1), range(layer, layer + 1))
+                own = _nothing_if_constant(own, self.squares[:, layer])
                 self.white.append(whitening(own))
                 if "svcca" in metrics:
                     self.strong.append(strongest(self.white[-1], own, SVCCA_VARIANCE))
                 if "pwcca" in metrics:
                     self.own.append(own)
 
-    def add_row(self, i: int) -> None:
-        layers = len(self.moments.names)
-        first = i
-        while first < layers:
-            last = self._reach(i, first)
-            for offset, covariance in enumerate(self._covariances(i, first, last)):
-                j = first + offset
-                if i == j:
-                    covariance = _nothing_if_constant(covariance, self.squares[:, i])
-                for metric, values in self.values.items():
-                    values[:, i, j] = values[:, j, i] = self._value(metric, i, j, covariance)
-            first = last
+    def add_rows(self, group: range) -> None:
+        first = group.start
+        while first < len(self.moments.names):
+            columns = range(first, self._reach(group, first))
+            for i, row in zip(group, self._covariances(group, columns), strict=True):
+                for j, covariance in zip(columns, row, strict=True):
+                    if j >= i:
+                        self._add(i, j, covariance)
+            first = columns.stop
+
+    def _add(self, i: int, j: int, covariance: Float[Tensor, "s p q"]) -> None:
+        if i == j:
+            covariance = _nothing_if_constant(covariance, self.squares[:, i])
+        for metric, values in self.values.items():
+            values[:, i, j] = values[:, j, i] = self._value(metric, i, j, covariance)
 
     def finish(self) -> dict[str, Float[np.ndarray, "s l l"]]:
         return {metric: self._scaled(metric, values) for metric, values in self.values.items()}
@@ -215,23 +230,25 @@ class _Run:
         dots = dots + len_i * raw_j - 2 * len_i * n * len_j + n * len_i * len_j
         return dots, raw_i - n * len_i, raw_j - n * len_j
 
-    def _reach(self, i: int, first: int) -> int:
+    def _reach(self, group: range, first: int) -> int:
+        """Return the layer after the last one whose products with a group fit into the working memory."""
         starts = self.moments.starts
-        rows = starts[i + 1] - starts[i]
+        rows = starts[group.stop] - starts[group.start]
         per_channel = rows * 8 * max(len(self.parts), len(self.moments.counts))
         last = first + 1
         while last < len(self.moments.names) and (starts[last + 1] - starts[first]) * per_channel <= _WORKING_BYTES:
             last += 1
         return last
 
-    def _covariances(self, i: int, first: int, last: int) -> list[Float[Tensor, "s p q"]]:
-        """Return the centered sums of products of layer i with each of layers first to last - 1."""
+    def _covariances(self, group: range, others: range) -> list[tuple[Float[Tensor, "s p q"], ...]]:
+        """Return the centered sums of products of each layer of a group with each of others, row by row."""
         starts = self.moments.starts
-        columns = slice(starts[first], starts[last])
-        raw = self.moments.products.between(self.moments.channels(i), columns, self.parts)
-        mean = self.sums[:, self.moments.channels(i)] / self.counts[:, None]
+        rows, columns = (slice(starts[layers.start], starts[layers.stop]) for layers in (group, others))
+        raw = self.moments.products.between(rows, columns, self.parts)
+        mean = self.sums[:, rows] / self.counts[:, None]
         raw = raw - mean[:, :, None] * self.sums[:, None, columns]
-        return list(torch.split(raw, [starts[j + 1] - starts[j] for j in range(first, last)], dim=2))
+        heights, widths = ([starts[k + 1] - starts[k] for k in layers] for layers in (group, others))
+        return [torch.split(row, widths, dim=2) for row in torch.split(raw, heights, dim=1)]
 
 
 def _nothing_if_constant(covariance: Float[Tensor, "s p p"], squares: Float[Tensor, " s"]) -> Float[Tensor, "s p p"]:
