@@ -140,6 +140,30 @@ def test_a_clip_is_followed_from_frames_to_names(shared: Path, tmp_path: Path) -
     assert "No folder or archive nowhere.gif" in faces("frames", "nowhere.gif", *command[2:-1], tmp_path / "no").err
 
 
+def test_people_of_a_test_are_kept_out_of_training(tmp_path: Path) -> None:
+    for person in range(8):
+        for photo in (1, 2):
+            pattern_faces.write(tmp_path / "lfw" / f"p{person}" / f"p{person}_{photo:04d}.png", person, photo)
+    pairs = ["2 1", "p0 1 2", "p0 1 p1 1", "p2 1 2", "p2 1 p3 1"]
+    (tmp_path / "lfw" / "pairs.txt").write_text("\n".join(pairs) + "\n")
+    for name, person in (("known", 2), ("other", 40)):
+        pattern_faces.write(tmp_path / "more" / f"{name}.png", person, 7)
+    command = (
+        "distill", "--teacher", "pattern_faces:reader", "--faces", tmp_path / "lfw", "--faces", tmp_path / "more",
+        "--student", "compact-24-s", "--terms", "margin", "--epochs", 1, "--batch-size", 7, "--device", "cpu",
+    )  # fmt: skip
+    apart = ("--apart", tmp_path / "lfw", "--apart-folds", "2")
+    found = faces(*command, *apart, "--out", tmp_path / "run", "--json")
+    told = found.json["apart"]
+    assert (found.json["faces"], found.json["people"]) == (13, 7)
+    assert (told["people"], told["left_out_by_face"], told["score"]) == (2, 1, 0.5)
+    assert -1 <= told["highest_score"] < 0.5
+    assert "2 people are apart; 1 more by their faces, the closest who stayed has " in found.err
+    bad = faces(*command, "--apart-folds", "2", "--out", tmp_path / "bad")
+    assert bad.code == 1
+    assert "name those as well" in bad.err
+
+
 def test_a_student_is_taught_kept_and_used(closed: Path, tmp_path: Path) -> None:
     """From a teacher of our own form to a student that evaluates like any model; a killed run would go on."""
     torch.manual_seed(0)

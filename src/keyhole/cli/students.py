@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from keyhole.cli import face_options as f
 from keyhole.cli import options as o
 from keyhole.errors import DataError, SettingError
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from keyhole.distillation.arm import Arm
     from keyhole.distillation.training import Outcome
     from keyhole.faces.distributions import Distribution
+    from keyhole.students.apart import Apart
     from keyhole.students.distilling import StudentPlan
     from keyhole.students.teachers import FaceTeacher
     from keyhole.students.views import FaceViews
@@ -60,8 +62,28 @@ class FacesOptions:
     ]
     degrade: Annotated[str, typer.Option(help="What students see: a distribution of sizes and a camera.")] = _CAMERA
     people: Annotated[Path | None, typer.Option(help="File with the people to train on, one name a line.")] = None
+    apart: Annotated[
+        Path | None,
+        typer.Option(help="Faces of a test: nobody of them is trained on, known by name or by the teacher."),
+    ] = None
+    apart_folds: Annotated[
+        str | None, typer.Option(help="Only the people in these folds of its pairs.txt, such as 7,8,9,10.")
+    ] = None
+    apart_score: Annotated[
+        float, typer.Option(help="From what cosine of the teacher's embeddings on somebody is one of them.")
+    ] = 0.5
     per_person: Annotated[int | None, typer.Option(min=1, help="Pictures of a person at most.")] = None
     blends: Annotated[int, typer.Option(min=0, help="So many faces more, each a blend of two.")] = 0
+
+    def set_apart(self) -> Apart | None:
+        """Return the faces of a test, where there are some."""
+        from keyhole.students.apart import Apart
+
+        if self.apart is None:
+            if self.apart_folds is not None:
+                raise SettingError("--apart-folds are of the faces of --apart; name those as well.")
+            return None
+        return Apart(self.apart, f.integers("--apart-folds", self.apart_folds), self.apart_score)
 
 
 @dataclass(frozen=True)
@@ -113,7 +135,7 @@ def distill(
     config = replace(config, precision=told["precision"])
     with open_run(out, "faces distill", told, resume=resume) as run:
         opened = load_teacher(teacher)
-        read = _read(given, plans, opened, camera)
+        read, apart = _read(given, plans, opened, camera, device=config.device)
         o.note(f"{len(read)} faces of {len(read.classes)} people")
         arms = [
             plan_arm(
@@ -133,13 +155,14 @@ def distill(
         outcomes = learn(arms, opened, read, config, checkpointing=keep, progress=o.progress_bar(), log=log)
         about = {
             "teacher": opened.sha256, "degrade": given.degrade, "faces": len(read), "people": len(read.classes),
+            **({"apart": apart} if apart else {}),
             **{key: value for key, value in vars(config).items() if key not in ("device", "compile")},
         }  # fmt: skip
         kept = [
             _keep(outcome, run.path if len(outcomes) == 1 else run.path / str(number), opened, about)
             for number, outcome in enumerate(outcomes)
         ]
-        value = {"teacher": teacher, "faces": len(read), "people": len(read.classes), "arms": kept}
+        value = {"teacher": teacher, "faces": len(read), "people": len(read.classes), "apart": apart, "arms": kept}
         write_text(run.path / "report.html", students_page(value))
         write_json(run.path / "result.json", value)
         run.checkpoint.unlink(missing_ok=True)
@@ -147,23 +170,40 @@ def distill(
     o.emit(value, "\n".join([*lines, f"Report: {out / 'report.html'}"]), as_json=json)
 
 
-def _read(given: FacesOptions, plans: Sequence[StudentPlan], teacher: FaceTeacher, camera: Distribution) -> FaceViews:
-    """Return the faces as the teacher and the students of a cohort see them."""
+def _read(
+    given: FacesOptions, plans: Sequence[StudentPlan], teacher: FaceTeacher, camera: Distribution, *, device: str
+) -> tuple[FaceViews, dict[str, Any] | None]:
+    """Return the faces as the teacher and the students of a cohort see them, and who was left out for a test."""
+    from keyhole.runtime import choose_device
+    from keyhole.students.apart import leave_out, people_apart
     from keyhole.students.distilling import student_network
     from keyhole.students.views import read_faces
 
     seen = [student_network(plan.student)[1] for plan in plans]
     if len({(how.size_px, how.template, how.margin) for how in seen}) > 1:
         raise SettingError("Students of one cohort see one form of crops; the sizes or templates of these differ.")
-    return read_faces(
+    apart = given.set_apart()
+    people = people_apart(apart) if apart else None
+    read = read_faces(
         given.faces,
         shown=teacher.preparation,
         seen=seen[0],
         camera=camera,
         keep=read_people(given.people),
+        leave=people.apart if people else (),
         per_person=given.per_person,
         progress=o.progress_bar(),
     )
+    if apart is None or people is None:
+        return read, None
+    read, found = leave_out(read, apart, people, teacher, device=choose_device(device), progress=o.progress_bar())
+    told = {
+        "people": len(people.apart), "left_out_by_face": len(found.people), "score": apart.score,
+        "highest_score": found.highest,
+    }  # fmt: skip
+    closest = "" if found.highest is None else f", the closest who stayed has {found.highest:.2f}"
+    o.note(f"{len(people.apart)} people are apart; {len(found.people)} more by their faces{closest}")
+    return read, told
 
 
 def _keep(outcome: Outcome, folder: Path, teacher: FaceTeacher, about: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -183,6 +183,7 @@ def read_faces(
     seen: Preparation,
     camera: Distribution,
     keep: Sequence[str] | None = None,
+    leave: Collection[str] = (),
     per_person: int | None = None,
     flip: bool = True,
     progress: Progress = silent,
@@ -196,6 +197,7 @@ def read_faces(
         seen: What the students take.
         camera: What the students see of a face.
         keep: Names of the people to take; None takes all.
+        leave: Names of people to leave out, also of those to take.
         per_person: At most so many pictures of a person and root, the first ones by name; None takes all.
         flip: Mirror half of the images.
         progress: Wraps the loop.
@@ -210,9 +212,9 @@ def read_faces(
                 "template."
             )
     wanted = None if keep is None else set(keep)
-    albums = [_Listed.of(root, wanted, per_person) for root in ([roots] if isinstance(roots, Path) else roots)]
+    albums = [_Listed.of(root, wanted, leave, per_person) for root in ([roots] if isinstance(roots, Path) else roots)]
     people = [person for album in albums for person in album.people.values()]
-    lacking = sorted((wanted or set()) - set(people))
+    lacking = sorted((wanted or set()) - set(people) - set(leave))
     if lacking or not people:
         told = f"no picture of {len(lacking)} of the people asked for: {lacking[0]}" if lacking else "no picture"
         where = " and ".join(str(album.root) for album in albums)
@@ -247,12 +249,12 @@ class _Listed:
     people: dict[str, str]
 
     @classmethod
-    def of(cls, root: Path, wanted: set[str] | None, most: int | None) -> _Listed:
+    def of(cls, root: Path, wanted: set[str] | None, leave: Collection[str], most: int | None) -> _Listed:
         with open_album(root) as album:
             found = people_of(album.pictures())
         taken: dict[str, list[str]] = {}
         for name in sorted(found):
-            if wanted is None or found[name] in wanted:
+            if (wanted is None or found[name] in wanted) and found[name] not in leave:
                 taken.setdefault(found[name], []).append(name)
         return cls(root, {name: person for person, names in taken.items() for name in names[:most]})
 

@@ -93,6 +93,26 @@ def read(
     )
 
 
+def people_in(root: Path, folds: Sequence[int], *, pairs: Path | None = None) -> frozenset[str]:
+    """Return who is shown in the pairs of some folds; in LFW nobody is in the pairs of two folds.
+
+    Args:
+        root: As in :func:`read`.
+        folds: The folds, from 1.
+        pairs: The official ``pairs.txt``; None: the one under or beside the root.
+
+    Raises:
+        SettingError: A fold that there is not, or none.
+        DataError: ``pairs.txt`` is missing or not of its official form.
+    """
+    with open_album(root) as album:
+        lines, _ = _pairs(*_pairs_text(album, pairs))
+    every = {line.fold for line in lines}
+    if not folds or not set(folds) <= every:
+        raise SettingError(f"LFW: folds {sorted(folds)} asked for, expected some of 1 to {max(every)}.")
+    return frozenset(person for line in lines if line.fold in folds for person, _ in (line.first, line.second))
+
+
 def _pairs_text(album: Album, pairs: Path | None) -> tuple[str, str]:
     """Return the text of the list of pairs, and where it was found."""
     inside = [name for name in album.names() if PurePosixPath(name).name == "pairs.txt"]

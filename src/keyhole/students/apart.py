@@ -1,0 +1,156 @@
+"""People that a test will show, kept out of training: by their names, and by their faces where names say nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from keyhole.errors import SettingError
+from keyhole.faces.albums import open_album
+from keyhole.faces.protocols import lfw
+from keyhole.models.frozen import freeze
+from keyhole.progress import Progress, silent
+from keyhole.students.teachers import FaceTeacher
+from keyhole.students.views import FaceViews, people_of, read_faces
+
+_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Faces of a test.
+
+    Attributes:
+        root: Folder or zip of ``PERSON/*.jpg``, aligned 112 crops.
+        folds: Folds of the ``pairs.txt`` in or beside it whose people are apart; None: everybody of the album is.
+        score: From what cosine of the teacher's embeddings on a face counts as one of these people.
+    """
+
+    root: Path
+    folds: tuple[int, ...] | None = None
+    score: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check the range of the score."""
+        if not -1 <= self.score <= 1:
+            raise SettingError(f"The score of people apart is {self.score}; expected a cosine, -1 to 1.")
+
+
+@dataclass(frozen=True)
+class People:
+    """Who is apart, by name.
+
+    Attributes:
+        apart: Who may not be trained on.
+        known: All names of the album: who bears another of these names is someone else.
+    """
+
+    apart: frozenset[str]
+    known: frozenset[str]
+
+
+def people_apart(apart: Apart) -> People:
+    """Return the names of the people that a test will show.
+
+    Raises:
+        SettingError: There is no such fold.
+        DataError: The album or its ``pairs.txt`` cannot be read.
+    """
+    with open_album(apart.root) as album:
+        known = frozenset(people_of(album.pictures()).values())
+    chosen = known if apart.folds is None else lfw.people_in(apart.root, apart.folds)
+    return People(chosen, known)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Who was left out, by face.
+
+    Attributes:
+        people: Their names.
+        highest: The highest score of somebody who stayed; None where nobody was compared.
+    """
+
+    people: tuple[str, ...]
+    highest: float | None
+
+
+def leave_out(
+    faces: FaceViews,
+    apart: Apart,
+    people: People,
+    teacher: FaceTeacher,
+    *,
+    device: torch.device | None = None,
+    progress: Progress = silent,
+) -> tuple[FaceViews, Found]:
+    """Return the faces without people whom the teacher finds among those apart, and who that was.
+
+    Compared are people whose names the album does not have; those that it has were told apart by name already. One
+    picture of somebody that is like one picture of somebody apart takes all pictures of the person out.
+
+    Args:
+        faces: The training faces, without the people who are apart by name.
+        apart: The faces of the test.
+        people: Of :func:`people_apart`.
+        teacher: Whose embeddings are compared.
+        device: Where to embed.
+        progress: Wraps the batches.
+
+    Raises:
+        DataError: A picture of the album cannot be read.
+    """
+    strangers = [k for k, name in enumerate(faces.classes) if name not in people.known]
+    rows = torch.isin(faces.labels, torch.tensor(strangers, dtype=torch.int64)).nonzero().flatten()
+    if not len(rows):
+        return faces, Found((), None)
+    shown = faces.shown
+    test = read_faces(
+        apart.root, shown=shown, seen=shown, camera=faces.camera, keep=sorted(people.apart), progress=progress
+    )
+    gallery, probes = (
+        _embeddings(views, teacher, device or torch.device("cpu"), progress) for views in (test, faces.subset(rows))
+    )
+    best = torch.cat([(part @ gallery.T).amax(1) for part in torch.split(probes, _AT_ONCE)])
+    found = set(faces.labels[rows[best >= apart.score]].tolist())
+    stayed = best[torch.tensor([label not in found for label in faces.labels[rows].tolist()])]
+    return (
+        without(faces, found),
+        Found(tuple(faces.classes[k] for k in sorted(found)), float(stayed.max()) if len(stayed) else None),
+    )
+
+
+def without(faces: FaceViews, people: Collection[int]) -> FaceViews:
+    """Return the faces of all people but some, given by position in ``classes``; those who stay are counted anew."""
+    if not people:
+        return faces
+    stay = [k for k in range(len(faces.classes)) if k not in people]
+    place = torch.full((len(faces.classes),), -1)
+    place[torch.tensor(stay, dtype=torch.int64)] = torch.arange(len(stay))
+    rows = (place[faces.labels] >= 0).nonzero().flatten()
+    return replace(
+        faces,
+        crops=faces.crops[rows],
+        labels=place[faces.labels[rows]],
+        indices=torch.arange(len(rows)),
+        classes=tuple(faces.classes[k] for k in stay),
+    )
+
+
+@torch.no_grad()
+def _embeddings(
+    faces: FaceViews, teacher: FaceTeacher, device: torch.device, progress: Progress
+) -> Float[Tensor, "n d"]:
+    network = teacher.network
+    module = freeze(network, device=device)
+    batches = faces.to(device).batches(_AT_ONCE)
+    found = [
+        module(network.input.prepare(batch.images))[0].cpu()
+        for batch in progress(batches, label="embed faces", total=-(-len(faces) // _AT_ONCE))
+    ]
+    return torch.nn.functional.normalize(torch.cat(found), dim=1)
