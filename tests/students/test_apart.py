@@ -11,7 +11,7 @@ import torch
 import pattern_faces
 from keyhole.errors import DataError, SettingError
 from keyhole.faces.distributions import parse_distribution
-from keyhole.students.apart import Apart, leave_out, people_apart, without
+from keyhole.students.apart import Apart, leave_out, people_apart
 from keyhole.students.teachers import FaceTeacher, load_teacher
 from keyhole.students.views import FaceViews, read_faces
 
@@ -108,8 +108,3 @@ def test_names_that_the_album_has_need_no_look(album: Path, teacher: FaceTeacher
     same, found = leave_out(faces, Apart(album, (2,), score=-1.0), people, teacher)
     assert same is faces
     assert (found.people, found.highest) == ((), None)
-
-
-def test_nobody_left_out_changes_nothing(album: Path, teacher: FaceTeacher) -> None:
-    faces = read([album], teacher)
-    assert without(faces, set()) is faces

@@ -27,7 +27,7 @@ from keyhole.models.layers import Layer, tap
 from keyhole.students.distilling import StudentPlan, distill, plan_arm, save_student
 from keyhole.students.survival import layer_survival, surviving_hints
 from keyhole.students.teachers import load_teacher
-from keyhole.students.views import FaceViews, in_form, read_faces, with_blends
+from keyhole.students.views import FaceViews, drawn, in_form, read_faces, with_blends
 
 CAMERA = parse_distribution("fixed:8,12,24")
 SMALL = form_of("compact-24-s").preparation
@@ -75,6 +75,31 @@ def test_so_many_pictures_of_a_person_at_most(root: Path) -> None:
     whole = read_faces(root, shown=SMALL, seen=SMALL, camera=CAMERA)
     assert found.labels.tolist() == list(range(10))
     assert torch.equal(found.crops, whole.crops[::2])
+
+
+def test_people_of_too_few_pictures_are_left_out(root: Path, tmp_path: Path) -> None:
+    pattern_faces.write(tmp_path / "more" / "q" / "0.png", 30, 0)
+    roots = [root, tmp_path / "more"]
+    found = read_faces(roots, shown=SMALL, seen=SMALL, camera=CAMERA, least_per_person=2, per_person=1)
+    assert found.classes == tuple(f"p{k}" for k in range(10))
+    with pytest.raises(DataError, match="holds no picture"):
+        read_faces(roots, shown=SMALL, seen=SMALL, camera=CAMERA, least_per_person=3)
+
+
+def test_some_faces_drawn_are_a_set_of_their_own(faces: FaceViews) -> None:
+    some = drawn(faces, 7, seed=1)
+    assert len(some) == 7
+    rows = [next(i for i in range(20) if torch.equal(faces.crops[i], crop)) for crop in some.crops]
+    assert rows == sorted(rows)
+    assert [some.classes[k] for k in some.labels] == [faces.classes[faces.labels[i]] for i in rows]
+    assert set(some.labels.tolist()) == set(range(len(some.classes)))
+    assert some.indices.tolist() == list(range(7))
+    assert torch.equal(drawn(faces, 7, seed=1).crops, some.crops)
+    assert not torch.equal(drawn(faces, 7, seed=2).crops, some.crops)
+    assert torch.equal(drawn(faces, 20, seed=2).crops, faces.crops)
+    for count in (0, 21):
+        with pytest.raises(SettingError, match=f"{count} of 20 faces were asked for"):
+            drawn(faces, count, seed=1)
 
 
 def test_blends_are_faces_of_their_own(faces: FaceViews) -> None:

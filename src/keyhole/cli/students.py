@@ -73,6 +73,8 @@ class FacesOptions:
         float, typer.Option(help="From what cosine of the teacher's embeddings on somebody is one of them.")
     ] = 0.5
     per_person: Annotated[int | None, typer.Option(min=1, help="Pictures of a person at most.")] = None
+    least_per_person: Annotated[int, typer.Option(min=1, help="People of fewer pictures are left out.")] = 1
+    draw: Annotated[int | None, typer.Option(min=1, help="So many of these faces, drawn at random.")] = None
     blends: Annotated[int, typer.Option(min=0, help="So many faces more, each a blend of two.")] = 0
 
     def set_apart(self) -> Apart | None:
@@ -122,7 +124,7 @@ def distill(
     from keyhole.students.distilling import StudentPlan, plan_arm
     from keyhole.students.distilling import distill as learn
     from keyhole.students.teachers import load_teacher
-    from keyhole.students.views import with_blends
+    from keyhole.students.views import drawn, with_blends
 
     config = training.config()
     base = StudentPlan(**vars(student), seed=config.seed)
@@ -136,6 +138,8 @@ def distill(
     with open_run(out, "faces distill", told, resume=resume) as run:
         opened = load_teacher(teacher)
         read, apart = _read(given, plans, opened, camera, device=config.device)
+        if given.draw is not None:
+            read = drawn(read, given.draw, seed=config.seed)
         o.note(f"{len(read)} faces of {len(read.classes)} people")
         arms = [
             plan_arm(
@@ -192,6 +196,7 @@ def _read(
         keep=read_people(given.people),
         leave=people.apart if people else (),
         per_person=given.per_person,
+        least_per_person=given.least_per_person,
         progress=o.progress_bar(),
     )
     if apart is None or people is None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from keyhole.faces.protocols import lfw
 from keyhole.models.frozen import freeze
 from keyhole.progress import Progress, silent
 from keyhole.students.teachers import FaceTeacher
-from keyhole.students.views import FaceViews, people_of, read_faces
+from keyhole.students.views import FaceViews, only, people_of, read_faces
 
 _AT_ONCE = 64
 
@@ -118,28 +117,11 @@ def leave_out(
     )
     best = torch.cat([(part @ gallery.T).amax(1) for part in torch.split(probes, _AT_ONCE)])
     found = set(faces.labels[rows[best >= apart.score]].tolist())
-    stayed = best[torch.tensor([label not in found for label in faces.labels[rows].tolist()])]
-    return (
-        without(faces, found),
-        Found(tuple(faces.classes[k] for k in sorted(found)), float(stayed.max()) if len(stayed) else None),
-    )
-
-
-def without(faces: FaceViews, people: Collection[int]) -> FaceViews:
-    """Return the faces of all people but some, given by position in ``classes``; those who stay are counted anew."""
-    if not people:
-        return faces
-    stay = [k for k in range(len(faces.classes)) if k not in people]
-    place = torch.full((len(faces.classes),), -1)
-    place[torch.tensor(stay, dtype=torch.int64)] = torch.arange(len(stay))
-    rows = (place[faces.labels] >= 0).nonzero().flatten()
-    return replace(
-        faces,
-        crops=faces.crops[rows],
-        labels=place[faces.labels[rows]],
-        indices=torch.arange(len(rows)),
-        classes=tuple(faces.classes[k] for k in stay),
-    )
+    gone = torch.isin(faces.labels, torch.tensor(sorted(found), dtype=torch.int64))
+    stayed = best[~gone[rows]]
+    left = only(faces, (~gone).nonzero().flatten()) if found else faces
+    names = tuple(faces.classes[k] for k in sorted(found))
+    return left, Found(names, float(stayed.max()) if len(stayed) else None)
 
 
 @torch.no_grad()

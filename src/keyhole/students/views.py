@@ -25,7 +25,7 @@ from keyhole.progress import Progress, silent
 
 SIDE_PX = 112
 _CPU = torch.device("cpu")
-_FLIP, _NOISE, _BLEND = 21, 22, 23  # streams of random numbers of their own
+_FLIP, _NOISE, _BLEND, _DRAWN = 21, 22, 23, 24  # streams of random numbers of their own
 _AT_A_TIME = 256
 
 
@@ -131,6 +131,40 @@ class FaceViews:
         return in_form(crops[rows.cpu()], self.shown).to(self.device)
 
 
+def only(faces: FaceViews, rows: Int64[Tensor, " m"]) -> FaceViews:
+    """Return some faces, all of known people, as a set of their own: people and positions are counted anew.
+
+    Args:
+        faces: The faces.
+        rows: Positions of those to take, in their order.
+    """
+    people, labels = torch.unique(faces.labels[rows], return_inverse=True)
+    return replace(
+        faces,
+        crops=faces.crops[rows],
+        labels=labels,
+        indices=torch.arange(len(rows)),
+        classes=tuple(faces.classes[k] for k in people.tolist()),
+    )
+
+
+def drawn(faces: FaceViews, count: int, *, seed: int) -> FaceViews:
+    """Return so many of the faces, drawn at random, in the order that they have.
+
+    Args:
+        faces: The faces, all of known people.
+        count: How many, at least 1.
+        seed: Which.
+
+    Raises:
+        SettingError: There are fewer faces, or ``count`` is below 1.
+    """
+    if not 1 <= count <= len(faces):
+        raise SettingError(f"{count} of {len(faces)} faces were asked for; expected 1 to as many as there are.")
+    rows = np.random.default_rng([seed, _DRAWN]).permutation(len(faces))[:count]
+    return only(faces, torch.from_numpy(np.sort(rows)))
+
+
 def with_blends(faces: FaceViews, count: int, *, seed: int) -> FaceViews:
     """Return the faces, and so many that nobody has: blends of two, which lie on each other as all are aligned.
 
@@ -185,6 +219,7 @@ def read_faces(
     keep: Sequence[str] | None = None,
     leave: Collection[str] = (),
     per_person: int | None = None,
+    least_per_person: int = 1,
     flip: bool = True,
     progress: Progress = silent,
 ) -> FaceViews:
@@ -199,6 +234,7 @@ def read_faces(
         keep: Names of the people to take; None takes all.
         leave: Names of people to leave out, also of those to take.
         per_person: At most so many pictures of a person and root, the first ones by name; None takes all.
+        least_per_person: People of fewer pictures in a root are left out.
         flip: Mirror half of the images.
         progress: Wraps the loop.
 
@@ -212,7 +248,10 @@ def read_faces(
                 "template."
             )
     wanted = None if keep is None else set(keep)
-    albums = [_Listed.of(root, wanted, leave, per_person) for root in ([roots] if isinstance(roots, Path) else roots)]
+    albums = [
+        _Listed.of(root, wanted, leave, (least_per_person, per_person))
+        for root in ([roots] if isinstance(roots, Path) else roots)
+    ]
     people = [person for album in albums for person in album.people.values()]
     lacking = sorted((wanted or set()) - set(people) - set(leave))
     if lacking or not people:
@@ -249,14 +288,16 @@ class _Listed:
     people: dict[str, str]
 
     @classmethod
-    def of(cls, root: Path, wanted: set[str] | None, leave: Collection[str], most: int | None) -> _Listed:
+    def of(cls, root: Path, wanted: set[str] | None, leave: Collection[str], count: tuple[int, int | None]) -> _Listed:
         with open_album(root) as album:
             found = people_of(album.pictures())
         taken: dict[str, list[str]] = {}
         for name in sorted(found):
             if (wanted is None or found[name] in wanted) and found[name] not in leave:
                 taken.setdefault(found[name], []).append(name)
-        return cls(root, {name: person for person, names in taken.items() for name in names[:most]})
+        least, most = count
+        enough = {person: names[:most] for person, names in taken.items() if len(names) >= least}
+        return cls(root, {name: person for person, names in enough.items() for name in names})
 
 
 def people_of(names: Sequence[str]) -> dict[str, str]:
