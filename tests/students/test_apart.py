@@ -100,6 +100,8 @@ def test_a_score_says_from_where_on(album: Path, portraits: Path, teacher: FaceT
     assert found.people == ("x1", "x2", "x3")
     assert found.highest is None
     assert none.classes == ("ann", "ben", "eve", "fay")
+    with pytest.raises(DataError, match="At a score of -1 all 3 people are taken for some of"):
+        leave_out(read([portraits], teacher), Apart(album, (2,), score=-1.0), people, teacher)
 
 
 def test_names_that_the_album_has_need_no_look(album: Path, teacher: FaceTeacher) -> None:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from keyhole.errors import SettingError
+from keyhole.errors import DataError, SettingError
 from keyhole.faces.albums import open_album
 from keyhole.faces.protocols import lfw
 from keyhole.models.frozen import freeze
@@ -102,7 +102,7 @@ def leave_out(
         progress: Wraps the batches.
 
     Raises:
-        DataError: A picture of the album cannot be read.
+        DataError: A picture of the album cannot be read, or nobody is left.
     """
     strangers = [k for k, name in enumerate(faces.classes) if name not in people.known]
     rows = torch.isin(faces.labels, torch.tensor(strangers, dtype=torch.int64)).nonzero().flatten()
@@ -118,6 +118,11 @@ def leave_out(
     best = torch.cat([(part @ gallery.T).amax(1) for part in torch.split(probes, _AT_ONCE)])
     found = set(faces.labels[rows[best >= apart.score]].tolist())
     gone = torch.isin(faces.labels, torch.tensor(sorted(found), dtype=torch.int64))
+    if bool(gone.all()):
+        raise DataError(
+            f"At a score of {apart.score:g} all {len(faces.classes)} people are taken for some of {apart.root}, and nobody "
+            "is left to train on. Raise the score."
+        )
     stayed = best[~gone[rows]]
     left = only(faces, (~gone).nonzero().flatten()) if found else faces
     names = tuple(faces.classes[k] for k in sorted(found))
