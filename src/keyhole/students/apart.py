@@ -120,8 +120,8 @@ def leave_out(
     gone = torch.isin(faces.labels, torch.tensor(sorted(found), dtype=torch.int64))
     if bool(gone.all()):
         raise DataError(
-            f"At a score of {apart.score:g} all {len(faces.classes)} people are taken for some of {apart.root}, and nobody "
-            "is left to train on. Raise the score."
+            f"At a score of {apart.score:g} all {len(faces.classes)} people are taken for some of {apart.root}, and "
+            "nobody is left to train on. Raise the score."
         )
     stayed = best[~gone[rows]]
     left = only(faces, (~gone).nonzero().flatten()) if found else faces
