@@ -218,8 +218,10 @@ def observe(
     classes = len(images.classes)
 
     def pool(feature: Tensor) -> Tensor:
-        mapped = as_map(feature).float()
-        return mapped.mean((2, 3)) if grid == 1 else functional.adaptive_avg_pool2d(mapped, grid).flatten(1)
+        mapped = as_map(feature)
+        if grid == 1:  # summed in fp32 without a copy of the whole feature in it
+            return mapped.mean((2, 3), dtype=torch.float32)
+        return functional.adaptive_avg_pool2d(mapped.float(), grid).flatten(1)
 
     precision = choose_precision(config.precision, device)
     teacher = freeze(network, names, device=device, precision=precision, compile=config.compile, reduce=pool)
