@@ -13,7 +13,7 @@ from keyhole.errors import DataError, SettingError
 from keyhole.faces.distributions import parse_distribution
 from keyhole.students.apart import Apart, leave_out, people_apart
 from keyhole.students.teachers import FaceTeacher, load_teacher
-from keyhole.students.views import FaceViews, read_faces
+from keyhole.students.views import FaceViews, Who, read_faces
 
 CAMERA = parse_distribution("fixed:8,12")
 NUMBER = {name: number for number, name in enumerate(("ann", "ben", "cid", "dot", "eve", "fay"))}
@@ -51,7 +51,7 @@ def portraits(tmp_path: Path) -> Path:
 
 def read(roots: list[Path], teacher: FaceTeacher, leave: Iterable[str] = ()) -> FaceViews:
     how = teacher.preparation
-    return read_faces(roots, shown=how, seen=how, camera=CAMERA, leave=frozenset(leave))
+    return read_faces(roots, shown=how, seen=how, camera=CAMERA, who=Who(leave=frozenset(leave)))
 
 
 def test_people_of_folds_are_apart_by_name(album: Path, teacher: FaceTeacher) -> None:

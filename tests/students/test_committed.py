@@ -31,6 +31,14 @@ def test_arms_of_the_ablation_differ_in_their_hints_alone() -> None:
     assert len({arm["terms"] for arm in arms[1:]}) == 1
 
 
+def test_an_unknown_run_is_told_before_any_is_made(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = [str(RUNS), str(tmp_path), str(out), "simplest", "simplst"]
+    made = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (made.returncode, made.stdout, out.exists()) == (1, "", False)
+    assert made.stderr.startswith("There is no run simplst; there are: simplest ablation-0 ")
+
+
 @pytest.mark.slow
 def test_runs_are_made_once(shared: Path, tmp_path: Path) -> None:
     given, models = tmp_path / "faces", shared / "data" / "faces" / "models"

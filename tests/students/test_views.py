@@ -27,7 +27,7 @@ from keyhole.models.layers import Layer, tap
 from keyhole.students.distilling import StudentPlan, distill, plan_arm, save_student
 from keyhole.students.survival import layer_survival, surviving_hints
 from keyhole.students.teachers import load_teacher
-from keyhole.students.views import FaceViews, drawn, in_form, read_faces, with_blends
+from keyhole.students.views import FaceViews, Who, drawn, in_form, read_faces, with_blends
 
 CAMERA = parse_distribution("fixed:8,12,24")
 SMALL = form_of("compact-24-s").preparation
@@ -52,38 +52,44 @@ def test_people_are_folders(faces: FaceViews, root: Path) -> None:
     assert len(faces) == 20
     assert faces.classes == tuple(f"p{k}" for k in range(10))
     assert faces.labels.tolist() == [k // 2 for k in range(20)]
-    some = read_faces(root, shown=SMALL, seen=SMALL, camera=CAMERA, keep=["p3", "p1"])
+    some = read_faces(root, shown=SMALL, seen=SMALL, camera=CAMERA, who=Who(keep=frozenset(["p3", "p1"])))
     assert some.classes == ("p1", "p3")
     with pytest.raises(DataError, match="holds no picture of 1 of the people asked for: nobody"):
-        read_faces(root, shown=SMALL, seen=SMALL, camera=CAMERA, keep=["nobody"])
+        read_faces(root, shown=SMALL, seen=SMALL, camera=CAMERA, who=Who(keep=frozenset(["nobody"])))
 
 
 def test_faces_of_several_folders_are_one_set(root: Path, tmp_path: Path) -> None:
     for name in ("p3", "q1"):
         pattern_faces.write(tmp_path / "more" / f"{name}.png", 30, 0)
-    found = read_faces([root, tmp_path / "more"], shown=SMALL, seen=SMALL, camera=CAMERA, keep=["p1", "p3", "q1"])
+    found = read_faces(
+        [root, tmp_path / "more"], shown=SMALL, seen=SMALL, camera=CAMERA, who=Who(keep=frozenset(["p1", "p3", "q1"]))
+    )
     assert found.classes == ("p1", "p3", "q1")
     assert found.labels.tolist() == [0, 0, 1, 1, 1, 2]
     assert found.indices.tolist() == list(range(6))
     assert not torch.equal(found.crops[3], found.crops[4])
     with pytest.raises(DataError, match="no picture of 1 of the people asked for: nobody"):
-        read_faces([root, tmp_path / "more"], shown=SMALL, seen=SMALL, camera=CAMERA, keep=["p1", "nobody"])
+        read_faces(
+            [root, tmp_path / "more"], shown=SMALL, seen=SMALL, camera=CAMERA, who=Who(keep=frozenset(["p1", "nobody"]))
+        )
 
 
 def test_so_many_pictures_of_a_person_at_most(root: Path) -> None:
-    found = read_faces(root, shown=SMALL, seen=SMALL, camera=CAMERA, per_person=1)
+    found = read_faces(root, shown=SMALL, seen=SMALL, camera=CAMERA, who=Who(most=1))
     whole = read_faces(root, shown=SMALL, seen=SMALL, camera=CAMERA)
     assert found.labels.tolist() == list(range(10))
     assert torch.equal(found.crops, whole.crops[::2])
 
 
 def test_people_of_too_few_pictures_are_left_out(root: Path, tmp_path: Path) -> None:
-    pattern_faces.write(tmp_path / "more" / "q" / "0.png", 30, 0)
+    pattern_faces.write(tmp_path / "more" / "q.png", 30, 0)
     roots = [root, tmp_path / "more"]
-    found = read_faces(roots, shown=SMALL, seen=SMALL, camera=CAMERA, least_per_person=2, per_person=1)
+    found = read_faces(roots, shown=SMALL, seen=SMALL, camera=CAMERA, who=Who(least=2, most=1))
     assert found.classes == tuple(f"p{k}" for k in range(10))
-    with pytest.raises(DataError, match="holds no picture"):
-        read_faces(roots, shown=SMALL, seen=SMALL, camera=CAMERA, least_per_person=3)
+    with pytest.raises(DataError, match="holds no picture that is to be taken"):
+        read_faces(roots, shown=SMALL, seen=SMALL, camera=CAMERA, who=Who(least=3))
+    few = Who(keep=frozenset(["p1", "q"]), least=2)  # somebody asked for who has too few is no mistake
+    assert read_faces(roots, shown=SMALL, seen=SMALL, camera=CAMERA, who=few).classes == ("p1",)
 
 
 def test_some_faces_drawn_are_a_set_of_their_own(faces: FaceViews) -> None:
@@ -126,10 +132,10 @@ def test_blends_are_faces_of_their_own(faces: FaceViews) -> None:
 def test_pictures_that_lie_together_show_someone_else_each(tmp_path: Path) -> None:
     for person in range(3):
         pattern_faces.write(tmp_path / "aligned" / f"a{person}.png", person, 0)
-    found = read_faces(tmp_path, shown=SMALL, seen=SMALL, camera=CAMERA, keep=["a0", "a2"])
+    found = read_faces(tmp_path, shown=SMALL, seen=SMALL, camera=CAMERA, who=Who(keep=frozenset(["a0", "a2"])))
     assert found.classes == ("a0", "a2")
     with pytest.raises(DataError, match="holds no picture of 1 of the people asked for: aligned"):
-        read_faces(tmp_path, shown=SMALL, seen=SMALL, camera=CAMERA, keep=["aligned"])
+        read_faces(tmp_path, shown=SMALL, seen=SMALL, camera=CAMERA, who=Who(keep=frozenset(["aligned"])))
 
 
 def test_teachers_see_sharp_faces_and_students_small_ones(faces: FaceViews) -> None:

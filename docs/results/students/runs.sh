@@ -11,7 +11,7 @@ set -euo pipefail
 
 faces=${1:?name the folder of faces and models}
 out=${2:?name the folder for the results}
-wanted=" ${*:3} "
+wanted=("${@:3}")
 here=$(cd "$(dirname "$0")" && pwd)
 teacher=$faces/face-reidentification-retail-0095.xml
 lfw=(--faces "$faces/lfw112.zip" --apart "$faces/lfw112.zip" --apart-folds "7,8,9,10")
@@ -20,32 +20,47 @@ gentle=(--optimizer adamw --lr 0.0003) # for networks without batch norm
 
 run() { # NAME EPOCHS OPTIONS...
     local name=$1 epochs=${EPOCHS:-$2}
-    if [ "$wanted" != "  " ] && [[ "$wanted" != *" $name "* ]]; then return; fi
+    known+="$name "
+    [ "$go" = yes ] || return 0
+    if [ ${#wanted[@]} -gt 0 ] && [[ " ${wanted[*]} " != *" $name "* ]]; then return; fi
     if [ -f "$out/$name/result.json" ]; then return; fi
     keyhole faces distill --teacher "$teacher" --epochs "$epochs" --resume --out "$out/$name" "${@:3}"
 }
 
+all() {
+    # the simplest try: the teacher itself, fine-tuned on what it says of the sharp face
+    run simplest 8 "${lfw[@]}" --student "$teacher" --terms embedding "${gentle[@]}" --degrade "log-uniform:6-112"
+    # which layers should teach across resolutions?
+    for seed in 0 1 2; do
+        run "ablation-$seed" 12 "${lfw[@]}" --cohort "$here/ablation.toml" --seed "$seed"
+    done
+    # appearance variety: equal numbers of images, and equal people
+    for seed in 0 1; do
+        run "many-people-$seed" 12 "${lfw[@]}" --per-person 1 --draw 900 --seed "$seed"
+        run "few-people-$seed" 12 "${lfw[@]}" --least-per-person 10 --per-person 20 --draw 900 --seed "$seed"
+        run "narrow-$seed" 12 "${lfw[@]}" --degrade "fixed:12" --seed "$seed"
+        run "wide-$seed" 12 "${lfw[@]}" --degrade "log-uniform:6-64" --seed "$seed"
+    done
+    # one that never saw lanczos, area, blur or JPEG
+    run unseen-kinds 12 "${lfw[@]}" --degrade "log-uniform:6-64;methods=pil-bicubic+pil-bilinear,share=0.85"
+    # architectures
+    for student in compact-24-s compact-48-s compact-48-m compact-112-m; do
+        run "$student" 12 "${lfw[@]}" --student "$student"
+    done
+    # to ship: (a) public domain alone, enlarged by blends; (b) with LFW as well
+    run public-domain 30 "${congress[@]}" --blends 7000 --student "$teacher" --terms embedding,relations "${gentle[@]}"
+    run research-only 30 "${lfw[@]}" --faces "$faces/congress_faces.zip" --blends 4000 --student "$teacher" \
+        --terms embedding,relations "${gentle[@]}"
+}
+
+known=" " go=no
+all
+for name in "${wanted[@]}"; do
+    if [[ "$known" != *" $name "* ]]; then
+        echo "There is no run $name; there are:$known" >&2
+        exit 1
+    fi
+done
 mkdir -p "$out"
-# the simplest try: the teacher itself, fine-tuned on what it says of the sharp face
-run simplest 8 "${lfw[@]}" --student "$teacher" --terms embedding "${gentle[@]}" --degrade "log-uniform:6-112"
-# which layers should teach across resolutions?
-for seed in 0 1 2; do
-    run "ablation-$seed" 12 "${lfw[@]}" --cohort "$here/ablation.toml" --seed "$seed"
-done
-# appearance variety: equal numbers of images, and equal people
-for seed in 0 1; do
-    run "many-people-$seed" 12 "${lfw[@]}" --per-person 1 --draw 900 --seed "$seed"
-    run "few-people-$seed" 12 "${lfw[@]}" --least-per-person 10 --per-person 20 --draw 900 --seed "$seed"
-    run "narrow-$seed" 12 "${lfw[@]}" --degrade "fixed:12" --seed "$seed"
-    run "wide-$seed" 12 "${lfw[@]}" --degrade "log-uniform:6-64" --seed "$seed"
-done
-# one that never saw lanczos, area, blur or JPEG
-run unseen-kinds 12 "${lfw[@]}" --degrade "log-uniform:6-64;methods=pil-bicubic+pil-bilinear,share=0.85"
-# architectures
-for student in compact-24-s compact-48-s compact-48-m compact-112-m; do
-    run "$student" 12 "${lfw[@]}" --student "$student"
-done
-# to ship: (a) public domain alone, enlarged by blends; (b) with LFW as well
-run public-domain 30 "${congress[@]}" --blends 7000 --student "$teacher" --terms embedding,relations "${gentle[@]}"
-run research-only 30 "${lfw[@]}" --faces "$faces/congress_faces.zip" --blends 4000 --student "$teacher" \
-    --terms embedding,relations "${gentle[@]}"
+go=yes
+all

@@ -118,15 +118,15 @@ def _of_faces(model: str, shown: _Shown) -> tuple[Prepared, torch.Tensor, str]:
     from keyhole.faces.distributions import FixedSizes, parse_distribution
     from keyhole.students.onnx_teacher import OnnxTeacher
     from keyhole.students.teachers import load_teacher
-    from keyhole.students.views import in_form, read_faces
+    from keyhole.students.views import Who, in_form, read_faces
 
     teacher = load_teacher(model)
     if isinstance(getattr(teacher.network.module, "network", None), OnnxTeacher):
         raise SettingError(f"{model} is ONNX already. Export its PyTorch form or its OpenVINO IR.")
     how = teacher.preparation
     camera = FixedSizes((112,)) if shown.degrade is None else parse_distribution(shown.degrade)
-    keep = read_people(shown.people)
-    views = read_faces(shown.faces, shown=how, seen=how, camera=camera, keep=keep, progress=o.progress_bar())
+    who = Who(keep=read_people(shown.people))
+    views = read_faces(shown.faces, shown=how, seen=how, camera=camera, who=who, progress=o.progress_bar())
     crops = _some(views, camera, shown)
     pixels = torch.cat([in_form(part, how) for part in torch.split(crops, 64)]) * 255
     inner: Any = teacher.network.module

@@ -124,7 +124,7 @@ def distill(
     from keyhole.students.distilling import StudentPlan, plan_arm
     from keyhole.students.distilling import distill as learn
     from keyhole.students.teachers import load_teacher
-    from keyhole.students.views import drawn, with_blends
+    from keyhole.students.views import with_blends
 
     config = training.config()
     base = StudentPlan(**vars(student), seed=config.seed)
@@ -137,10 +137,7 @@ def distill(
     config = replace(config, precision=told["precision"])
     with open_run(out, "faces distill", told, resume=resume) as run:
         opened = load_teacher(teacher)
-        read, apart = _read(given, plans, opened, camera, device=config.device)
-        if given.draw is not None:
-            read = drawn(read, given.draw, seed=config.seed)
-        o.note(f"{len(read)} faces of {len(read.classes)} people")
+        read, apart = _read(given, plans, opened, camera, device=config.device, seed=config.seed)
         arms = [
             plan_arm(
                 plan, opened, read, device=config.device, precision=config.precision,
@@ -175,13 +172,19 @@ def distill(
 
 
 def _read(
-    given: FacesOptions, plans: Sequence[StudentPlan], teacher: FaceTeacher, camera: Distribution, *, device: str
+    given: FacesOptions,
+    plans: Sequence[StudentPlan],
+    teacher: FaceTeacher,
+    camera: Distribution,
+    *,
+    device: str,
+    seed: int,
 ) -> tuple[FaceViews, dict[str, Any] | None]:
     """Return the faces as the teacher and the students of a cohort see them, and who was left out for a test."""
     from keyhole.runtime import choose_device
     from keyhole.students.apart import leave_out, people_apart
     from keyhole.students.distilling import student_network
-    from keyhole.students.views import read_faces
+    from keyhole.students.views import Who, drawn, read_faces
 
     seen = [student_network(plan.student)[1] for plan in plans]
     if len({(how.size_px, how.template, how.margin) for how in seen}) > 1:
@@ -193,21 +196,26 @@ def _read(
         shown=teacher.preparation,
         seen=seen[0],
         camera=camera,
-        keep=read_people(given.people),
-        leave=people.apart if people else (),
-        per_person=given.per_person,
-        least_per_person=given.least_per_person,
+        who=Who(
+            keep=read_people(given.people),
+            leave=people.apart if people else frozenset(),
+            least=given.least_per_person,
+            most=given.per_person,
+        ),
         progress=o.progress_bar(),
     )
-    if apart is None or people is None:
-        return read, None
-    read, found = leave_out(read, apart, people, teacher, device=choose_device(device), progress=o.progress_bar())
-    told = {
-        "people": len(people.apart), "left_out_by_face": len(found.people), "score": apart.score,
-        "highest_score": found.highest,
-    }  # fmt: skip
-    closest = "" if found.highest is None else f", the closest who stayed has {found.highest:.2f}"
-    o.note(f"{len(people.apart)} people are apart; {len(found.people)} more by their faces{closest}")
+    told = None
+    if apart and people:
+        read, found = leave_out(read, apart, people, teacher, device=choose_device(device), progress=o.progress_bar())
+        told = {
+            "people": len(people.apart), "left_out_by_face": len(found.people), "score": apart.score,
+            "highest_score": found.highest,
+        }  # fmt: skip
+        closest = "" if found.highest is None else f", the closest who stayed has {found.highest:.2f}"
+        o.note(f"{len(people.apart)} people are apart; {len(found.people)} more by their faces{closest}")
+    if given.draw is not None:
+        read = drawn(read, given.draw, seed=seed)
+    o.note(f"{len(read)} faces of {len(read.classes)} people")
     return read, told
 
 
@@ -228,12 +236,12 @@ def _terms(arm: Arm) -> str:
     return ",".join(f"{term.name}={term.weight:g}" for term in arm.terms)
 
 
-def read_people(path: Path | None) -> list[str] | None:
+def read_people(path: Path | None) -> frozenset[str] | None:
     """Return the names of a file, one a line; None where no file is given."""
     if path is None:
         return None
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return frozenset(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read {path}: {error}. Expected one name a line.") from error
 

@@ -15,7 +15,7 @@ from keyhole.faces.protocols import lfw
 from keyhole.models.frozen import freeze
 from keyhole.progress import Progress, silent
 from keyhole.students.teachers import FaceTeacher
-from keyhole.students.views import FaceViews, only, people_of, read_faces
+from keyhole.students.views import FaceViews, Who, only, people_of, read_faces
 
 _AT_ONCE = 64
 
@@ -110,7 +110,7 @@ def leave_out(
         return faces, Found((), None)
     shown = faces.shown
     test = read_faces(
-        apart.root, shown=shown, seen=shown, camera=faces.camera, keep=sorted(people.apart), progress=progress
+        apart.root, shown=shown, seen=shown, camera=faces.camera, who=Who(keep=people.apart), progress=progress
     )
     gallery, probes = (
         _embeddings(views, teacher, device or torch.device("cpu"), progress) for views in (test, faces.subset(rows))

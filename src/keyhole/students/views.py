@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -210,16 +210,44 @@ def _mixed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, _NOISE]).generate_state(1)[0])
 
 
+@dataclass(frozen=True)
+class Who:
+    """Whose pictures are taken, and how many.
+
+    Attributes:
+        keep: Names of the people to take; None takes all.
+        leave: Names of people to leave out, also of those to take.
+        least: People of fewer pictures in an album are left out.
+        most: At most so many pictures of a person and album, the first ones by name; None takes all.
+    """
+
+    keep: frozenset[str] | None = None
+    leave: frozenset[str] = frozenset()
+    least: int = 1
+    most: int | None = None
+
+    def pictures(self, people: Mapping[str, str]) -> dict[str, str]:
+        """Return the pictures to take among those of an album, and whom each shows.
+
+        Example:
+            >>> Who(leave=frozenset({"ben"}), most=1).pictures({"a1": "ann", "a2": "ann", "b1": "ben"})
+            {'a1': 'ann'}
+        """
+        taken: dict[str, list[str]] = {}
+        for name in sorted(people):
+            if (self.keep is None or people[name] in self.keep) and people[name] not in self.leave:
+                taken.setdefault(people[name], []).append(name)
+        enough = {person: names[: self.most] for person, names in taken.items() if len(names) >= self.least}
+        return {name: person for person, names in enough.items() for name in names}
+
+
 def read_faces(
     roots: Path | Sequence[Path],
     *,
     shown: Preparation,
     seen: Preparation,
     camera: Distribution,
-    keep: Sequence[str] | None = None,
-    leave: Collection[str] = (),
-    per_person: int | None = None,
-    least_per_person: int = 1,
+    who: Who | None = None,
     flip: bool = True,
     progress: Progress = silent,
 ) -> FaceViews:
@@ -231,10 +259,7 @@ def read_faces(
         shown: What the teacher takes.
         seen: What the students take.
         camera: What the students see of a face.
-        keep: Names of the people to take; None takes all.
-        leave: Names of people to leave out, also of those to take.
-        per_person: At most so many pictures of a person and root, the first ones by name; None takes all.
-        least_per_person: People of fewer pictures in a root are left out.
+        who: Whose pictures are taken; None takes all.
         flip: Mirror half of the images.
         progress: Wraps the loop.
 
@@ -247,23 +272,26 @@ def read_faces(
                 "The network takes the box of a detector, and aligned crops end at the face. Take a network with a "
                 "template."
             )
-    wanted = None if keep is None else set(keep)
-    albums = [
-        _Listed.of(root, wanted, leave, (least_per_person, per_person))
-        for root in ([roots] if isinstance(roots, Path) else roots)
-    ]
-    people = [person for album in albums for person in album.people.values()]
-    lacking = sorted((wanted or set()) - set(people) - set(leave))
-    if lacking or not people:
-        told = f"no picture of {len(lacking)} of the people asked for: {lacking[0]}" if lacking else "no picture"
-        where = " and ".join(str(album.root) for album in albums)
-        raise DataError(f"{where} holds {told}; expected PERSON/*.jpg. Correct the names, or the folder.")
+    who = who or Who()
+    listed = {root: _listed(root) for root in ([roots] if isinstance(roots, Path) else roots)}
+    where = " and ".join(map(str, listed))
+    if lacking := sorted((who.keep or frozenset()).difference(*(people.values() for people in listed.values()))):
+        raise DataError(
+            f"{where} holds no picture of {len(lacking)} of the people asked for: {lacking[0]}; expected PERSON/*.jpg. "
+            "Correct the names, or the folder."
+        )
+    albums = {root: who.pictures(people) for root, people in listed.items()}
+    people = [person for pictures in albums.values() for person in pictures.values()]
+    if not people:
+        raise DataError(
+            f"{where} holds no picture that is to be taken; expected PERSON/*.jpg. Change whom to take, or the folder."
+        )
     crops = torch.empty(len(people), SIDE_PX, SIDE_PX, 3, dtype=torch.uint8)
     row = 0
-    for album in albums:
-        with open_album(album.root) as opened:
-            read = in_order(partial(_crop, opened), list(album.people))
-            for crop in progress(read, label="reading faces", total=len(album.people)):
+    for root, pictures in albums.items():
+        with open_album(root) as opened:
+            read = in_order(partial(_crop, opened), list(pictures))
+            for crop in progress(read, label="reading faces", total=len(pictures)):
                 crops[row] = torch.from_numpy(crop)
                 row += 1
     classes = tuple(sorted(set(people)))
@@ -280,24 +308,9 @@ def read_faces(
     )
 
 
-@dataclass(frozen=True)
-class _Listed:
-    """An album, and whom each of its pictures shows."""
-
-    root: Path
-    people: dict[str, str]
-
-    @classmethod
-    def of(cls, root: Path, wanted: set[str] | None, leave: Collection[str], count: tuple[int, int | None]) -> _Listed:
-        with open_album(root) as album:
-            found = people_of(album.pictures())
-        taken: dict[str, list[str]] = {}
-        for name in sorted(found):
-            if (wanted is None or found[name] in wanted) and found[name] not in leave:
-                taken.setdefault(found[name], []).append(name)
-        least, most = count
-        enough = {person: names[:most] for person, names in taken.items() if len(names) >= least}
-        return cls(root, {name: person for person, names in enough.items() for name in names})
+def _listed(root: Path) -> dict[str, str]:
+    with open_album(root) as album:
+        return people_of(album.pictures())
 
 
 def people_of(names: Sequence[str]) -> dict[str, str]:
