@@ -212,20 +212,11 @@ def observe(
         raise SettingError(f"Layers are compared over at least 2 images; got {len(images)}.")
     device = device or torch.device("cpu")
     config = config or ObserveConfig()
-    grid = config.grid
     if labels and not images.classes:
         raise DataError("What a layer knows about the task needs labeled images (train/CLASS/IMAGE.jpg).")
     classes = len(images.classes)
-
-    def pool(feature: Tensor) -> Tensor:
-        mapped = as_map(feature)
-        if grid == 1:  # summed in fp32 without a copy of the whole feature in it
-            return mapped.mean((2, 3), dtype=torch.float32)
-        return functional.adaptive_avg_pool2d(mapped.float(), grid).flatten(1)
-
-    precision = choose_precision(config.precision, device)
-    teacher = freeze(network, names, device=device, precision=precision, compile=config.compile, reduce=pool)
-    dtype = PRECISIONS[precision]
+    teacher = watched(network, names, config, device)
+    dtype = PRECISIONS[choose_precision(config.precision, device)]
     bounds = block_bounds(len(images))
     collector: _Collector | None = None
     seconds = {"tapped_forward": 0.0, "sums": 0.0}
@@ -233,8 +224,9 @@ def observe(
     stream = _by_piece(images.to(device), bounds, config.batch_size)
     called = (*names, LABELS) if labels else tuple(names)
     for block, first, batch, known in progress(stream, label="look at layers", total=total):
+        prepared = network.input.prepare(batch).to(dtype)
         started = time.perf_counter()
-        rows = _rows(teacher, network.input.prepare(batch).to(dtype), names)
+        rows = _rows(teacher, prepared, names)
         if labels:
             rows.append(functional.one_hot(known, classes).float().cpu())
         passed = time.perf_counter()
@@ -244,6 +236,26 @@ def observe(
         seconds["sums"] += time.perf_counter() - passed
     assert collector is not None, "there are at least two images"
     return collector.moments(seconds)
+
+
+def watched(network: Network, names: Sequence[str], config: ObserveConfig, device: torch.device) -> nn.Module:
+    """Return a frozen copy that gives its logits and, in fp32, the averages of named layers over the raster.
+
+    Args:
+        network: The network; it is not changed.
+        names: The layers, dotted paths.
+        config: How to look.
+        device: Where it shall run.
+    """
+
+    def pool(feature: Tensor) -> Tensor:
+        mapped = as_map(feature)
+        if config.grid == 1:
+            return mapped.mean((2, 3), dtype=torch.float32)
+        return functional.adaptive_avg_pool2d(mapped.float(), config.grid).flatten(1)
+
+    precision = choose_precision(config.precision, device)
+    return freeze(network, names, device=device, precision=precision, compile=config.compile, reduce=pool)
 
 
 def _rows(teacher: nn.Module, images: Tensor, names: Sequence[str]) -> list[Tensor]:
