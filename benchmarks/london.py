@@ -3,9 +3,9 @@
     python benchmarks/london.py --london london_faces.zip --congress congress_faces.zip --out TREES
     keyhole faces evaluate --model M --root TREES/closed --probe-px 112,16,12,8 --out OUT
 
-``TREES/closed`` holds aligned crops, neutral ones enrolled and smiling ones searched for; ``TREES/open`` the same and the
-Congress portraits, each searched for as somebody who is not enrolled. ``TREES/portraits`` holds the pictures that the
-crops were cut from, as gallery/PERSON/*.jpg and probes/PERSON/*.jpg.
+``TREES/closed`` holds aligned crops, neutral ones enrolled and smiling ones searched for; ``TREES/open`` the same and
+the Congress portraits, each searched for as somebody who is not enrolled. ``TREES/portraits`` holds the pictures that
+the crops were cut from, as gallery/PERSON/*.jpg and probes/PERSON/*.jpg.
 """
 
 from __future__ import annotations
