@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from keyhole.errors import WeightsError, unknown_name
 from keyhole.faces.preparation import Preparation, arcface_template
+from keyhole.gradients import DepthwiseConv2d
 
 EMBEDDING = 256
 _LAST = "head.6.running_mean"  # one value a number of the embedding
@@ -157,5 +158,5 @@ def load_compact(weights: Mapping[str, Tensor], *, name: str) -> CompactFace:
 
 
 def _layer(inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1) -> tuple[nn.Module, ...]:
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    convolution = DepthwiseConv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
     return convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from keyhole.errors import WeightsError
+from keyhole.gradients import DepthwiseConv2d, PReLU
 
 _MOST_XML_BYTES = 64 * 2**20
 _NUMBERS = {
@@ -403,7 +404,7 @@ def _convolution(
     weight = _tensor(kernel.reshape(-1, *kernel.shape[-3:]) if grouped else kernel)
     if weight.ndim != 4:
         raise ValueError(f"a kernel of shape {kernel.shape}")
-    module = nn.Conv2d(
+    module = DepthwiseConv2d(
         weight.shape[1] * groups,
         weight.shape[0],
         tuple(weight.shape[2:]),  # type: ignore[arg-type]
@@ -427,7 +428,7 @@ def _binary(call: Callable[[Tensor, Tensor], Tensor]) -> _Make:
 
 
 def _prelu(_settings: Mapping[str, str], numbers: Sequence[np.ndarray], _count: int) -> nn.Module:
-    module = nn.PReLU(numbers[0].size)
+    module = PReLU(numbers[0].size)
     module.weight = nn.Parameter(_tensor(numbers[0]).flatten())
     return module
 
