@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import re
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -71,3 +75,38 @@ def test_the_record_of_a_run_is_plain_json() -> None:
     assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
     assert found["cores"] >= 1
     assert found["git"] is None or re.fullmatch(r"[0-9a-f]{40}(\+changes)?", found["git"])
+
+
+_FAULTS = """
+import resource, sys
+import torch
+from keyhole.runtime import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(10_000_000)  # 40 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+torch.set_num_threads(1)
+first = faults()
+kept = keep_freed_memory()
+faults()
+print(kept, first, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocation of the GNU C library")
+def test_memory_of_freed_tensors_is_kept_unless_the_user_has_tuned_it() -> None:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRE"))}
+    told = {}
+    for name, environment in {"plain": plain, "tuned": {**plain, "MALLOC_TOP_PAD_": "1024"}}.items():
+        made = subprocess.run(
+            [sys.executable, "-c", _FAULTS], env=environment, capture_output=True, text=True, check=True
+        )
+        told[name] = made.stdout.split()
+    kept, first, then = told["plain"]
+    assert kept == "True"
+    assert int(first) > 100  # pages, of 4 KiB or 2 MiB
+    assert int(then) < int(first) / 2  # a small object may come to lie in the hole; then it grows once more
+    assert told["tuned"][0] == "False"

@@ -23,6 +23,7 @@ from keyhole.errors import DataError, DivergenceError, RunError, unknown_name
 from keyhole.files import read_tensors, write_tensors
 from keyhole.models.network import Network
 from keyhole.progress import Progress, silent
+from keyhole.runtime import keep_freed_memory
 
 _OF_MACHINE = {"compile", "device"}  # may differ between processes, and when a run goes on
 
@@ -112,6 +113,8 @@ def fit(
     if diverging not in ("raise", "drop"):
         raise unknown_name("way of diverging", diverging, ("raise", "drop"))
     config, group = cohort.config, cohort.group
+    if cohort.device.type == "cpu":
+        keep_freed_memory()
     _check_processes(cohort, train)
     group.told(lambda: _check_labels(cohort, train))
     share = Share(group.rank, group.count)
