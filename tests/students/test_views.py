@@ -27,7 +27,7 @@ from keyhole.models.layers import Layer, tap
 from keyhole.students.distilling import StudentPlan, distill, plan_arm, save_student
 from keyhole.students.survival import layer_survival, surviving_hints
 from keyhole.students.teachers import load_teacher
-from keyhole.students.views import FaceViews, Who, drawn, in_form, read_faces, with_blends
+from keyhole.students.views import FaceViews, Who, drawn, in_form, read_faces
 
 CAMERA = parse_distribution("fixed:8,12,24")
 SMALL = form_of("compact-24-s").preparation
@@ -106,27 +106,6 @@ def test_some_faces_drawn_are_a_set_of_their_own(faces: FaceViews) -> None:
     for count in (0, 21):
         with pytest.raises(SettingError, match=f"{count} of 20 faces were asked for"):
             drawn(faces, count, seed=1)
-
-
-def test_blends_are_faces_of_their_own(faces: FaceViews) -> None:
-    more = with_blends(faces, 300, seed=4)
-    assert len(more) == 320
-    assert torch.equal(more.crops[:20], faces.crops)
-    assert more.labels[20:].unique().tolist() == [-1]
-    assert more.indices.tolist() == list(range(320))
-    assert more.views == 640
-    crops = faces.crops.float()
-    for blend in more.crops[20:40].float():
-        best = 1e9
-        for i in range(20):
-            for j in range(i):
-                for share in torch.linspace(0.3, 0.7, 41):
-                    best = min(best, float((crops[i] * share + crops[j] * (1 - share) - blend).abs().mean()))
-        assert best < 1.5  # gray levels: of two faces, and of nothing else
-    assert torch.equal(with_blends(faces, 300, seed=4).crops, more.crops)
-    assert not torch.equal(with_blends(faces, 300, seed=5).crops, more.crops)
-    with pytest.raises(SettingError, match="blends of 1 faces"):
-        with_blends(faces.subset([0]), 3, seed=0)
 
 
 def test_pictures_that_lie_together_show_someone_else_each(tmp_path: Path) -> None:

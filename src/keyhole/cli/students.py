@@ -75,7 +75,9 @@ class FacesOptions:
     per_person: Annotated[int | None, typer.Option(min=1, help="Pictures of a person at most.")] = None
     least_per_person: Annotated[int, typer.Option(min=1, help="People of fewer pictures are left out.")] = 1
     draw: Annotated[int | None, typer.Option(min=1, help="So many of these faces, drawn at random.")] = None
-    blends: Annotated[int, typer.Option(min=0, help="So many faces more, each a blend of two.")] = 0
+    blends: Annotated[
+        int, typer.Option(min=0, help="So many faces more, each made of two, in another light and shape.")
+    ] = 0
 
     def set_apart(self) -> Apart | None:
         """Return the faces of a test, where there are some."""
@@ -121,10 +123,10 @@ def distill(
     from keyhole.files import write_json, write_text
     from keyhole.reports.students_page import students_page
     from keyhole.runs import open_run
+    from keyhole.students.blends import with_blends
     from keyhole.students.distilling import StudentPlan, plan_arm
     from keyhole.students.distilling import distill as learn
     from keyhole.students.teachers import load_teacher
-    from keyhole.students.views import with_blends
 
     config = training.config()
     base = StudentPlan(**vars(student), seed=config.seed)

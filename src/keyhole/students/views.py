@@ -25,8 +25,7 @@ from keyhole.progress import Progress, silent
 
 SIDE_PX = 112
 _CPU = torch.device("cpu")
-_FLIP, _NOISE, _BLEND, _DRAWN = 21, 22, 23, 24  # streams of random numbers of their own
-_AT_A_TIME = 256
+_FLIP, _NOISE, _DRAWN = 21, 22, 24  # streams of random numbers of their own
 
 
 @dataclass(frozen=True)
@@ -163,40 +162,6 @@ def drawn(faces: FaceViews, count: int, *, seed: int) -> FaceViews:
         raise SettingError(f"{count} of {len(faces)} faces were asked for; expected 1 to as many as there are.")
     rows = np.random.default_rng([seed, _DRAWN]).permutation(len(faces))[:count]
     return only(faces, torch.from_numpy(np.sort(rows)))
-
-
-def with_blends(faces: FaceViews, count: int, *, seed: int) -> FaceViews:
-    """Return the faces, and so many that nobody has: blends of two, which lie on each other as all are aligned.
-
-    Each takes 30 to 70 % of one face and the rest of another one. Nobody is known to be shown, so they teach by what
-    the teacher says of them alone.
-
-    Args:
-        faces: At least two.
-        count: Of blends.
-        seed: Which two, and how much of each.
-
-    Raises:
-        SettingError: There are fewer than two faces, or ``count`` is negative.
-    """
-    if len(faces) < 2 or count < 0:
-        raise SettingError(f"{count} blends of {len(faces)} faces were asked for; expected 0 or more of at least 2.")
-    random = np.random.default_rng([seed, _BLEND])
-    first = random.integers(len(faces), size=count)
-    second = (first + random.integers(1, len(faces), size=count)) % len(faces)
-    shares = torch.from_numpy(random.uniform(0.3, 0.7, size=(count, 1, 1, 1)).astype(np.float32))
-    made = torch.empty(count, *faces.crops.shape[1:], dtype=torch.uint8)
-    for start in range(0, count, _AT_A_TIME):
-        part = slice(start, start + _AT_A_TIME)
-        one, other = (faces.crops[torch.from_numpy(rows[part])].float() for rows in (first, second))
-        made[part] = (one * shares[part] + other * (1 - shares[part])).round().to(torch.uint8)
-    last = int(faces.indices.max()) + 1
-    return replace(
-        faces,
-        crops=torch.cat([faces.crops, made]),
-        labels=torch.cat([faces.labels, torch.full((count,), -1)]),
-        indices=torch.cat([faces.indices, torch.arange(last, last + count)]),
-    )
 
 
 def in_form(crops: UInt8[Tensor, "n 112 112 3"], preparation: Preparation) -> Tensor:

@@ -1,0 +1,105 @@
+"""Blends are made of two faces and of nothing else; what varies over a face does so smoothly, and as far as asked."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import pattern_faces
+from keyhole.errors import SettingError
+from keyhole.faces.compact import form_of
+from keyhole.faces.distributions import parse_distribution
+from keyhole.students.blends import Blending, with_blends
+from keyhole.students.views import FaceViews, read_faces
+
+FORM = form_of("compact-112-s").preparation
+PLAIN = Blending(uneven=0, light=0, shape=0)
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> FaceViews:
+    folder = tmp_path_factory.mktemp("faces")
+    for person in range(10):
+        for photo in range(2):
+            pattern_faces.write(folder / f"p{person}" / f"{photo}.png", person, photo)
+    return read_faces(folder, shown=FORM, seen=FORM, camera=parse_distribution("fixed:12"))
+
+
+def gray(value: int) -> torch.Tensor:
+    return torch.full((112, 112, 3), value, dtype=torch.uint8)
+
+
+def of(faces: FaceViews, *crops: torch.Tensor) -> FaceViews:
+    found = faces.subset(range(len(crops)))
+    return FaceViews(**{**vars(found), "crops": torch.stack(crops)})
+
+
+def test_they_are_added_and_show_nobody(faces: FaceViews) -> None:
+    more = with_blends(faces, 300, seed=4)
+    assert len(more) == 320
+    assert torch.equal(more.crops[:20], faces.crops)
+    assert more.labels[20:].unique().tolist() == [-1]
+    assert more.indices.tolist() == list(range(320))
+    assert more.views == 640
+    assert torch.equal(with_blends(faces, 300, seed=4).crops, more.crops)
+    assert not torch.equal(with_blends(faces, 300, seed=5).crops, more.crops)
+    assert len(more.crops[20:].flatten(1).unique(dim=0)) == 300
+    assert with_blends(faces, 0, seed=4).crops.equal(faces.crops)
+
+
+def test_plain_ones_are_means_of_two_faces(faces: FaceViews) -> None:
+    upright = faces.crops.float()
+    crops = torch.cat([upright, upright.flip(2)])
+    for blend in with_blends(faces, 20, seed=4, how=PLAIN).crops[20:].float():
+        best = 1e9
+        for i in range(40):
+            for j in range(i):
+                difference = crops[j] - crops[i]
+                share = float(((blend - crops[i]) * difference).sum() / difference.square().sum().clamp_min(1e-9))
+                if 0.29 < share < 0.71:
+                    best = min(best, float((crops[i] + share * difference - blend).abs().mean()))
+        assert best < 0.6  # gray levels: rounding, and nothing else
+
+
+def test_shares_vary_over_the_face_between_the_two(faces: FaceViews) -> None:
+    two = of(faces, gray(50), gray(200))
+    even = with_blends(two, 100, seed=1, how=PLAIN).crops[2:]
+    assert even.flatten(1).float().std(dim=1).max() == 0
+    assert even.min() >= 50 + 0.29 * 150
+    assert even.max() <= 200 - 0.29 * 150
+    uneven = with_blends(two, 100, seed=1, how=Blending(light=0, shape=0)).crops[2:].float()
+    assert uneven.min() >= 50
+    assert uneven.max() <= 200
+    assert uneven.flatten(1).std(dim=1).median() > 15
+    assert (uneven[:, 1:] - uneven[:, :-1]).abs().max() <= 20  # of 150: smooth, no border
+
+
+def test_light_changes_brightness_and_barely_the_color(faces: FaceViews) -> None:
+    lit = with_blends(of(faces, gray(90), gray(90)), 400, seed=2, how=Blending(uneven=0, shape=0)).crops[2:].float()
+    logs = (lit.mean(dim=(1, 2)) / 90).log()
+    assert logs.mean().abs() < 0.03
+    assert 0.1 < logs.mean(dim=1).std() < 0.25
+    assert (logs - logs.mean(dim=1, keepdim=True)).std() < 0.06
+
+
+@pytest.mark.parametrize("px", [0.75, 1.5])
+def test_shape_moves_parts_by_some_pixels(faces: FaceViews, px: float) -> None:
+    ramp = torch.arange(112).add(70).to(torch.uint8)
+    across = ramp[None, :, None].expand(112, 112, 3)
+    blends = with_blends(of(faces, across, across), 200, seed=3, how=Blending(uneven=0, light=0, shape=px))
+    middle = blends.crops[2:, 40:72, 40:72, 0].float()
+    straight = across[40:72, 40:72, 0].float()
+    slope = middle[:, :, -1].mean(dim=1) - middle[:, :, 0].mean(dim=1)
+    forward = middle[slope > 20]  # mirrored ramps run the other way
+    assert len(forward) > 20
+    moved = (forward - straight).flatten(1)
+    assert px < moved.square().mean().sqrt() < 3 * px
+
+
+def test_a_single_face_or_a_negative_number_is_refused(faces: FaceViews) -> None:
+    with pytest.raises(SettingError, match="3 blends of 1 faces"):
+        with_blends(faces.subset([0]), 3, seed=0)
+    with pytest.raises(SettingError, match="-1 blends of 20 faces"):
+        with_blends(faces, -1, seed=0)
+    with pytest.raises(SettingError, match="negative deviation"):
+        with_blends(faces, 1, seed=0, how=Blending(light=-1))
