@@ -4,8 +4,9 @@
     keyhole faces evaluate --model M --root TREES/closed --probe-px 112,16,12,8 --out OUT
 
 ``TREES/closed`` holds aligned crops, neutral ones enrolled and smiling ones searched for; ``TREES/open`` the same and
-the Congress portraits, each searched for as somebody who is not enrolled. ``TREES/portraits`` holds the pictures that
-the crops were cut from, as gallery/PERSON/*.jpg and probes/PERSON/*.jpg.
+the Congress portraits, each searched for as somebody who is not enrolled; in ``TREES/crowd`` they are enrolled with the
+others. ``TREES/portraits`` holds the pictures that the crops were cut from, as gallery/PERSON/*.jpg and
+probes/PERSON/*.jpg.
 """
 
 from __future__ import annotations
@@ -33,21 +34,23 @@ def main() -> None:
             path = PurePosixPath(name)
             person, _, expression = path.stem.partition("_")
             if path.parent.name == "aligned112":
-                for tree in ("closed", "open"):
+                for tree in ("closed", "open", "crowd"):
                     write(options.out / tree / path.name, album.read(name))
                 rows.append((ROLES[expression], path.name, person, "yes"))
             elif path.parent.name == "portrait512":
                 folder = "gallery" if ROLES[expression] == "gallery" else "probes"
                 write(options.out / "portraits" / folder / person / path.name, album.read(name))
-    strangers = []
+    others = []
     with open_album(options.congress) as album:
         for name in album.pictures():
             path = PurePosixPath(name)
-            write(options.out / "open" / "congress" / path.name, album.read(name))
-            strangers.append(("probe", f"congress/{path.name}", f"congress-{path.stem}", "yes"))
+            for tree in ("open", "crowd"):
+                write(options.out / tree / "congress" / path.name, album.read(name))
+            others.append((f"congress/{path.name}", f"congress-{path.stem}", "yes"))
     write_manifest(options.out / "closed", rows)
-    write_manifest(options.out / "open", rows + strangers)
-    print(f"{len(rows)} crops of the London set and {len(strangers)} of Congress in {options.out}")
+    write_manifest(options.out / "open", [*rows, *(("probe", *other) for other in others)])
+    write_manifest(options.out / "crowd", [*rows, *(("gallery", *other) for other in others)])
+    print(f"{len(rows)} crops of the London set and {len(others)} of Congress in {options.out}")
 
 
 def write(path: Path, encoded: bytes) -> None:
