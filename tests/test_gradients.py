@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from keyhole import gradients
 from keyhole.gradients import DepthwiseConv2d, PReLU
 
 
@@ -88,12 +89,60 @@ def test_frozen_weights_get_no_gradient() -> None:
     assert feature.grad is not None
 
 
-def test_without_gradients_and_in_compiled_graphs_they_are_pytorchs_own() -> None:
+def test_single_precision_gradients_are_pytorchs_to_rounding() -> None:
+    ours = nn.Sequential(DepthwiseConv2d(16, 16, 3, stride=2, padding=1, groups=16, bias=False), PReLU())
+    theirs = nn.Sequential(nn.Conv2d(16, 16, 3, stride=2, padding=1, groups=16, bias=False), nn.PReLU())
+    theirs.load_state_dict(ours.state_dict())
+    feature = drawn(8, 16, 15, 16, dtype=torch.float32).to(memory_format=torch.channels_last)
+    for mine, its in zip(learnt(ours, feature), learnt(theirs, feature), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-5 * float(its.detach().abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_autocast_gives_pytorchs_precision(dtype: torch.dtype) -> None:
+    layers = [(PReLU(), nn.PReLU()), (DepthwiseConv2d(4, 4, 3, 2, groups=4), nn.Conv2d(4, 4, 3, 2, groups=4))]
+    for ours, theirs in layers:
+        feature = drawn(2, 4, 6, 6, dtype=dtype).requires_grad_(True)
+        if dtype == torch.float64:
+            ours.double()
+            theirs.double()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert ours(feature).dtype == theirs(feature).dtype
+
+
+def test_a_single_image_without_its_batch_is_taken_as_pytorch_does() -> None:
+    ours, theirs = pair(DepthwiseConv2d, nn.Conv2d, 4, 4, 3, stride=2, groups=4)
+    for mine, its in zip(learnt(ours, drawn(4, 7, 7)), learnt(theirs, drawn(4, 7, 7)), strict=True):
+        torch.testing.assert_close(mine, its)
+
+
+def test_second_derivatives_are_refused_rather_than_wrong() -> None:
+    for layer in (PReLU(), DepthwiseConv2d(4, 4, 3, stride=2, groups=4)):
+        feature = drawn(2, 4, 6, 6, dtype=torch.float32).requires_grad_(True)
+        (gradient,) = torch.autograd.grad(layer(feature).square().sum(), feature, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            gradient.sum().backward()
+
+
+def test_without_gradients_and_in_exported_graphs_they_are_pytorchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
     network = nn.Sequential(DepthwiseConv2d(4, 4, 3, stride=2, padding=1, groups=4), PReLU())
     images = torch.rand(2, 4, 8, 8)
+
+    def refused(*_given: object) -> Tensor:
+        raise AssertionError("a function of our own")
+
+    monkeypatch.setattr(gradients._Strided, "apply", refused)
+    monkeypatch.setattr(gradients._Leaky, "apply", refused)
     with torch.no_grad():
-        assert network(images).grad_fn is None
+        network(images)
     program = torch.export.export(network, (images,))
     kinds = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
-    assert any("conv" in kind for kind in kinds)
     assert any("prelu" in kind for kind in kinds)
+    with pytest.raises(AssertionError, match="a function of our own"):
+        network(images)
+
+
+def test_they_are_shown_as_what_they_compute() -> None:
+    assert repr(PReLU()) == repr(nn.PReLU())
+    how = {"stride": 2, "groups": 4}
+    assert repr(DepthwiseConv2d(4, 4, 3, **how)) == repr(nn.Conv2d(4, 4, 3, **how))

@@ -20,7 +20,7 @@ import numpy as np
 from keyhole.errors import DataError, RunError, WeightsError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 def write_bytes(path: Path, data: bytes | Callable[[Path], None], *, private: bool = False) -> None:
@@ -125,6 +125,32 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}. Name another file.") from error
+
+
+def halved_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict of a network in fp16, half the size, where that loses no more than fp16's own rounding.
+
+    A tensor that fp16 cannot hold stays as it is: one with a value above 65,504 or so small throughout that it would be
+    lost, and running statistics of batch norm in which any single value would be lost, as they are divided by.
+    """
+    weights = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    return {name: _halved(tensor, each=name not in weights) for name, tensor in module.state_dict().items()}
+
+
+def _halved(tensor: Tensor, *, each: bool) -> Tensor:
+    """Return a tensor in fp16, or as it was where that would lose more than fp16's own rounding.
+
+    Args:
+        tensor: Any tensor.
+        each: Every value must be kept to that rounding, not only the large ones.
+    """
+    if not tensor.is_floating_point() or tensor.element_size() == 2 or not tensor.numel():
+        return tensor
+    halved = tensor.half()
+    size = tensor.double().abs()
+    error = (halved.double() - tensor.double()).abs()
+    kept = error <= (size if each else size.max()) * 2.0**-11
+    return halved if bool(kept.all()) else tensor
 
 
 def write_tensors(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 
@@ -26,9 +27,12 @@ class PReLU(nn.PReLU):
     def forward(self, feature: Float[Tensor, "n c *s"]) -> Float[Tensor, "n c *s"]:
         """Return the feature, times the weight where it is negative."""
         if self.weight.numel() == 1 and _learns_on_the_cpu(feature, self.weight):
-            found: Tensor = _Leaky.apply(feature, self.weight)
+            found: Tensor = _Leaky.apply(*_autocast(feature), self.weight)
             return found
         return super().forward(feature)
+
+    def _get_name(self) -> str:
+        return "PReLU"
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -46,15 +50,24 @@ class DepthwiseConv2d(nn.Conv2d):
     def forward(self, input: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c y x"]:
         """Return the convolution of a feature."""
         depthwise = self.groups == self.in_channels == self.out_channels and self.padding_mode == "zeros"
-        if not (depthwise and max(self.stride) > 1 and isinstance(self.padding, tuple)):
+        if not (depthwise and max(self.stride) > 1 and isinstance(self.padding, tuple) and input.ndim == 4):
             return super().forward(input)
         if not _learns_on_the_cpu(input, self.weight):
             return super().forward(input)
-        taken = [input, self.weight, *([] if self.bias is None else [self.bias])]
-        if torch.is_autocast_enabled("cpu"):
-            taken = [tensor.to(torch.get_autocast_dtype("cpu")) for tensor in taken]
+        taken = _autocast(input, self.weight, *([] if self.bias is None else [self.bias]))
         found: Tensor = _Strided.apply(self.stride, self.padding, self.dilation, *taken)
         return found
+
+    def _get_name(self) -> str:
+        return "Conv2d"
+
+
+def _autocast(*tensors: Tensor) -> list[Tensor]:
+    """Return tensors in the precision that autocast asks for, which leaves double precision alone."""
+    if not torch.is_autocast_enabled("cpu"):
+        return list(tensors)
+    wanted = torch.get_autocast_dtype("cpu")
+    return [tensor if tensor.dtype == torch.float64 else tensor.to(wanted) for tensor in tensors]
 
 
 def _learns_on_the_cpu(feature: Tensor, weight: Tensor) -> bool:
@@ -74,6 +87,7 @@ class _Leaky(torch.autograd.Function):
         return functional.leaky_relu(feature, float(weight))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         feature, weight = ctx.saved_tensors
         of_feature = torch.ops.aten.leaky_relu_backward(gradient, feature, float(weight), False)
@@ -98,6 +112,7 @@ class _Strided(torch.autograd.Function):
             return functional.conv2d(feature, weight, bias, stride, padding, dilation, len(weight))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         feature, weight = ctx.saved_tensors
         stride, padding, dilation, biased = ctx.how

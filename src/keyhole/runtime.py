@@ -121,8 +121,9 @@ def keep_freed_memory() -> bool:
         library = ctypes.CDLL(None)
         library.gnu_get_libc_version.restype = ctypes.c_char_p
         library.gnu_get_libc_version()
-        settings = ((_TRIM_THRESHOLD, -1), (_MMAP_THRESHOLD, 1 << 30))  # never give back; blocks of up to 1 GiB
-        return all(library.mallopt(name, value) == 1 for name, value in settings)
+        # blocks of up to 1 GiB; older libraries take 32 MiB at most, and are left alone where they take neither
+        large = any(library.mallopt(_MMAP_THRESHOLD, most) == 1 for most in (1 << 30, 1 << 25))
+        return large and library.mallopt(_TRIM_THRESHOLD, -1) == 1  # and never give back
     except (OSError, AttributeError):  # another C library
         return False
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every table of faces.md that a command of keyhole makes, for one model. Run it again after a stop: what is finished is
-# left alone.
+# The tables of faces.md for one model, but for tracks, effective resolution, clips and costs. Run it again after a stop:
+# what is finished is left alone.
 #
 #     runs.sh FACES MODEL OUT
 #
@@ -42,3 +42,17 @@ keep london-factors/result.json factors --root "$out/trees/portraits" "${photos[
 keep gallery.safetensors embed "$out/trees/portraits/gallery" "${photos[@]}" "${matcher[@]}" --out "$out/gallery.safetensors"
 keep london-thresholds.json calibrate "${photos[@]}" "${matcher[@]}" --gallery "$out/gallery.safetensors" \
     --strangers "$faces/congress_faces.zip" --mated "$out/trees/portraits/probes" --out "$out/london-thresholds.json"
+if [ ! -f "$out/alarms/false-alarms.json" ]; then
+    python "$here/../../../benchmarks/false_alarms.py" draw --trees "$out/trees" --congress "$faces/congress_faces.zip" \
+        --out "$out/alarms"
+    watch=("${photos[@]}" "${matcher[@]}" --gallery "$out/gallery.safetensors")
+    keep alarms/thresholds.json calibrate "${watch[@]}" --strangers "$out/alarms/calibrate.zip" \
+        --mated "$out/trees/portraits/probes" --out "$out/alarms/thresholds.json"
+    for px in 24 16 12 10 8; do
+        for who in strangers enrolled; do
+            keyhole faces identify --model "$model" "${watch[@]}" --thresholds "$out/alarms/thresholds.json" \
+                --probe "$out/alarms/$px/$who" --json >"$out/alarms/$px-$who.json"
+        done
+    done
+    python "$here/../../../benchmarks/false_alarms.py" count "$out/alarms"
+fi

@@ -52,7 +52,7 @@ def export(
 
     if Path(model).resolve() == out.resolve():
         raise SettingError(f"--out is {out}, the model itself. Choose another file.")
-    if faces is None and is_face_model(Path(model)):
+    if faces is None and (model == o.FACE_MODEL or is_face_model(Path(model))):
         raise SettingError(f"{model} is a face model; name aligned crops to check it on: --faces.")
     told: str | None = None
     if faces is not None:

@@ -35,8 +35,10 @@ class ModelOptions:
 
     model: Annotated[
         str,
-        typer.Option(help="A known model, .onnx, .xml, .safetensors, .toml, or package.module:function."),
-    ]
+        typer.Option(
+            help="The model of the package, a known one, .onnx, .xml, .safetensors, .toml, or package.module:function."
+        ),
+    ] = o.FACE_MODEL
     detector: Annotated[Path | None, typer.Option(help="YuNet's ONNX file; needed for photos without landmarks.")] = (
         None
     )

@@ -10,6 +10,7 @@ import typer
 from keyhole.cli import face_options as f
 from keyhole.cli import options as o
 from keyhole.cli import students, watchlist
+from keyhole.errors import SettingError
 
 app = typer.Typer(
     help="Low-resolution faces: evaluate a model on any protocol, match by resolution, calibrate, identify.",
@@ -139,9 +140,17 @@ def models(
     from keyhole.faces import registry
 
     if download is None:
+        from keyhole.faces.models import SHIPPED, shipped_notice
+
         names = list(registry.KNOWN_MODELS)
-        o.emit({"models": names}, "\n\n".join(registry.notice(name) for name in names), as_json=json)
+        notices = [shipped_notice(), *map(registry.notice, names)]
+        o.emit({"models": [SHIPPED, *names]}, "\n\n".join(notices), as_json=json)
         return
+
+    if download == o.FACE_MODEL:
+        raise SettingError(
+            f"{download} comes with the package; there is nothing to download. It is --model by default."
+        )
 
     def accept(terms: str) -> bool:
         o.note(terms)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _results: ContextVar[Any] = ContextVar("where results are printed")
 
+FACE_MODEL = "keyhole-face"  # of the package: keyhole.faces.models.SHIPPED, which takes a second to import
 _NAMES = "resnet20, timm:NAME, package.module:function, or a .safetensors file of Keyhole"
 
 Teacher = Annotated[str, typer.Option(help=f"The teacher: {_NAMES}.")]
@@ -193,13 +194,23 @@ def _precision_of(out: Path | None) -> str | None:
 
 
 def fingerprints(names: Iterable[str]) -> dict[str, str]:
-    """Return the SHA-256 of each weight file and ``hints.json`` among some texts that may name one."""
+    """Return the SHA-256 of each weight file and ``hints.json`` among some texts that may name one.
+
+    The face model of the package is another one in another version of it, so its file counts as well.
+    """
     from keyhole.files import sha256
+
+    names = list(names)
+    found = {}
+    if FACE_MODEL in names:
+        from keyhole.faces.models import shipped
+
+        found[FACE_MODEL] = sha256(shipped())
 
     ends = (".safetensors", ".pt", ".pth", ".json", ".bin", ".onnx", ".xml", ".toml", ".csv", ".txt", ".zip")
     named = [name for name in names if name.endswith(ends) and Path(name).is_file()]
     named += [str(Path(name).with_suffix(".bin")) for name in named if name.endswith(".xml")]  # the weights of an IR
-    return {name: sha256(Path(name)) for name in dict.fromkeys(named) if Path(name).is_file()}
+    return found | {name: sha256(Path(name)) for name in dict.fromkeys(named) if Path(name).is_file()}
 
 
 def emit(value: Mapping[str, Any], text: str, *, as_json: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -123,7 +123,7 @@ def distill(
     from keyhole.files import write_json, write_text
     from keyhole.reports.students_page import students_page
     from keyhole.runs import open_run
-    from keyhole.students.blends import with_blends
+    from keyhole.students.blends import Blending, with_blends
     from keyhole.students.distilling import StudentPlan, plan_arm
     from keyhole.students.distilling import distill as learn
     from keyhole.students.teachers import load_teacher
@@ -134,7 +134,7 @@ def distill(
     camera = parse_distribution(given.degrade)
     told = o.recipe(
         {"out": out, "teacher": teacher, "cohort": cohort, **vars(given), "faces": list(map(str, given.faces)),
-         **vars(student), **vars(training)}
+         **vars(student), **vars(training), **({"blending": asdict(Blending())} if given.blends else {})}
     )  # fmt: skip
     config = replace(config, precision=told["precision"])
     with open_run(out, "faces distill", told, resume=resume) as run:
@@ -157,7 +157,8 @@ def distill(
         keep = Checkpointing(run.checkpoint, resume=run.resumed)
         outcomes = learn(arms, opened, read, config, checkpointing=keep, progress=o.progress_bar(), log=log)
         about = {
-            "teacher": opened.sha256, "degrade": given.degrade, "faces": len(read), "people": len(read.classes),
+            "teacher": opened.sha256, "degrade": given.degrade, "faces": len(read) - given.blends,
+            "blends": given.blends, "people": len(read.classes),
             **({"apart": apart} if apart else {}),
             **{key: value for key, value in vars(config).items() if key not in ("device", "compile")},
         }  # fmt: skip
@@ -165,7 +166,10 @@ def distill(
             _keep(outcome, run.path if len(outcomes) == 1 else run.path / str(number), opened, about)
             for number, outcome in enumerate(outcomes)
         ]
-        value = {"teacher": teacher, "faces": len(read), "people": len(read.classes), "apart": apart, "arms": kept}
+        value = {
+            "teacher": teacher, "faces": len(read) - given.blends, "blends": given.blends,
+            "people": len(read.classes), "apart": apart, "arms": kept,
+        }  # fmt: skip
         write_text(run.path / "report.html", students_page(value))
         write_json(run.path / "result.json", value)
         run.checkpoint.unlink(missing_ok=True)
@@ -227,7 +231,8 @@ def _keep(outcome: Outcome, folder: Path, teacher: FaceTeacher, about: dict[str,
 
     arm, path = outcome.arm, folder / "student.safetensors"
     hints = {pair.teacher: pair.student for pair in arm.hints}
-    save_student(path, outcome, teacher=teacher, about={"arm": arm.name, "terms": _terms(arm), "hints": hints, **about})
+    told = {"arm": Path(arm.name).name, "terms": _terms(arm), "hints": hints, **about}  # not where a file lies
+    save_student(path, outcome, teacher=teacher, about=told)
     return {
         "name": arm.name, "student": arm.student, "parameters": outcome.last.parameters, "hints": hints,
         "file": str(path), "history": list(outcome.history),

@@ -158,5 +158,6 @@ def load_compact(weights: Mapping[str, Tensor], *, name: str) -> CompactFace:
 
 
 def _layer(inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1) -> tuple[nn.Module, ...]:
-    convolution = DepthwiseConv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    kind = DepthwiseConv2d if groups > 1 else nn.Conv2d
+    convolution = kind(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
     return convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)

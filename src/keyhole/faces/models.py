@@ -37,8 +37,11 @@ from keyhole.faces.runtimes import (
 )
 from keyhole.faces.vggface2 import VGGFACE2_NETWORKS, load_vggface2
 from keyhole.faces.weights import READERS, read_weights
-from keyhole.files import read_tensors, sha256, write_tensors
+from keyhole.files import halved_state, read_tensors, sha256, write_tensors
 from keyhole.runtime import choose_device
+
+SHIPPED = "keyhole-face"
+"""The name of the face model that comes with the package, and needs no download."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ def load_face_model(
 ) -> FaceModel:
     """Return a face model ready to embed, of any of these forms.
 
+    - ``keyhole-face``, which comes with the package;
     - the name of a known model that was downloaded (see :mod:`keyhole.faces.registry`);
     - a model file (``.onnx``, OpenVINO's ``.xml`` with the ``.bin`` beside it, or weights of a known network) whose
       SHA-256 is known: it needs no description;
@@ -139,6 +143,8 @@ def load_face_model(
     if runtime not in RUNTIMES:
         raise unknown_name("runtime", runtime, RUNTIMES)
     text, path, where = str(name_or_path), Path(name_or_path), _Where(device, threads, runtime)
+    if text == SHIPPED:
+        text, path = str(shipped()), shipped()
     if text in KNOWN_MODELS:
         return _load(_described_by_registry(text, installed(text, folder)), where)
     if path.suffix == ".toml":
@@ -150,8 +156,26 @@ def load_face_model(
     if re.fullmatch(r"[\w.]+:\w+", text):
         return _load_module(text, where)
     raise unknown_name(
-        "face model", text, KNOWN_MODELS, see="Or name a file (.onnx, .xml, .toml) or package.module:function."
+        "face model",
+        text,
+        [SHIPPED, *KNOWN_MODELS],
+        see="Or name a file (.onnx, .xml, .toml) or package.module:function.",
     )
+
+
+def shipped() -> Path:
+    """Return the file of the face model that comes with the package."""
+    return Path(__file__).with_name(f"{SHIPPED}.safetensors")
+
+
+def shipped_notice() -> str:
+    """Return what a person should know of the face model of the package, as :func:`keyhole.faces.registry.notice`."""
+    path = shipped()
+    told = read_tensors(path)[1]["licenses"]
+    lines = [f"{SHIPPED} (embedder), comes with the package, needs no download"]
+    lines.append(f"  file: {path.name}, {path.stat().st_size:,} bytes, SHA-256 {sha256(path)}")
+    lines += [f"  code: {told['code']}", f"  weights: {told['weights']}", f"  training data: {told['data']}"]
+    return "\n".join(lines)
 
 
 def save_face_model(
@@ -162,6 +186,7 @@ def save_face_model(
     *,
     licenses: Licenses,
     about: Mapping[str, Any] | None = None,
+    half: bool = False,
 ) -> None:
     """Write weights with all that must be known to use them right, so that :func:`load_face_model` takes the file.
 
@@ -173,6 +198,7 @@ def save_face_model(
         preparation: What its crops are.
         licenses: Of code, weights and training data.
         about: More JSON values to keep with it, such as the recipe.
+        half: Write fp16, half the size, where that loses no more than rounding; it runs in fp32 all the same.
 
     Raises:
         UnknownNameError: There is no such network.
@@ -189,7 +215,7 @@ def save_face_model(
         "licenses": dataclasses.asdict(licenses),
         "about": dict(about or {}),
     }
-    write_tensors(path, dict(module.state_dict()), told)
+    write_tensors(path, halved_state(module) if half else dict(module.state_dict()), told)
 
 
 def architecture_of(path: Path) -> str | None:

@@ -404,7 +404,8 @@ def _convolution(
     weight = _tensor(kernel.reshape(-1, *kernel.shape[-3:]) if grouped else kernel)
     if weight.ndim != 4:
         raise ValueError(f"a kernel of shape {kernel.shape}")
-    module = DepthwiseConv2d(
+    kind = DepthwiseConv2d if groups > 1 else nn.Conv2d
+    module = kind(
         weight.shape[1] * groups,
         weight.shape[0],
         tuple(weight.shape[2:]),  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from keyhole.gradients import DepthwiseConv2d
 from keyhole.models.layers import Reduce, Tapped, tap
 from keyhole.models.network import Network, random_images
 from keyhole.runtime import PRECISIONS, allow_compiled_copies
@@ -141,7 +142,7 @@ def _pairs(module: nn.Module, images: Tensor) -> list[tuple[str, str]]:
 
     handles = []
     for name, sub in module.named_modules():
-        if type(sub) is nn.Conv2d:
+        if type(sub) in (nn.Conv2d, DepthwiseConv2d):
             handles.append(sub.register_forward_hook(after(name)))
         elif type(sub) is nn.BatchNorm2d and sub.track_running_stats:
             handles.append(sub.register_forward_pre_hook(before(name)))

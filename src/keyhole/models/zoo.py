@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from keyhole.errors import SettingError, UnknownNameError, WeightsError, unknown_name
-from keyhole.files import read_tensors, write_tensors
+from keyhole.files import halved_state, read_tensors, write_tensors
 from keyhole.models.network import InputSpec, Network, evaluating, random_images
 from keyhole.models.resnet import CIFAR_RESNETS, CifarResNet
 
@@ -90,40 +90,20 @@ def save(network: Network, path: Path | str, *, about: Mapping[str, Any] | None 
         network: Any network of this package.
         path: Where to write, usually ``student.safetensors``.
         about: More JSON values to keep with it, such as the recipe; :func:`read_about` returns them.
-        half: Write fp16, half the size; :func:`load` returns fp32 all the same. A tensor that fp16 cannot hold stays as
-            it is: one with a value above 65,504 or so small throughout that it would be lost, and running statistics of
-            batch norm in which any single value would be lost, as they are divided by.
+        half: Write fp16, half the size, where that loses no more than rounding (see
+            :func:`keyhole.files.halved_state`); :func:`load` returns fp32 all the same.
 
     Raises:
         RunError: The file cannot be written; an older one is untouched.
         SettingError: ``about`` holds something that JSON cannot.
     """
     described = {"name": network.name, "classes": network.classes, "input": asdict(network.input)}
-    tensors = network.module.state_dict()
-    if half:
-        weights = {name for name, _ in network.module.named_parameters(remove_duplicate=False)}
-        tensors = {name: _halved(tensor, each=name not in weights) for name, tensor in tensors.items()}
+    tensors = halved_state(network.module) if half else network.module.state_dict()
     try:
         kept = json.loads(json.dumps(dict(about or {}), allow_nan=False))
     except (TypeError, ValueError) as error:
         raise SettingError(f"about cannot be kept in {path}: {_one_line(error)}. Give values that JSON has.") from error
     write_tensors(Path(path), tensors, {"network": described, "about": kept})
-
-
-def _halved(tensor: Tensor, *, each: bool) -> Tensor:
-    """Return a tensor in fp16, or as it was where that would lose more than fp16's own rounding.
-
-    Args:
-        tensor: Any tensor.
-        each: Every value must be kept to that rounding, not only the large ones.
-    """
-    if not tensor.is_floating_point() or tensor.dtype == torch.float16 or not tensor.numel():
-        return tensor
-    halved = tensor.to(torch.float16)
-    size = tensor.double().abs()
-    error = (halved.double() - tensor.double()).abs()
-    kept = error <= (size if each else size.max()) * 2.0**-11
-    return halved if bool(kept.all()) else tensor
 
 
 def read_about(path: Path | str) -> dict[str, Any]:

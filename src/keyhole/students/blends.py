@@ -37,8 +37,8 @@ class Blending:
 def with_blends(faces: FaceViews, count: int, *, seed: int, how: Blending | None = None) -> FaceViews:
     """Return the faces, and so many more that nobody has: blends of two, which lie on each other as all are aligned.
 
-    Each takes 30 to 70 % of one face and the rest of another one, either perhaps mirrored. Nobody is known to be shown,
-    so blends teach by what the teacher says of them alone.
+    Each takes about 30 to 70 % of one face over the whole and the rest of another one, either perhaps mirrored. Nobody
+    is known to be shown, so blends teach by what the teacher says of them alone.
 
     Args:
         faces: At least two.

@@ -23,7 +23,7 @@ from keyhole.distillation.training import Checkpointing, Outcome, fit
 from keyhole.errors import DataError, SettingError, unknown_name
 from keyhole.faces.compact import COMPACT, EMBEDDING, compact, form_of
 from keyhole.faces.description import read_description
-from keyhole.faces.models import architecture_of, load_face_model, save_face_model
+from keyhole.faces.models import SHIPPED, architecture_of, load_face_model, save_face_model
 from keyhole.faces.openvino_ir import IrModule, read_ir
 from keyhole.faces.preparation import Licenses, Preparation
 from keyhole.faces.registry import KNOWN_MODELS
@@ -97,7 +97,7 @@ def student_network(name: str, size: int = EMBEDDING) -> tuple[Network, Preparat
         WeightsError: The file cannot be read.
         SettingError: The file holds no network of PyTorch.
     """
-    if name.endswith(_FILES) or name in KNOWN_MODELS:
+    if name.endswith(_FILES) or name in (SHIPPED, *KNOWN_MODELS):
         model, path = load_face_model(name, device="cpu"), file_of(name)
         how = model.preparation
         if path.suffix == ".xml":
@@ -125,7 +125,7 @@ def _architecture(name: str) -> str | None:
     if name.endswith(".toml"):
         described = read_description(Path(name))
         return described.network or (architecture_of(described.file) if described.file else None)
-    return architecture_of(Path(name))
+    return architecture_of(file_of(name))
 
 
 def plan_arm(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from keyhole.errors import SettingError
 from keyhole.faces.description import read_description
-from keyhole.faces.models import FaceModel, load_face_model
+from keyhole.faces.models import SHIPPED, FaceModel, load_face_model, shipped
 from keyhole.faces.openvino_ir import IrModule, read_ir, residual_sums
 from keyhole.faces.preparation import Licenses, Preparation
 from keyhole.faces.registry import KNOWN_MODELS, installed
@@ -81,7 +81,7 @@ def load_teacher(name_or_path: str | Path) -> FaceTeacher:
 
 def file_of(name_or_path: str | Path) -> Path:
     """Return the file of a model that is named by itself, by its description, or by its name in the registry."""
-    path = Path(name_or_path)
+    path = shipped() if str(name_or_path) == SHIPPED else Path(name_or_path)
     if path.suffix == ".toml":
         return read_description(path).file or path
     return installed(str(name_or_path), None) if str(name_or_path) in KNOWN_MODELS else path
