@@ -194,7 +194,7 @@ def test_a_handful_of_images(metric: str, count: int) -> None:
     found = similarity(moments, metric)[0]
     if metric != "rbf_cka":
         # with few images correlations are nearly all 1, and which directions share them is left to rounding
-        rounding = 1e-3 if metric == "pwcca" else 2e-5
+        rounding = 1e-2 if metric == "pwcca" else 2e-5
         np.testing.assert_allclose(found, all_pairs(metric, captured(net, split, NAMES)), atol=rounding)
 
 
