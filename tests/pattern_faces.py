@@ -60,6 +60,14 @@ def write(path: Path, person: int, photo: int = 0, **settings: float) -> Path:
     return path
 
 
+def album(folder: Path, *, people: int, photos: int) -> Path:
+    """A folder PERSON/PHOTO.png of people p0, p1 and so on."""
+    for person in range(people):
+        for photo in range(photos):
+            write(folder / f"p{person}" / f"{photo}.png", person, photo)
+    return folder
+
+
 def write_manifest(root: Path, *, enrolled: int, strangers: int = 0, photos: int = 1) -> Path:
     """A folder protocol of aligned crops: some people enrolled, each with a probe, and some who are not."""
     lines = ["role,path,identity,camera,aligned"]

@@ -18,10 +18,7 @@ PLAIN = Blending(uneven=0, light=0, shape=0)
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> FaceViews:
-    folder = tmp_path_factory.mktemp("faces")
-    for person in range(10):
-        for photo in range(2):
-            pattern_faces.write(folder / f"p{person}" / f"{photo}.png", person, photo)
+    folder = pattern_faces.album(tmp_path_factory.mktemp("faces"), people=10, photos=2)
     return read_faces(folder, shown=FORM, seen=FORM, camera=parse_distribution("fixed:12"))
 
 

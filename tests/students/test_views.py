@@ -36,11 +36,7 @@ CONFIG = TrainConfig(epochs=2, batch_size=8, lr=0.02, precision="fp32", device="
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("faces")
-    for person in range(10):
-        for photo in range(2):
-            pattern_faces.write(folder / f"p{person}" / f"{photo}.png", person, photo)
-    return folder
+    return pattern_faces.album(tmp_path_factory.mktemp("faces"), people=10, photos=2)
 
 
 @pytest.fixture(scope="module")

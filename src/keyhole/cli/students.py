@@ -147,6 +147,7 @@ def distill(
             )
             for number, plan in enumerate(plans)
         ]  # fmt: skip
+        shown = {"faces": len(read), "blends": given.blends, "people": len(read.classes)}
         if given.blends:  # hints were chosen without them
             read = with_blends(read, given.blends, seed=config.seed)
 
@@ -157,19 +158,14 @@ def distill(
         keep = Checkpointing(run.checkpoint, resume=run.resumed)
         outcomes = learn(arms, opened, read, config, checkpointing=keep, progress=o.progress_bar(), log=log)
         about = {
-            "teacher": opened.sha256, "degrade": given.degrade, "faces": len(read) - given.blends,
-            "blends": given.blends, "people": len(read.classes),
-            **({"apart": apart} if apart else {}),
+            "teacher": opened.sha256, "degrade": given.degrade, **shown, **({"apart": apart} if apart else {}),
             **{key: value for key, value in vars(config).items() if key not in ("device", "compile")},
         }  # fmt: skip
         kept = [
             _keep(outcome, run.path if len(outcomes) == 1 else run.path / str(number), opened, about)
             for number, outcome in enumerate(outcomes)
         ]
-        value = {
-            "teacher": teacher, "faces": len(read) - given.blends, "blends": given.blends,
-            "people": len(read.classes), "apart": apart, "arms": kept,
-        }  # fmt: skip
+        value = {"teacher": teacher, **shown, "apart": apart, "arms": kept}
         write_text(run.path / "report.html", students_page(value))
         write_json(run.path / "result.json", value)
         run.checkpoint.unlink(missing_ok=True)
