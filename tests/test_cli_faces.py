@@ -173,19 +173,18 @@ def test_a_student_is_taught_kept_and_used(closed: Path, tmp_path: Path) -> None
     arms.write_text(
         '[[arm]]\nname = "alone"\n[[arm]]\nname = "hints"\nterms = "embedding,hint=0.1"\nhints = "surviving"\n'
     )
-    for person in range(12):
-        for photo in range(2):
-            pattern_faces.write(tmp_path / "faces" / f"p{person}" / f"{photo}.png", person, photo)
+    pattern_faces.album(tmp_path / "faces", people=12, photos=2)
     (tmp_path / "people.txt").write_text("\n".join(f"p{k}" for k in range(10)) + "\nq\n")
     pattern_faces.write(tmp_path / "more" / "q.png", 20, 0)
     command = (
         "distill", "--teacher", teacher, "--faces", tmp_path / "faces", "--people", tmp_path / "people.txt",
-        "--faces", tmp_path / "more", "--hints", "stage-ends",
+        "--faces", tmp_path / "more", "--hints", "stage-ends", "--blends", 7,
         "--student", "compact-24-s", "--cohort", arms, "--epochs", 2, "--batch-size", 10, "--samples", 20,
         "--degrade", "fixed:8,16", "--precision", "fp32", "--device", "cpu", "--out", tmp_path / "run",
     )  # fmt: skip
     found = faces(*command, "--json")
-    assert (found.json["faces"], found.json["people"]) == (21, 11)
+    assert [found.json[key] for key in ("faces", "blends", "people")] == [21, 7, 11]
+    assert "21 faces of 11 people and 7 blends of two." in (tmp_path / "run" / "report.html").read_text()
     assert [arm["name"] for arm in found.json["arms"]] == ["alone", "hints"]
     assert len(found.json["arms"][1]["hints"]) == 3
     assert "survive: " in found.err

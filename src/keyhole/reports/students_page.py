@@ -19,9 +19,10 @@ def students_page(value: Mapping[str, Any]) -> str:
     """
     arms = value["arms"]
     names = [str(arm["name"]) for arm in arms]
+    blends = f" and {value['blends']:,} blends of two" if value["blends"] else ""
     lead = (
         f"{plural(len(arms), 'student')} taught by {value['teacher']} on {value['faces']:,} faces of "
-        f"{value['people']:,} people."
+        f"{value['people']:,} people{blends}."
     )
     columns = [Column("student", number=False), Column("network", number=False), Column("parameters"),
                Column("learns from", number=False)]  # fmt: skip
