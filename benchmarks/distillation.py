@@ -45,7 +45,7 @@ from keyhole.distillation.training import fit
 from keyhole.models.layers import layers
 from keyhole.models.network import count_macs
 from keyhole.models.zoo import CIFAR100_INPUT, build
-from keyhole.runtime import PRECISIONS, choose_device, describe, synchronize
+from keyhole.runtime import PRECISIONS, choose_device, describe, keep_freed_memory, synchronize
 
 BATCH = 64
 
@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--compile", choices=("auto", "on", "off"))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    keep_freed_memory()  # as training does; the plain way gains by it as well
     device = choose_device(options.device)
     options.compile = options.compile or ("on" if device.type == "cuda" else "auto")
     data = open_data("cifar100", options.root).train

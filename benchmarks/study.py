@@ -35,7 +35,7 @@ from keyhole.distillation.arm import Arm
 from keyhole.distillation.cohort import Cohort, Learner
 from keyhole.distillation.teaching import Teaching
 from keyhole.models.zoo import CIFAR100_INPUT, build
-from keyhole.runtime import choose_device, describe
+from keyhole.runtime import choose_device, describe, keep_freed_memory
 from keyhole.studies.plan import read_study
 
 TARGETS = {"cells_over_plain": 3, "cohort_over_floor": 1.15, "memory_growth_over_own": 1.0}
@@ -44,6 +44,7 @@ MIB = 1 << 20
 
 def main() -> None:
     options = parsed()
+    keep_freed_memory()  # as training does; the plain way gains by it as well
     if options.memory_of:
         print(json.dumps(memory_of(options)))
         return
@@ -80,8 +81,9 @@ def parsed() -> argparse.Namespace:
     return options
 
 
-def cohort_of(options, data, students: int | None = None, *, compile: str = "on") -> Cohort:
+def cohort_of(options, data, students: int | None = None, *, compile: str | None = None) -> Cohort:
     """Return the arms of one seed of the study as a cohort; of fewer students, the last arms, which have hints."""
+    compile = compile or ("on" if choose_device(options.device).type == "cuda" else "auto")
     config = replace(options.plan.config, device=options.device, precision=options.precision, compile=compile)
     teacher = build(options.teacher, classes=100)
     maker = ArmMaker(teacher, data, config)
