@@ -16,6 +16,7 @@ from keyhole.faces.compact import compact, form_of
 from keyhole.faces.models import save_face_model
 from keyhole.faces.photos import told_face_px
 from keyhole.faces.preparation import Licenses
+from keyhole.files import read_tensors
 from test_cli import Ran, keyhole
 
 MODEL = ("--model", "pattern_faces:reader", "--threads", 1, "--device", "cpu")
@@ -197,6 +198,44 @@ def test_a_student_is_taught_kept_and_used(closed: Path, tmp_path: Path) -> None
     assert "Unknown key of an arm" in faces(*command[:-1], tmp_path / "other").err
     wrong = (*command[:-2], "--people", tmp_path / "no.txt", "--out", tmp_path / "third")
     assert faces(*wrong).code == 1
+
+
+def test_a_student_keeps_a_share_of_the_weights_it_began_with(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first, how = tmp_path / "first.safetensors", form_of("compact-24-s").preparation
+    save_face_model(first, compact("compact-24-s").eval(), "compact-24-s", how, licenses=Licenses())
+    pattern_faces.album(tmp_path / "faces", people=4, photos=2)
+    arms = tmp_path / "arms.toml"
+    arms.write_text('[[arm]]\nname = "a"\nwise_ft = 0.25\n[[arm]]\nname = "b"\n')
+    command = (
+        "distill", "--teacher", "pattern_faces:reader", "--faces", tmp_path / "faces", "--student", first,
+        "--terms", "margin", "--epochs", 1, "--batch-size", 4, "--lr", 0.1, "--device", "cpu",
+    )  # fmt: skip
+    found = faces(*command, "--cohort", arms, "--out", tmp_path / "run", "--json")
+    assert [arm["wise_ft"] for arm in found.json["arms"]] == [0.25, 1.0]
+    assert "25 %" in (tmp_path / "run" / "report.html").read_text()
+    start, trained, kept = (
+        read_tensors(path)[0]
+        for path in (
+            first,
+            tmp_path / "run" / "0" / "trained.safetensors",
+            tmp_path / "run" / "0" / "student.safetensors",
+        )
+    )
+    weights = [name for name, tensor in start.items() if tensor.is_floating_point()]
+    assert max(float((trained[name] - start[name]).abs().max()) for name in weights) > 0.01
+    for name in weights:
+        torch.testing.assert_close(kept[name], 0.75 * start[name] + 0.25 * trained[name])
+    assert not (tmp_path / "run" / "1" / "trained.safetensors").exists()
+    for options, told in (
+        (("--student", "compact-24-s", "--wise-ft", 0.5), "compact-24-s begins with random weights"),
+        (("--wise-ft", 1.5), "wise_ft is 1.5; expected 0"),
+    ):
+        bad = faces(*command, *options, "--out", tmp_path / "bad")
+        assert bad.code == 1
+        assert told in bad.err.splitlines()[-1]
+    arms.write_text('[[arm]]\nwise_ft = "much"\n')
+    assert "wise_ft is 'much'; expected a number" in faces(*command, "--cohort", arms, "--out", tmp_path / "bad").err
 
 
 def test_models_are_listed_with_their_terms() -> None:

@@ -48,7 +48,8 @@ all() {
         run "$student" 12 "${lfw[@]}" --student "$student"
     done
     # to ship: (a) public domain alone, enlarged by blends; (b) with LFW as well
-    run public-domain 14 "${congress[@]}" --blends 15000 --student "$teacher" --terms embedding,relations "${gentle[@]}"
+    run public-domain 14 "${congress[@]}" --blends 15000 --student "$teacher" --terms embedding,relations \
+        --wise-ft 0.7 "${gentle[@]}"
     run research-only 30 "${lfw[@]}" --faces "$faces/congress_faces.zip" --blends 4000 --student "$teacher" \
         --terms embedding,relations "${gentle[@]}"
 }

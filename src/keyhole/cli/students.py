@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,12 @@ from keyhole.errors import DataError, SettingError
 
 if TYPE_CHECKING:
     from keyhole.distillation.arm import Arm
+    from keyhole.distillation.config import TrainConfig
     from keyhole.distillation.training import Outcome
     from keyhole.faces.distributions import Distribution
+    from keyhole.runs import RunFolder
     from keyhole.students.apart import Apart
-    from keyhole.students.distilling import StudentPlan
+    from keyhole.students.distilling import FaceArm, StudentPlan
     from keyhole.students.teachers import FaceTeacher
     from keyhole.students.views import FaceViews
 
@@ -47,6 +49,10 @@ class StudentOptions:
     metric: Annotated[str, typer.Option(help="By which layers are compared.")] = "r2_cca"
     balance: Annotated[str, typer.Option(help="weights, or gradients.")] = "weights"
     samples: Annotated[int, typer.Option(min=2, help="Faces that are looked at to choose hints.")] = 2000
+    wise_ft: Annotated[
+        float,
+        typer.Option(help="Share of the trained weights in what is written; the rest are those of the student's file."),
+    ] = 1.0
 
 
 @dataclass(frozen=True)
@@ -116,15 +122,14 @@ def distill(
     Example: keyhole faces distill --teacher M.xml --faces faces.zip --student compact-48-s --epochs 12 --out RUN
 
     The teacher sees each face sharp, the student as the camera delivers it. Writes student.safetensors, which --model
-    of the other commands takes, result.json, log.jsonl and report.html to RUN; of a cohort one folder a student.
+    of the other commands takes, result.json, log.jsonl and report.html to RUN; of a cohort one folder a student. With
+    --wise-ft below 1 the trained weights as they are lie in trained.safetensors.
     """
     from keyhole.distillation.training import Checkpointing
     from keyhole.faces.distributions import parse_distribution
-    from keyhole.files import write_json, write_text
-    from keyhole.reports.students_page import students_page
     from keyhole.runs import open_run
     from keyhole.students.blends import Blending, with_blends
-    from keyhole.students.distilling import StudentPlan, plan_arm
+    from keyhole.students.distilling import StudentPlan
     from keyhole.students.distilling import distill as learn
     from keyhole.students.teachers import load_teacher
 
@@ -140,13 +145,7 @@ def distill(
     with open_run(out, "faces distill", told, resume=resume) as run:
         opened = load_teacher(teacher)
         read, apart = _read(given, plans, opened, camera, device=config.device, seed=config.seed)
-        arms = [
-            plan_arm(
-                plan, opened, read, device=config.device, precision=config.precision,
-                keep=partial(run.settle, f"hints-{number}"), progress=o.progress_bar(), note=o.note,
-            )
-            for number, plan in enumerate(plans)
-        ]  # fmt: skip
+        arms = _planned(plans, opened, read, config, run)
         shown = {"faces": len(read), "blends": given.blends, "people": len(read.classes)}
         if given.blends:  # hints were chosen without them
             read = with_blends(read, given.blends, seed=config.seed)
@@ -161,16 +160,40 @@ def distill(
             "teacher": opened.sha256, "degrade": given.degrade, **shown, **({"apart": apart} if apart else {}),
             **{key: value for key, value in vars(config).items() if key not in ("device", "compile")},
         }  # fmt: skip
+        mixed = {arm.name: plan.wise_ft for arm, plan in zip(arms, plans, strict=True)}
         kept = [
-            _keep(outcome, run.path if len(outcomes) == 1 else run.path / str(number), opened, about)
+            _keep(outcome, run.path if len(outcomes) == 1 else run.path / str(number), opened, about, mixed)
             for number, outcome in enumerate(outcomes)
         ]
         value = {"teacher": teacher, **shown, "apart": apart, "arms": kept}
-        write_text(run.path / "report.html", students_page(value))
-        write_json(run.path / "result.json", value)
-        run.checkpoint.unlink(missing_ok=True)
+        _finish(run, value)
     lines = [f"{arm['name']}: {arm['parameters']:,} parameters, {arm['file']}" for arm in kept]
     o.emit(value, "\n".join([*lines, f"Report: {out / 'report.html'}"]), as_json=json)
+
+
+def _planned(
+    plans: Sequence[StudentPlan], teacher: FaceTeacher, faces: FaceViews, config: TrainConfig, run: RunFolder
+) -> list[FaceArm]:
+    """Return the arms of a cohort; hints that the run began with are kept."""
+    from keyhole.students.distilling import plan_arm
+
+    return [
+        plan_arm(
+            plan, teacher, faces, device=config.device, precision=config.precision,
+            keep=partial(run.settle, f"hints-{number}"), progress=o.progress_bar(), note=o.note,
+        )
+        for number, plan in enumerate(plans)
+    ]  # fmt: skip
+
+
+def _finish(run: RunFolder, value: dict[str, Any]) -> None:
+    """Write the report and the result of a run that came to its end."""
+    from keyhole.files import write_json, write_text
+    from keyhole.reports.students_page import students_page
+
+    write_text(run.path / "report.html", students_page(value))
+    write_json(run.path / "result.json", value)
+    run.checkpoint.unlink(missing_ok=True)
 
 
 def _read(
@@ -221,17 +244,22 @@ def _read(
     return read, told
 
 
-def _keep(outcome: Outcome, folder: Path, teacher: FaceTeacher, about: dict[str, Any]) -> dict[str, Any]:
-    """Write a student, and return what result.json tells of it."""
+def _keep(
+    outcome: Outcome, folder: Path, teacher: FaceTeacher, about: dict[str, Any], mixed: Mapping[str, float]
+) -> dict[str, Any]:
+    """Write a student, and return what result.json tells of it; one that was mixed keeps what was trained beside it."""
     from keyhole.students.distilling import save_student
 
     arm, path = outcome.arm, folder / "student.safetensors"
     hints = {pair.teacher: pair.student for pair in arm.hints}
     told = {"arm": Path(arm.name).name, "terms": _terms(arm), "hints": hints, **about}  # not where a file lies
-    save_student(path, outcome, teacher=teacher, about=told)
+    wise_ft = mixed[arm.name]
+    save_student(path, outcome, teacher=teacher, about=told, wise_ft=wise_ft)
+    if wise_ft < 1:
+        save_student(folder / "trained.safetensors", outcome, teacher=teacher, about=told)
     return {
         "name": arm.name, "student": arm.student, "parameters": outcome.last.parameters, "hints": hints,
-        "file": str(path), "history": list(outcome.history),
+        "file": str(path), "wise_ft": wise_ft, "history": list(outcome.history),
     }  # fmt: skip
 
 
@@ -261,10 +289,18 @@ def _cohort(path: Path, base: StudentPlan) -> tuple[StudentPlan, ...]:
         for key, given in table.items():
             if key not in vars(base):
                 raise unknown_name(f"key of an arm of {path}", key, vars(base))
-            kind = int if key in ("count", "samples", "seed") else str
-            if not isinstance(given, kind) or isinstance(given, bool) or (kind is int and given < (key != "seed")):
-                raise DataError(f"{path}: {key} is {given!r}; expected {'a number' if kind is int else 'a text'}.")
+            if not _is_of_kind(key, given):
+                told = "a text" if isinstance(getattr(base, key) or "", str) else "a number"
+                raise DataError(f"{path}: {key} is {given!r}; expected {told}.")
     return tuple(_arm(base, table) for table in tables)
+
+
+def _is_of_kind(key: str, given: Any) -> bool:
+    if key == "wise_ft":
+        return isinstance(given, int | float) and not isinstance(given, bool)
+    if key in ("count", "samples", "seed"):
+        return isinstance(given, int) and not isinstance(given, bool) and given >= (key != "seed")
+    return isinstance(given, str)
 
 
 def _arm(base: StudentPlan, table: dict[str, Any]) -> StudentPlan:

@@ -129,7 +129,10 @@ class Cohort:
         own = channels_of(network, names)
         channels = {pair: (own[pair.student], teacher_channels[pair.teacher]) for pair in pairs}
         terms = nn.ModuleDict(
-            {term.name: build_term(term, self._setting(arm, term, end, channels, classes)) for term in arm.terms}
+            {
+                term.name: build_term(term, self._setting(arm, term, end, channels, network.classes))
+                for term in arm.terms
+            }
         )
         network = replace(network, module=self.group.share_statistics(network.module))
         terms = self.group.share_statistics(terms)

@@ -25,14 +25,17 @@ def students_page(value: Mapping[str, Any]) -> str:
         f"{value['people']:,} people{blends}."
     )
     columns = [Column("student", number=False), Column("network", number=False), Column("parameters"),
-               Column("learns from", number=False)]  # fmt: skip
+               Column("learns from", number=False), Column("trained weights, the rest first ones")]  # fmt: skip
     rows = [
         [
             str(arm["name"]), str(arm["student"]), f"{arm['parameters']:,}",
             ", ".join(f"{teacher} → {student}" for teacher, student in arm["hints"].items()) or "the embedding alone",
+            f"{100 * arm['wise_ft']:g} %",
         ]
         for arm in arms
     ]  # fmt: skip
+    if all(arm["wise_ft"] == 1 for arm in arms):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
     return page(
         "Students for few pixels",
         "Keyhole: faces of few pixels",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from keyhole.distillation.arm import Arm
 from keyhole.distillation.cohort import Cohort
@@ -62,6 +63,8 @@ class StudentPlan:
         balance: ``weights`` or ``gradients``.
         samples: Faces that are looked at to choose hints.
         seed: Of samples and random choices.
+        wise_ft: Of the trained weights in the student that is written, 0 to 1; the rest are those it began with (see
+            :func:`interpolated`). Below 1 for a student that begins with a file alone.
     """
 
     name: str = ""
@@ -73,6 +76,7 @@ class StudentPlan:
     balance: str = "weights"
     samples: int = 2000
     seed: int = 0
+    wise_ft: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,15 @@ def plan_arm(
         fitting = ", ".join(name for name, kind in TERMS.items() if kind.embeds or kind.hints)
         raise SettingError(
             f"Term {odd[0]} takes outputs for logits of classes, and a student's are an embedding; take {fitting}."
+        )
+    if not 0 <= plan.wise_ft <= 1:
+        raise SettingError(
+            f"wise_ft is {plan.wise_ft:g}; expected 0 (the weights it began with) to 1 (the trained ones)."
+        )
+    if plan.wise_ft < 1 and plan.student in COMPACT:
+        raise SettingError(
+            f"wise_ft is {plan.wise_ft:g}, and {plan.student} begins with random weights, which are worth nothing "
+            "beside the trained ones. Name a file as the student, or leave wise_ft out."
         )
     network, _ = student_network(plan.student, teacher.network.classes)
     if network.classes != teacher.network.classes and any(term.needs_teacher for term in terms):
@@ -288,14 +301,61 @@ def _room_bytes(device: torch.device) -> int:
     return int(_SHARE * whole)
 
 
-def save_student(path: Path, outcome: Outcome, *, teacher: FaceTeacher, about: dict[str, Any]) -> None:
+def interpolated(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], wise_ft: float) -> dict[str, Tensor]:
+    """Return weights between those that a network began with and those that it was trained to.
+
+    What fine-tuning on few pictures of one kind makes worse on others comes back, and most of what it won stays.
+
+    Args:
+        start: The state that training began with.
+        trained: The state that it led to.
+        wise_ft: Of the trained weights, 0 to 1; the rest are those of the start. Statistics of batch norm are
+            interpolated as well; what is counted (an integer) is the trained one's.
+
+    Raises:
+        SettingError: They are not states of one network, or ``wise_ft`` is not 0 to 1.
+
+    Example:
+        >>> found = interpolated({"w": torch.tensor([0.0])}, {"w": torch.tensor([1.0])}, 0.75)
+        >>> found["w"].tolist()
+        [0.75]
+
+    Reference:
+        Wortsman et al., Robust fine-tuning of zero-shot models (WiSE-FT), 2022, https://arxiv.org/abs/2109.01903,
+        equation 1.
+    """
+    if not 0 <= wise_ft <= 1:
+        raise SettingError(f"wise_ft is {wise_ft:g}; expected 0 to 1.")
+    shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in trained.items()}
+    if {name: (tensor.shape, tensor.dtype) for name, tensor in start.items()} != shapes:
+        raise SettingError("The two states are of different networks; expected weights before and after one training.")
+    return {
+        name: start[name].lerp(tensor, wise_ft) if tensor.is_floating_point() else tensor
+        for name, tensor in trained.items()
+    }
+
+
+def save_student(
+    path: Path, outcome: Outcome, *, teacher: FaceTeacher, about: dict[str, Any], wise_ft: float = 1.0
+) -> None:
     """Write a student with all that must be known to use it; ``--model`` of ``keyhole faces`` takes the file.
+
+    Args:
+        path: A ``.safetensors`` file.
+        outcome: What became of the student's arm.
+        teacher: The teacher.
+        about: More JSON values to keep with it.
+        wise_ft: As in :class:`StudentPlan`.
 
     Raises:
         RunError: The file cannot be written; an older one is untouched.
     """
-    _, how = student_network(outcome.arm.student, outcome.last.classes)
+    begun_as, how = student_network(outcome.arm.student, outcome.last.classes)
     module = outcome.last.module
+    if wise_ft < 1:
+        module = copy.deepcopy(module)
+        module.load_state_dict(interpolated(begun_as.module.state_dict(), module.state_dict(), wise_ft))
+        about = {**about, "wise_ft": wise_ft}
     if isinstance(module, Upright):
         module = module.network
     name, begun = outcome.arm.student, ""
