@@ -13,7 +13,8 @@ from keyhole.students.blends import Blending, with_blends
 from keyhole.students.views import FaceViews, read_faces
 
 FORM = form_of("compact-112-s").preparation
-PLAIN = Blending(uneven=0, light=0, shape=0)
+NONE = dict(uneven=0.0, light=0.0, shape=0.0, turn=0.0, tone=0.0)
+PLAIN = Blending(**NONE)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_shares_vary_over_the_face_between_the_two(faces: FaceViews) -> None:
     assert even.flatten(1).float().std(dim=1).max() == 0
     assert even.min() >= 50 + 0.29 * 150
     assert even.max() <= 200 - 0.29 * 150
-    uneven = with_blends(two, 100, seed=1, how=Blending(light=0, shape=0)).crops[2:].float()
+    uneven = with_blends(two, 100, seed=1, how=Blending(**NONE | {"uneven": 2.0})).crops[2:].float()
     assert uneven.min() >= 50
     assert uneven.max() <= 200
     assert uneven.flatten(1).std(dim=1).median() > 15
@@ -72,7 +73,9 @@ def test_shares_vary_over_the_face_between_the_two(faces: FaceViews) -> None:
 
 
 def test_light_changes_brightness_and_barely_the_color(faces: FaceViews) -> None:
-    lit = with_blends(of(faces, gray(90), gray(90)), 400, seed=2, how=Blending(uneven=0, shape=0)).crops[2:].float()
+    lit = (
+        with_blends(of(faces, gray(90), gray(90)), 400, seed=2, how=Blending(**NONE | {"light": 0.2})).crops[2:].float()
+    )
     logs = (lit.mean(dim=(1, 2)) / 90).log()
     assert logs.mean().abs() < 0.03
     assert 0.1 < logs.mean(dim=1).std() < 0.25
@@ -83,7 +86,7 @@ def test_light_changes_brightness_and_barely_the_color(faces: FaceViews) -> None
 def test_shape_moves_parts_by_some_pixels(faces: FaceViews, px: float) -> None:
     ramp = torch.arange(112).add(70).to(torch.uint8)
     across = ramp[None, :, None].expand(112, 112, 3)
-    blends = with_blends(of(faces, across, across), 200, seed=3, how=Blending(uneven=0, light=0, shape=px))
+    blends = with_blends(of(faces, across, across), 200, seed=3, how=Blending(**NONE | {"shape": px}))
     middle = blends.crops[2:, 40:72, 40:72, 0].float()
     straight = across[40:72, 40:72, 0].float()
     slope = middle[:, :, -1].mean(dim=1) - middle[:, :, 0].mean(dim=1)
@@ -93,10 +96,35 @@ def test_shape_moves_parts_by_some_pixels(faces: FaceViews, px: float) -> None:
     assert px < moved.square().mean().sqrt() < 3 * px
 
 
+def test_tone_changes_contrast_and_color(faces: FaceViews) -> None:
+    half = torch.cat([gray(80)[:56], gray(160)[:56]])
+    half[..., 2] -= 40
+    toned = with_blends(of(faces, half, half), 400, seed=2, how=Blending(**NONE | {"tone": 0.2})).crops[2:].float()
+    dark, bright = toned[:, :50].mean(dim=(1, 2)), toned[:, 62:].mean(dim=(1, 2))
+    contrast = ((bright - dark).mean(dim=1) / 80).log()
+    assert 0.15 < contrast.std() < 0.25
+    color = (dark.mean(dim=1) + bright.mean(dim=1))[:, None] / (dark + bright)
+    assert 0.03 < color.log().std(dim=0).min() < color.log().std(dim=0).max() < 0.12
+
+
+def test_a_head_turns_to_both_sides(faces: FaceViews) -> None:
+    ramp = torch.arange(112).add(70).to(torch.uint8)
+    across = ramp[None, :, None].expand(112, 112, 3)
+    turned = (
+        with_blends(of(faces, across, across), 200, seed=3, how=Blending(**NONE | {"turn": 12.0})).crops[2:].float()
+    )
+    nose, cheeks = turned[:, 68:74, 54:59, 0].mean(dim=(1, 2)), turned[:, 68:74, [30, 82], 0].mean(dim=(1, 2))
+    ahead = (nose - cheeks)[turned[:, 70, 100, 0] > turned[:, 70, 12, 0]]  # mirrored ramps run the other way
+    assert len(ahead) > 20
+    assert ahead.min() < -1
+    assert ahead.max() > 1
+    assert 1 < ahead.std() < 8
+
+
 def test_a_single_face_or_a_negative_number_is_refused(faces: FaceViews) -> None:
     with pytest.raises(SettingError, match="3 blends of 1 faces"):
         with_blends(faces.subset([0]), 3, seed=0)
     with pytest.raises(SettingError, match="-1 blends of 20 faces"):
         with_blends(faces, -1, seed=0)
     with pytest.raises(SettingError, match="negative deviation"):
-        with_blends(faces, 1, seed=0, how=Blending(light=-1))
+        with_blends(faces, 1, seed=0, how=Blending(turn=-1))
