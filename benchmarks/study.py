@@ -81,15 +81,18 @@ def parsed() -> argparse.Namespace:
     return options
 
 
-def cohort_of(options, data, students: int | None = None, *, compile: str | None = None) -> Cohort:
+def cohort_of(
+    options, data, students: int | None = None, *, compile: str | None = None, arms: list[Arm] | None = None
+) -> Cohort:
     """Return the arms of one seed of the study as a cohort; of fewer students, the last arms, which have hints."""
     compile = compile or ("on" if choose_device(options.device).type == "cuda" else "auto")
     config = replace(options.plan.config, device=options.device, precision=options.precision, compile=compile)
     teacher = build(options.teacher, classes=100)
-    maker = ArmMaker(teacher, data, config)
-    chosen = [replace(plan, hints="uniform" if plan.hints == "auto" else plan.hints) for plan in options.plan.arms]
-    arms: list[Arm] = [maker.make(plan) for plan in chosen]
-    arms = arms[-(students or options.students or len(arms)) :]
+    if arms is None:
+        maker = ArmMaker(teacher, data, config)
+        chosen = [replace(plan, hints="uniform" if plan.hints == "auto" else plan.hints) for plan in options.plan.arms]
+        arms = [maker.make(plan) for plan in chosen]
+        arms = arms[-(students or options.students or len(arms)) :]
     cohort = Cohort(arms, config, classes=100, teacher=teacher, train=data)
     cohort.train_mode()
     return cohort
@@ -99,7 +102,7 @@ def speeds(options, data, device, cohort: Cohort) -> dict[str, object]:
     """Return student steps per second of the cohort, of the plain way and of the floor, and their ratios."""
     students = len(cohort.learners)
     lessons = cohort.lessons(endless(data.to(device)))
-    other, floor = plain(options, data, device), floor_of(options, cohort, next(lessons))
+    other, floor = plain(options, data, device), floor_of(options, data, cohort, next(lessons))
 
     def ours() -> None:
         cohort.step(next(lessons), 0.01)
@@ -120,7 +123,7 @@ def speeds(options, data, device, cohort: Cohort) -> dict[str, object]:
     }
 
 
-def floor_of(options, cohort: Cohort, lesson) -> Callable[[int, torch.device], float]:
+def floor_of(options, data, cohort: Cohort, lesson) -> Callable[[int, torch.device], float]:
     """Return a function that times the parts of a step alone, one after the other."""
     names = sorted({pair.teacher for learner in cohort.learners for pair in learner.arm.hints})
     teacher = Teaching(
@@ -129,11 +132,15 @@ def floor_of(options, cohort: Cohort, lesson) -> Callable[[int, torch.device], f
         device=cohort.device,
         precision=cohort.config.precision,
         compile=True,
+        replays=cohort.replays,
     )
     view = lesson.views[CIFAR100_INPUT]
+    alone = [cohort_of(options, data, arms=[learner.arm]) for learner in cohort.learners] if cohort.replays else []
 
     def floor(steps: int, device: torch.device) -> float:
         teacher_s = seconds(lambda: teacher.ask(view)(), steps, device)
+        if alone:  # recorded, as the cohort is
+            return teacher_s + sum(seconds(lambda one=one: one.step(lesson, 0.01), steps, device) for one in alone)
         return teacher_s + sum(
             seconds(lambda learner=learner: cohort._learn(learner, lesson, 0.01), steps, device)
             for learner in cohort.learners

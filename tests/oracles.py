@@ -375,17 +375,7 @@ def quality(x: np.ndarray, labels: Sequence[int]) -> tuple[float, float, float]:
             centered = x[own] - x[own].mean(axis=0)
             values = np.sort(np.linalg.eigvalsh(centered.T @ centered).clip(0))[::-1]
             spectra.append(values / values.sum() if values.sum() else np.eye(1, len(values))[0])
-    counts = []
-    for values in spectra:
-        count = 0
-        while sum(values[:count]) < 0.95 - 1e-9 and count < len(values):
-            count += 1
-        counts.append(count)
-    directions = max(1, int(sum(counts) / len(counts)))
-    entropies = []
-    for values in spectra:
-        shares = values[:directions] / sum(values[:directions])
-        entropies.append(-sum(float(p) * math.log(p) for p in shares if p > 0))
+    entropies = [-sum(float(p) * math.log(p) for p in shares if p > 1e-15) for shares in spectra]
     information = (1 - np.mean([min(values) for values in within])) * np.mean(entropies) / math.log(5)
 
     nearest = [

@@ -219,9 +219,12 @@ def test_pairs_of_other_sizes_are_told_with_what_is_done_about_it(toy_teacher: N
     told: list[str] = []
     maker = ArmMaker(toy_teacher, toy_split, CONFIG, note=told.append)
     maker.make(replace(PLAN, name="ends", hints="stage-ends"))
-    assert told == ["ends: layer1.1 -> layer1.1, layer2.1 -> layer2.1, layer3.1 -> layer3.1"]
+    worn = " (hint: 1x1 convolution and batch norm on the student's layers)"
+    assert told == ["ends: layer1.1 -> layer1.1, layer2.1 -> layer2.1, layer3.1 -> layer3.1"]  # at needs no adapter
     maker.make(replace(PLAN, name="early", hints=("layer1.0", "layer1.1", "layer2.0")))
     assert told[-1].startswith("early: layer1.0 -> layer1.1, layer1.1 -> layer2.1 (8x8 and 4x4, averaged to 4x4), ")
+    maker.make(replace(PLAN, name="ends", hints="stage-ends", terms="ce,kd,hint"))
+    assert told[-1] == told[0] + worn
 
 
 def test_a_student_of_another_size_is_matched_by_similarity(maker: ArmMaker) -> None:

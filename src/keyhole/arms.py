@@ -17,7 +17,7 @@ from keyhole.data.splits import Split
 from keyhole.distillation.arm import Arm
 from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.matching import match_hints
-from keyhole.distillation.terms import HintPair, parse_terms
+from keyhole.distillation.terms import TERMS, HintPair, parse_terms
 from keyhole.distillation.warmup import warm_up
 from keyhole.errors import DataError, SettingError, unknown_name
 from keyhole.files import read_json, read_toml
@@ -231,7 +231,9 @@ class ArmMaker:
         if hinted:
             chosen = self._hints(plan)
             pairs = self._weighed(plan, chosen, self._matched(plan, chosen, spec))
-            self.note(f"{name}: {', '.join(_told(pairs, chosen.candidates, self._students[plan.student, spec]))}")
+            told = ", ".join(_told(pairs, chosen.candidates, self._students[plan.student, spec]))
+            worn = (f"{term.name}: {TERMS[term.name].adapter}" for term in terms if TERMS[term.name].adapter)
+            self.note(f"{name}: {told}{''.join(f' ({each} layers)' for each in worn)}")
         return Arm(name, plan.student, spec, terms, pairs, plan.balance)
 
     def _matched(self, plan: ArmPlan, chosen: _Chosen, spec: InputSpec) -> tuple[HintPair, ...]:

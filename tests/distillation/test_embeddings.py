@@ -8,9 +8,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from keyhole.distillation.embeddings import (
     MarginSoftmax,
+    SimilarityQueue,
     attention_similarity_loss,
     embedding_loss,
     relation_loss,
@@ -110,7 +112,60 @@ def test_a_margin_makes_it_harder_and_the_loss_rises_with_the_angle() -> None:
     assert all(harder > plain for harder, plain in zip(values[0.5], values[0.0], strict=True))
 
 
+def test_similarity_queue_equals_loops_over_what_it_has_seen() -> None:
+    generator = torch.Generator().manual_seed(3)
+    batches = [[torch.randn(4, 5, generator=generator) for _ in "st"] for _ in range(4)]
+    queue, seen = SimilarityQueue(5, length=6, temperature=0.2), []
+    for student, teacher in batches:
+        others = [*teacher.numpy(), *seen]
+        losses = []
+        for s, t in zip(student.numpy(), teacher.numpy(), strict=True):
+            asked, given_ = ([math.exp(cosine(one, other) / 0.2) for other in others] for one in (t, s))
+            losses.append(-sum(a / sum(asked) * math.log(g / sum(given_)) for a, g in zip(asked, given_, strict=True)))
+        assert queue(student, teacher).item() == pytest.approx(np.mean(losses), rel=1e-4)
+        seen = [*seen, *teacher.numpy()][-6:]
+    assert int(queue.filled) == 6
+    kept = {tuple(np.round(row, 4)) for row in queue.queue.numpy()}
+    assert kept == {tuple(np.round(row / np.linalg.norm(row), 4)) for row in seen}
+
+
+def test_similarity_queue_learns_nothing_from_being_looked_at() -> None:
+    queue = SimilarityQueue(3, length=4)
+    images = torch.eye(3)
+    with torch.no_grad():
+        queue(images, images)
+    queue.eval()(images, images)
+    assert int(queue.filled) == 0
+    student = torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    queue.train()(student, images).backward()
+    assert int(queue.filled) == 3
+    assert student.grad is not None
+    assert student.grad.abs().max() > 0
+    other = SimilarityQueue(3, length=4)
+    other.load_state_dict(queue.state_dict())
+    assert torch.equal(other(student, images), queue(student, images))
+
+
+def test_people_come_apart_under_the_usual_rate() -> None:
+    """Weight vectors are short enough to be turned by the optimizer that students have."""
+    generator = torch.Generator().manual_seed(7)
+    people = torch.arange(6)
+    embeddings = functional.normalize(torch.randn(6, 32, generator=generator))
+    head = MarginSoftmax(32, 6)
+    before = functional.normalize(head.weight.detach(), dim=1)
+    optimizer = torch.optim.SGD(head.parameters(), 0.05, momentum=0.9)
+    for _ in range(30):
+        optimizer.zero_grad()
+        head(embeddings, people).backward()
+        optimizer.step()
+    after = functional.normalize(head.weight.detach(), dim=1)
+    assert (before * after).sum(dim=1).max() < 0.7  # each turned by more than 45 degrees
+    assert torch.equal((embeddings @ after.T).argmax(dim=1), people)  # to its own person
+
+
 def test_what_is_wrong_is_told() -> None:
+    with pytest.raises(SettingError, match="queue of 0 at temperature"):
+        SimilarityQueue(4, length=0)
     with pytest.raises(ShapeError, match=r"\(2, 3\) and teacher \(2, 4\) must have one shape"):
         embedding_loss(torch.zeros(2, 3), torch.zeros(2, 4))
     with pytest.raises(ShapeError, match="come from 2 and 3 images"):

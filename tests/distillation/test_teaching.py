@@ -41,6 +41,16 @@ def test_an_answer_in_parts_is_that_of_the_network(
         assert not answer.requires_grad
 
 
+def test_workers_have_one_set_of_weights_between_them(network: Network) -> None:
+    with ThreadPoolExecutor(3) as workers:
+        asked = Teaching(network, NAMES, device=CPU, precision="fp32", workers=workers, places=3)
+        modules = [asked._free.get() for _ in range(3)]
+    places = [{p.data_ptr() for p in (*module.parameters(), *module.buffers())} for module in modules]
+    assert len(places[0]) > 10
+    assert places[0] == places[1] == places[2]
+    assert len(set(map(id, modules))) == 3
+
+
 def test_a_small_batch_is_answered_whole_and_a_large_one_in_four_parts(network: Network) -> None:
     for macs, expected in ((0, 1), (1e9 / 8, 1), (2e9 / 8, 2), (3e9 / 8, 3), (1e12, 4)):
         with ThreadPoolExecutor(1) as workers:

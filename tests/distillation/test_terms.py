@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from keyhole.distillation.adapters import HintAdapter
+from keyhole.distillation.arm import Arm, told_loss
 from keyhole.distillation.embeddings import attention_similarity_loss
-from keyhole.distillation.losses import attention_loss, similarity_preserving_loss
+from keyhole.distillation.losses import attention_loss, decoupled_loss, similarity_preserving_loss
 from keyhole.distillation.terms import TERMS, HintPair, Setting, Term, View, build_term, check_terms, parse_terms
-from keyhole.errors import SettingError, UnknownNameError
+from keyhole.errors import KeyholeError, SettingError, UnknownNameError
+from keyhole.models.network import InputSpec
 
 
 @pytest.mark.parametrize(
@@ -26,6 +28,7 @@ from keyhole.errors import SettingError, UnknownNameError
         ("ce,dkd,ls,vid", {"ce": 1.0, "dkd": 1.0, "ls": 9.0, "vid": 1.0}),
         ("ce,kd,semckd", {"ce": 1.0, "kd": 1.0, "semckd": 400.0}),
         ("wttm,crd,sp,dist", {"wttm": 4.0, "crd": 0.8, "sp": 3000.0, "dist": 2.0}),
+        ("wttm(exponent=0.3), dkd ( beta = 2 ) = 0.5", {"wttm": 4.0, "dkd": 0.5}),
     ],
 )
 def test_terms_and_their_weights(text: str, weights: dict[str, float]) -> None:
@@ -34,6 +37,36 @@ def test_terms_and_their_weights(text: str, weights: dict[str, float]) -> None:
     assert [term.name for term in terms] == list(weights)
     assert {term.temperature for term in terms if term.name in ("kd", "dkd", "dist", "ls")} <= {3.0}
     assert {term.temperature for term in terms if term.name not in ("kd", "dkd", "dist", "ls")} <= {None}
+
+
+def test_a_setting_of_a_term_reaches_its_loss_and_is_told() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, taught = torch.randn(6, 4, generator=generator), torch.randn(6, 4, generator=generator)
+    labels = torch.arange(6) % 4
+    view = View(logits, {}, taught, {}, labels, torch.arange(6))
+    plain, set_ = parse_terms("dkd"), parse_terms("dkd(beta=2)")
+    expected = decoupled_loss(logits, taught, labels, beta=2.0)
+    assert build_term(set_[0], Setting())(view).item() == pytest.approx(expected.item())
+    assert build_term(plain[0], Setting())(view).item() != pytest.approx(expected.item())
+    spec = InputSpec((8, 8), (0.5,), (0.5,))
+    told = [told_loss(Arm("x", "resnet8", spec, terms)) for terms in (plain, set_)]
+    assert told == ["1 dkd 4.0", "1 dkd(beta 2) 4.0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("dkd(gamma=2)", "Unknown setting of term dkd 'gamma'"),
+        ("kd(beta=2)", "Unknown setting of term kd 'beta'"),
+        ("dkd(beta=two)", "beta of term dkd is 'two'; expected a number"),
+        ("dkd(beta=-1)", "beta of term dkd is -1.0; expected a number >= 0"),
+        ("dkd(beta=nan)", "expected a number >= 0"),
+        ("dkd(beta)", r"Unknown term 'dkd\(beta\)'"),
+    ],
+)
+def test_settings_that_make_no_sense(text: str, told: str) -> None:
+    with pytest.raises(KeyholeError, match=told):
+        parse_terms(text)
 
 
 def test_equal_terms_weigh_one_where_no_weight_is_given() -> None:
@@ -66,7 +99,7 @@ def test_what_each_term_needs() -> None:
     assert {term.name for term in terms if not term.needs_teacher} == {"ce", "margin"}
     assert {term.name for term in terms if term.needs_hints} == {"hint", "at", "vid", "sp", "semckd", "askd"}
     assert {term.name for term in terms if term.needs_labels} == {"ce", "dkd", "crd", "margin"}
-    assert {name for name, kind in TERMS.items() if kind.embeds} == {"embedding", "relations", "margin"}
+    assert {name for name, kind in TERMS.items() if kind.embeds} == {"embedding", "relations", "seed", "margin"}
 
 
 @pytest.mark.parametrize(

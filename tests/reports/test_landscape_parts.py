@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from keyhole.arms import ArmPlan
+from keyhole.reports.landscape_parts import _time
+from keyhole.reports.markup import duration
 from keyhole.reports.study_page import study_page
 from keyhole.studies.landscape import Group, Landscape, survey
 from keyhole.studies.verdict import judge
@@ -40,7 +42,7 @@ def cells(seeds: int = 2) -> list[dict[str, Any]]:
                 {
                     "arm": arm, "seed": seed, "diverged": None, "top1": {"last": top1, "best": top1},
                     "held_out_top1": {"last": top1 + 0.1}, "cohort_seconds": 33.0, "cohort_students": 11,
-                    "parameters": 1, "macs": 1,
+                    "parameters": 1, "macs": 1, "teacher_macs": 3,
                     "history": [{"held_out_top1": top1 / 200}, {"held_out_top1": top1 / 100}], "hints": [],
                 }
             )  # fmt: skip
@@ -49,7 +51,7 @@ def cells(seeds: int = 2) -> list[dict[str, Any]]:
 
 def seen(seeds: int = 2) -> Landscape:
     found = survey(
-        Group("hints", ArmPlan(), ARMS, ()), cells(seeds), rules=RULES, baseline="kd", students_per_pass=5, look_s=1.5
+        Group("hints", ArmPlan(), ARMS, ()), cells(seeds), rules=RULES, baseline="kd", students_per_pass=5, look_s=2.75
     )
     assert found is not None
     return found
@@ -103,4 +105,12 @@ def test_what_is_not_known_is_not_told(landscape: Landscape) -> None:
         assert title not in page
     assert "not finished on these seeds, or diverged" in page
     assert "time here" in page_of(landscape)
-    assert "time here" in page_of(replace(landscape, seconds_a_cell=None))
+    assert "time here" in page_of(replace(landscape, seconds_a_cell=None, seconds_a_pass=None))
+
+
+def test_the_time_of_a_search_counts_the_passes_that_it_needs(landscape: Landscape) -> None:
+    """Of 33 s of a cohort, students of 3 operations each had 33/36 of a second for one, and so had the teacher's 3."""
+    assert (landscape.seconds_a_cell, landscape.seconds_a_pass) == (pytest.approx(2.75), pytest.approx(2.75))
+    alone = next(each for each in landscape.replays if each.combinations == 1 and each.method == "random")
+    assert (alone.cells, alone.cost.passes) == (1, 2)
+    assert _time(alone, landscape) == duration(5.5)

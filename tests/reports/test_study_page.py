@@ -61,7 +61,11 @@ def test_published_figures_are_in_range_and_told_once(pair: tuple[str, str]) -> 
     methods = [each.method for each in PUBLISHED[pair]]
     assert len(set(methods)) == len(methods)
     assert all(60 < each.top1 < 80 and each.source.startswith("https://") for each in PUBLISHED[pair])
-    assert {each.protocol for each in PUBLISHED[pair]} <= {"last", "best"}
+    assert {each.protocol for each in PUBLISHED[pair]} <= {
+        "last",
+        "best",
+        "not told; the code keeps the last epoch and logs the best",
+    }
 
 
 def test_what_accuracy_costs_is_shown_where_sizes_differ() -> None:

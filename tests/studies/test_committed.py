@@ -88,6 +88,7 @@ def test_the_long_script_goes_on_after_a_stop_and_says_when_it_is_done(tmp_path:
         "DATA": "digits",
         "TEACHER": "resnet8",
         "STUDENTS": "resnet8",
+        "COMPILE": "off",
         "OMP_NUM_THREADS": "1",
     }
     environment = {**os.environ, **small, "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}"}

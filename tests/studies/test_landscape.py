@@ -40,6 +40,8 @@ def cell(arm: str, seed: int, top1: float, **more: Any) -> dict[str, Any]:
         "history": [],
         "cohort_seconds": 40.0,
         "cohort_students": 20,
+        "macs": 10,
+        "teacher_macs": 200,
         "hints": [],
         **more,
     }
@@ -235,14 +237,16 @@ def test_searches_are_replayed_over_what_was_logged() -> None:
     assert surveyed(cells).replays == ()
 
 
-def test_the_time_of_a_cell_is_that_of_its_cohorts() -> None:
+def test_the_time_of_a_cohort_is_parted_between_teacher_and_students() -> None:
+    """Forty seconds for 200 operations of the teacher and 3 times 10 of each of 20 students, which go back as well."""
     cells: list[Any] = world({}, 0.1)
-    assert surveyed(cells).seconds_a_cell == pytest.approx(2)
-    beside_others = [{**each, "cohort_students": 40} for each in cells]  # some of them are no combinations
-    assert surveyed(beside_others).seconds_a_cell == pytest.approx(1)
-    assert (
-        surveyed([{k: v for k, v in each.items() if k != "cohort_students"} for each in cells]).seconds_a_cell is None
-    )
+    found = surveyed(cells)
+    assert found.seconds_a_cell == pytest.approx(40 * 30 / 800)
+    assert found.seconds_a_pass == pytest.approx(40 * 200 / 800)
+    beside_others = surveyed([{**each, "cohort_students": 40} for each in cells])  # some of them are no combinations
+    assert beside_others.seconds_a_cell == pytest.approx(40 * 30 / 1400)
+    unknown = surveyed([{k: v for k, v in each.items() if k != "cohort_students"} for each in cells])
+    assert (unknown.seconds_a_cell, unknown.seconds_a_pass) == (None, None)
 
 
 def study(*tables: dict[str, Any]) -> Study:

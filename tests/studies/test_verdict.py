@@ -60,10 +60,19 @@ def test_only_seeds_that_both_finished_are_compared() -> None:
     assert paired(row("a", 1), row("b", 1, first=5)) is None
 
 
-def test_equal_differences_have_an_interval_and_no_probability() -> None:
-    found = paired(row("a", 61, 62), row("b", 60, 61))
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [((61, 62), (60, 61)), ((60.37, 61.22), (60.02, 60.87)), ((61.03, 62.11), (60.68, 61.76))],
+)
+def test_equal_differences_have_neither_interval_nor_probability(first, second) -> None:  # type: ignore[no-untyped-def]
+    """Also where their rounded numbers differ in the last bit."""
+    found = paired(row("a", *first), row("b", *second))
     assert found is not None
-    assert (found.low, found.high, found.p) == (1, 1, None)
+    assert found.mean == pytest.approx(first[0] - second[0])
+    assert (found.low, found.high, found.p) == (None, None, None)
+    cells = grid(a=list(first), b=list(second))
+    told = judge(cells, ["b", "a"], comparisons=[Comparison("x", ("a",), ("b",))]).sentence
+    assert "points on each of 2 seeds, of which nothing can be said" in told
 
 
 @pytest.mark.parametrize(
@@ -107,7 +116,12 @@ def test_the_verdict_of_a_study() -> None:
         "better is highest with 63.00 % over 3 seeds. Of 3 arms compared with kd, 1 better "
     )
     assert "; of the other 2 it cannot tell." in found.sentence
-    assert "better minus kd: +2.00 points (95 % interval" in found.sentence
+    low, high = found.gaps[0].low, found.gaps[0].high
+    assert low is not None
+    assert high is not None
+    half = (high - low) / 2 * stats.t.ppf(1 - 0.05 / 2 / 3, 2) / stats.t.ppf(0.975, 2)
+    told = f"better minus kd: +2.00 points (95 % interval for the best of 3 {2 - half:+.2f} to {2 + half:+.2f})."
+    assert told in found.sentence
     assert judge(cells, ["kd", "better", "same", "wild"], baseline="same").gaps[0].against == "same"
 
 
@@ -145,12 +159,10 @@ def test_a_comparison_compares_means_of_arms_seed_by_seed() -> None:
         "Of 4 comparisons that were asked for, 4 cannot be told"
         in judge(grid(**tops), [*tops], comparisons=many).sentence
     )
-    assert (
-        judge(
-            grid(kd=[60.0], ends=[None]), ["kd", "ends"], comparisons=[Comparison("x", ("kd",), ("ends",))]
-        ).comparisons
-        == ()
-    )
+    cells = grid(kd=[60.0], ends=[None])
+    none = judge(cells, ["kd", "ends"], comparisons=[Comparison("x", ("kd",), ("ends",))])
+    assert (none.comparisons, none.unanswered) == ((), ("x",))
+    assert "No seed has come to the end with all arms of: x." in none.sentence
     one = judge(grid(kd=[60.0], ends=[61.0]), ["kd", "ends"], comparisons=[Comparison("x", ("ends",), ("kd",))])
     assert "x: +1.00 points on one seed, of which nothing can be said." in one.sentence
 
@@ -190,6 +202,10 @@ def test_what_is_said_of_combinations_is_said_by_their_landscape() -> None:
     assert len(found.gaps) == 3
     more = judge([*cells, *grid(all=[63.0, 64.0])], ["kd", "all", *arms.values()], landscapes=[seen])
     assert more.sentence.startswith(f"{seen.sentence} all is highest with 63.50 % over 2 seeds.")
+    own = {gap.arm: gap for gap in more.gaps}
+    assert own["all"].corrected == own["all"].p  # it is not one of the combinations
+    tried = [own[arm] for arm in arms.values()]
+    assert [gap.corrected for gap in tried] == holm([gap.p for gap in tried])
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["landscapes"][0]["name"] == "x"
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from keyhole.arms import ArmMaker, ArmPlan
 from keyhole.data.sources import Data, default_input, open_data
+from keyhole.data.splits import hold_out
 from keyhole.distillation.config import TrainConfig
 from keyhole.errors import RunError, UnknownNameError
 from keyhole.files import read_tensors
@@ -22,7 +23,7 @@ from keyhole.models.network import Network, count_macs, fingerprint
 from keyhole.models.zoo import build, load, save
 from keyhole.studies.board import Board
 from keyhole.studies.plan import Cell, Study, expand
-from keyhole.studies.work import _work, look_ahead, run_study
+from keyhole.studies.work import _work, look_ahead, run_study, settled
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,8 @@ def test_pairs_by_similarity_are_settled_for_all_processes_of_a_study(
     plan = replace(study.arms[-1], student="resnet14", hints="uniform", match="similarity", match_steps=2)
     weighed = replace(plan, name="weighed", hint_weights="redundancy")
     whole = replace(study, arms=(replace(plan, name="plain"), weighed), seeds=(0,))
-    look_ahead(whole, teacher, digits, board, steps=1)
+    train = hold_out(digits.train, whole.holdout)[0]
+    ArmMaker(teacher, train, settled(whole, board).config, keep=board.settle).make(plan)
     (path,) = tmp_path.glob("likeness-*.txt")
     alike = [[0.0] * 6, [0.0] * 6, [0.0] * 6]  # what another process might have found
     alike[1][0] = alike[2][4] = 1.0
@@ -181,6 +183,7 @@ def test_pairs_by_similarity_are_settled_for_all_processes_of_a_study(
 def test_looking_ahead_runs_nothing(study: Study, teacher: Network, digits: Data, tmp_path: Path) -> None:
     board = Board(tmp_path)
     seen = look_ahead(study, teacher, digits, board)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []  # nor decides anything for those who run it
     assert (seen.cells, seen.done, seen.passes) == (6, 0, 4)
     assert seen.hours is not None
     assert 0 < seen.hours < 1

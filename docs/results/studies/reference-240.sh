@@ -6,13 +6,14 @@
 #
 # ROOT holds the data, OUT gets OUT/teacher, OUT/resnet20 and OUT/resnet32. LIMIT_S=540 ends a call after so many seconds,
 # with exit code 3 while something is left to do.
-# For a try: EPOCHS=1 SEEDS='[0]' DATA=digits TEACHER=resnet8 STUDENTS=resnet8.
+# For a try: EPOCHS=1 SEEDS='[0]' DATA=digits TEACHER=resnet8 STUDENTS=resnet8 COMPILE=off.
 set -euo pipefail
 
 root=${1:?name the folder of the data}
 out=${2:?name the folder for the results}
 here=$(cd "$(dirname "$0")" && pwd)
 epochs=${EPOCHS:-240} seeds=${SEEDS:-[0, 1, 2]} data=${DATA:-cifar100} teacher=${TEACHER:-resnet110}
+compile=${COMPILE:-on} # on a GPU a step is recorded once and replayed
 deadline=$((SECONDS + ${LIMIT_S:-31536000}))
 
 stop() {
@@ -30,11 +31,12 @@ run() { # a keyhole command, ended in time; what it has done until then is safe
 
 mkdir -p "$out"
 if [ ! -f "$out/teacher/result.json" ]; then
-    run train --model "$teacher" --data "$data" --root "$root" --epochs "$epochs" --out "$out/teacher" --resume
+    run train --model "$teacher" --data "$data" --root "$root" --epochs "$epochs" --compile "$compile" \
+        --out "$out/teacher" --resume
 fi
 for student in ${STUDENTS:-resnet20 resnet32}; do
     sed -e "s/^student = .*/student = \"$student\"/" -e "s/^epochs = .*/epochs = $epochs/" \
         -e "s/^seeds = .*/seeds = $seeds/" -e "s/^data = .*/data = \"$data\"/" \
-        -e "s/^teacher = .*/teacher = \"$teacher\"/" "$here/reference-240.toml" >"$out/$student.toml"
+        -e "s/^teacher = .*/teacher = \"$teacher\"/" -e "s/^compile = .*/compile = \"$compile\"/" "$here/reference-240.toml" >"$out/$student.toml"
     run study "$out/$student.toml" --weights "$out/teacher/student.safetensors" --root "$root" --out "$out/$student"
 done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -49,6 +50,22 @@ class FolderSplit:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.paths)
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of the names, sizes and classes of the files, the same wherever the folder lies.
+
+        Raises:
+            DataError: A file is gone.
+        """
+        digest = hashlib.sha256()
+        common = os.path.commonpath([path.parent for path in self.paths])
+        try:
+            for path, label in zip(self.paths, self.labels.tolist(), strict=True):
+                told = f"{path.relative_to(common).as_posix()}\0{path.stat().st_size}\0{label}\n"
+                digest.update(told.encode(errors="surrogateescape"))
+        except OSError as error:
+            raise DataError(f"Cannot read {path}: {error.strerror}. Start again with the folder as it is.") from error
+        return digest.hexdigest()
 
     def subset(self, positions: Sequence[int] | Int64[Tensor, " m"]) -> FolderSplit:
         """Return the images at these positions of this split, in that order."""

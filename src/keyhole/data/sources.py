@@ -7,7 +7,7 @@ from pathlib import Path
 
 from keyhole.data.cifar import load_cifar
 from keyhole.data.digits import load_digits
-from keyhole.data.folders import load_folder
+from keyhole.data.folders import FolderSplit, load_folder
 from keyhole.data.splits import Split
 from keyhole.errors import DataError, unknown_name
 from keyhole.models.network import InputSpec
@@ -41,6 +41,15 @@ class Data:
     def classes(self) -> int:
         """Number of classes; 0 without labels."""
         return len(self.train.classes)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return what tells the images of a folder from others, by part; nothing of official files, which are one.
+
+        Raises:
+            DataError: A file is gone.
+        """
+        parts = {"train": self.train, "test": self.test}
+        return {name: part.fingerprint() for name, part in parts.items() if isinstance(part, FolderSplit)}
 
     def labeled_test(self) -> Split:
         """Return the test images.

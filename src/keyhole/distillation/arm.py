@@ -98,9 +98,14 @@ def check_arms(arms: Sequence[Arm], *, teacher: bool, processes: int) -> None:
             )
 
 
+def _told(term: Term) -> str:
+    knob = "" if term.knob is None else f"({term.knob[0]} {term.knob[1]:g})"
+    return f"{term.weight:g} {term.name}{knob} {term.temperature or ''}".rstrip()
+
+
 def told_loss(arm: Arm) -> str:
     """Return terms and hints in one line; two arms with the same line learn the same."""
-    terms = " + ".join(f"{term.weight:g} {term.name} {term.temperature or ''}".rstrip() for term in arm.terms)
+    terms = " + ".join(_told(term) for term in arm.terms)
     balanced_by = f"; balance by {arm.balance}" if arm.balance != "weights" else ""
     weights = ["" if pair.weight == 1 else f" times {pair.weight:g}" for pair in arm.hints]
     pairs = (f"; {pair.teacher} -> {pair.student}{told}" for pair, told in zip(arm.hints, weights, strict=True))

@@ -142,7 +142,8 @@ class MarginSoftmax(nn.Module):
                 "at least 2 people."
             )
         generator = torch.Generator().manual_seed(seed)
-        self.weight = nn.Parameter(torch.randn(people, size, generator=generator))
+        # short vectors, as in the authors' code: the gradient of a direction is divided by the length
+        self.weight = nn.Parameter(0.01 * torch.randn(people, size, generator=generator))
         self.margin, self.scale = margin, scale
 
     def forward(self, embeddings: Float[Tensor, "n d"], people: Int64[Tensor, " n"]) -> Float[Tensor, ""]:
@@ -158,6 +159,74 @@ class MarginSoftmax(nn.Module):
             logits = self.scale * cosines.scatter(1, named[:, None], harder)
             losses = functional.cross_entropy(logits, named, reduction="none")
             return torch.where(known, losses, 0).sum() / known.sum().clamp_min(1)
+
+
+class SimilarityQueue(nn.Module):
+    """How alike the student finds an image to many others, against how alike its teacher finds it.
+
+    The teacher's embeddings of this batch and of the last batches are kept. The student's cosines with all of them
+    become a distribution, as the teacher's do: cross entropy between the two. What is far from its own place, such as a
+    face of few pixels that lies nearer to others, pulls most; of an image that all can tell nothing is asked.
+
+    Args:
+        size: Numbers in an embedding.
+        length: How many embeddings of earlier batches are kept.
+        temperature: Divides the cosines of both, above 0.
+
+    Raises:
+        SettingError: A setting is out of its range.
+
+    Reference:
+        Fang et al. (2021), SEED, https://arxiv.org/abs/2101.04731, equations 2 to 5, with one temperature for both (the
+        source has 0.01 for the teacher and 0.2 for the student), and all images of the batch among the candidates.
+
+    Example:
+        >>> queue = SimilarityQueue(4, length=8)
+        >>> loss = queue(torch.eye(4)[:2], torch.eye(4)[:2])
+        >>> queue.filled.item()
+        2
+    """
+
+    queue: Tensor
+    filled: Tensor
+    place: Tensor
+
+    def __init__(self, size: int, *, length: int = 8192, temperature: float = 0.05) -> None:
+        super().__init__()
+        if length < 1 or not 0 < temperature < math.inf:
+            raise SettingError(
+                f"A queue of {length} at temperature {temperature}; expected at least 1, and a temperature above 0."
+            )
+        self.temperature = temperature
+        self.register_buffer("queue", torch.zeros(length, size))
+        self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, student: Float[Tensor, "n d"], teacher: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+        """Return the loss of a batch of embeddings of any length; in training the teacher's then join the queue.
+
+        Raises:
+            ShapeError: The two have different shapes.
+        """
+        student, teacher = _embeddings(student, teacher)
+        with torch.autocast(student.device.type, enabled=False):
+            others = torch.cat([teacher, self.queue])
+            there = torch.arange(len(others), device=others.device) < len(teacher) + self.filled
+            asked = (teacher @ others.T / self.temperature).masked_fill(~there, -math.inf).softmax(dim=1)
+            given = (student @ others.T / self.temperature).masked_fill(~there, -math.inf).log_softmax(dim=1)
+            loss = -(asked * given.masked_fill(~there, 0)).sum(dim=1).mean()
+        if self.training and torch.is_grad_enabled():
+            self._join(teacher)
+        return loss
+
+    @torch.no_grad()
+    def _join(self, teacher: Tensor) -> None:
+        length = len(self.queue)
+        teacher = teacher[-length:]
+        where = (self.place + torch.arange(len(teacher), device=teacher.device)) % length
+        self.queue[where] = teacher
+        self.place.copy_((self.place + len(teacher)) % length)
+        self.filled.copy_((self.filled + len(teacher)).clamp_max(length))
 
 
 def _embeddings(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,8 @@ from keyhole.files import read_tensors, write_tensors
 def regroup(sources: Sequence[Path], names: Sequence[str], target: Path) -> None:
     """Write the checkpoint of a cohort whose members were in other cohorts of the same seed until this epoch.
 
-    What a member learns does not depend on who shares its teacher's pass, so it goes on as if nothing had happened.
+    What a member learns does not depend on who shares its teacher's pass, so it goes on as if nothing had happened: bit
+    by bit with as many threads a worker, which a machine of many cores gives fewer members more of, else to rounding.
 
     Args:
         sources: Checkpoints at the end of the same epoch, made under the same settings.

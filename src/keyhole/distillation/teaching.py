@@ -66,10 +66,14 @@ class Teaching:
         self._dtype = PRECISIONS[precision]
         self._macs = count_macs(network)
         self._workers = workers
-        # a copy for each worker, as one keeps its features while it runs
+        # a module for each worker, as one keeps its features while it runs; its weights are there once
         self._free: SimpleQueue[nn.Module] = SimpleQueue()
-        for _ in range(places if workers else 1):
-            self._free.put(freeze(network, names, device=device, precision=precision, compile=compile))
+        first = freeze(network, names, device=device, precision=precision, compile=compile)
+        self._free.put(first)
+        for _ in range(places - 1 if workers else 0):
+            other = freeze(network, names, device=device, precision=precision, compile=compile)
+            _share_weights(other, first)
+            self._free.put(other)
         self._replay = Replay(self._answer, device) if replays else None
         # a compiled network is made for one number of images, and what is missing is another number each time
         self._kept = Kept(Keep(0, 0) if keep is None or compile or replays else keep)
@@ -158,6 +162,16 @@ class Kept:
         if self.keeps:
             self._parts = {name: part.new_empty((self._keep.views, *part.shape[1:])) for name, part in parts.items()}
         return self.keeps
+
+
+def _share_weights(module: nn.Module, source: nn.Module) -> None:
+    """Let a frozen module use the weights of another one like it."""
+    for name, part in module.named_modules():
+        own = source.get_submodule(name)
+        for key in part._parameters:
+            part._parameters[key] = own._parameters[key]
+        for key in part._buffers:
+            part._buffers[key] = own._buffers[key]
 
 
 def _together(pieces: Sequence[Answer]) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from keyhole.distillation.association import Association
 from keyhole.distillation.contrast import Contrast
 from keyhole.distillation.embeddings import (
     MarginSoftmax,
+    SimilarityQueue,
     attention_similarity_loss,
     embedding_loss,
     relation_loss,
@@ -51,16 +53,25 @@ class Term:
         name: One of :data:`TERMS`.
         weight: What it is multiplied with.
         temperature: Of a term of softened logits; None takes the published one.
+        knob: Another setting of the term by name, and its value, such as ``("beta", 2.0)`` of ``dkd``; None leaves all
+            of them as :data:`TERMS` has them.
     """
 
     name: str
     weight: float
     temperature: float | None = None
+    knob: tuple[str, float] | None = None
 
     def __post_init__(self) -> None:
         """Check name and ranges."""
         if self.name not in TERMS:
             raise unknown_name("term", self.name, TERMS)
+        if self.knob is not None:
+            knob, value = self.knob
+            if knob not in TERMS[self.name].knobs:
+                raise unknown_name(f"setting of term {self.name}", knob, TERMS[self.name].knobs)
+            if not 0 <= value < float("inf"):
+                raise SettingError(f"{knob} of term {self.name} is {value}; expected a number >= 0.")
         temperature = 1.0 if self.temperature is None else self.temperature
         if not 0 <= self.weight < float("inf") or not 0 < temperature < float("inf"):
             raise SettingError(f"Term {self.name} has weight {self.weight} and temperature {self.temperature}; "
@@ -163,6 +174,19 @@ class _OfPeople(nn.Module):
         return found
 
 
+class _OfQueue(nn.Module):
+    """A loss of embeddings and the teacher's embeddings of images that came before."""
+
+    def __init__(self, setting: Setting, temperature: float) -> None:
+        super().__init__()
+        self.queue = SimilarityQueue(setting.outputs, temperature=temperature)
+
+    def forward(self, view: View) -> Tensor:
+        assert view.teacher_logits is not None, "the cohort saw to it"
+        found: Tensor = self.queue(view.logits, view.teacher_logits)
+        return found
+
+
 class _OfPairs(nn.ModuleList):
     """The sum over hint pairs of a loss between two features, by a module of its own for each pair.
 
@@ -257,6 +281,8 @@ class Kind:
         labels: Needs the classes of the training images.
         last: Compares the last layers of both networks, whatever the hints.
         embeds: Takes the outputs for embeddings, not for logits of the classes.
+        knobs: Names of its other settings, which are arguments of its loss.
+        adapter: What fits a feature of the student to the teacher's, where something does.
     """
 
     weight: float
@@ -268,6 +294,8 @@ class Kind:
     labels: bool = False
     last: bool = False
     embeds: bool = False
+    knobs: tuple[str, ...] = ()
+    adapter: str | None = None
 
 
 _OURS = "by this package: a cosine is its own scale"
@@ -282,6 +310,7 @@ TERMS: dict[str, Kind] = {
         "https://github.com/megvii-research/mdistiller, without its warm-up; beta 8, by pair it has 2 to 8",
         temperature=4.0,
         labels=True,
+        knobs=("alpha", "beta"),
     ),
     "dist": Kind(
         2.0,
@@ -289,6 +318,7 @@ TERMS: dict[str, Kind] = {
         "https://arxiv.org/abs/2205.10536, section 4; at this temperature "
         "https://github.com/WangYZ1608/Knowledge-Distillation-via-ND has 2 for ResNet-56 -> 20, 1.5 to 7 by pair",
         temperature=4.0,
+        knobs=("beta", "gamma"),
     ),
     "ls": Kind(
         9.0,
@@ -300,16 +330,41 @@ TERMS: dict[str, Kind] = {
         4.0,
         lambda *_: _OfLogits(losses.transformed_teacher_loss),
         "https://github.com/zkxufo/TTM, where it stands beside crd",
+        knobs=("exponent",),
     ),
-    "hint": Kind(100.0, _paired(_Adapted), _REPDISTILLER, hints=True),
+    "hint": Kind(
+        100.0, _paired(_Adapted), _REPDISTILLER, hints=True, adapter="1x1 convolution and batch norm on the student's"
+    ),
     "at": Kind(1000.0, _paired(lambda *_: _Plain(losses.attention_loss), over=3), _REPDISTILLER, hints=True),
-    "vid": Kind(1.0, _paired(VariationalHead, over=3), _REPDISTILLER, hints=True),
+    "vid": Kind(
+        1.0,
+        _paired(VariationalHead, over=3),
+        _REPDISTILLER,
+        hints=True,
+        adapter="three 1x1 convolutions on the student's",
+    ),
     "sp": Kind(3000.0, _paired(lambda *_: _Plain(losses.similarity_preserving_loss)), _REPDISTILLER, hints=True),
     "semckd": Kind(
-        400.0, lambda _, setting: _OfAll(setting), "https://github.com/DefangChen/SemCKD, for CIFAR-100", hints=True
+        400.0,
+        lambda _, setting: _OfAll(setting),
+        "https://github.com/DefangChen/SemCKD, for CIFAR-100",
+        hints=True,
+        adapter="three convolutions on the student's for each two layers",
     ),
     "embedding": Kind(1.0, lambda *_: _OfLogits(embedding_loss), _OURS, embeds=True),
-    "relations": Kind(1.0, lambda *_: _OfLogits(relation_loss), _OURS, embeds=True),
+    "relations": Kind(
+        30.0,
+        lambda *_: _OfLogits(relation_loss),
+        "by this package: beside embedding it pulls half as hard, which with weight 1 is one fiftieth",
+        embeds=True,
+    ),
+    "seed": Kind(
+        0.1,
+        lambda temperature, setting: _OfQueue(setting, temperature or 0.05),
+        "by this package, for a student that begins near its teacher; alone, from nothing, the source has 1",
+        temperature=0.05,
+        embeds=True,
+    ),
     "askd": Kind(
         5.0,
         _paired(lambda *_: _Plain(attention_similarity_loss)),
@@ -331,16 +386,23 @@ TERMS: dict[str, Kind] = {
 def build_term(term: Term, setting: Setting) -> nn.Module:
     """Return the module that computes a term from a :class:`View`; its weights are trained with the student."""
     kind = TERMS[term.name]
-    return kind.make(kind.temperature if term.temperature is None else term.temperature, setting)
+    module = kind.make(kind.temperature if term.temperature is None else term.temperature, setting)
+    if term.knob is not None:
+        assert isinstance(module, _OfLogits), "terms with settings are losses of logits"
+        module.knobs[term.knob[0]] = term.knob[1]
+    return module
+
+
+_TERM = re.compile(r"([^=()]+?)\s*(?:\(\s*(\w+)\s*=\s*([^()]+?)\s*\))?\s*(?:=\s*(.*))?")
 
 
 def parse_terms(text: str, *, temperature: float | None = None, equal: bool = False) -> tuple[Term, ...]:
-    """Return the terms of ``"ce,kd,hint"`` or ``"ce=0.5,kd=0.5,hint=50"``.
+    """Return the terms of ``"ce,kd,hint"``, ``"ce=0.5,kd=0.5,hint=50"`` or ``"ce,dkd(beta=2)"``.
 
     Without weights, ``ce,kd`` alone takes the published 0.1 and 0.9; otherwise each term has its default weight.
 
     Args:
-        text: Names of :data:`TERMS` by commas, each perhaps with a weight.
+        text: Names of :data:`TERMS` by commas, each perhaps with a setting in brackets and a weight.
         temperature: Of all terms that have one; None leaves each its published one.
         equal: Terms without a weight weigh 1, as they should where gradients are balanced.
 
@@ -353,23 +415,30 @@ def parse_terms(text: str, *, temperature: float | None = None, equal: bool = Fa
         [('ce', 0.1), ('kd', 0.9)]
         >>> [(term.name, term.weight) for term in parse_terms("ce,kd,hint=50")]
         [('ce', 1.0), ('kd', 1.0), ('hint', 50.0)]
+        >>> parse_terms("ce,dkd(beta=2)")[1].knob
+        ('beta', 2.0)
     """
-    parts = [[side.strip() for side in part.partition("=")] for part in text.split(",") if part.strip()]
-    names = [name for name, _, _ in parts]
+    given = [part.strip() for part in text.split(",") if part.strip()]
+    parts = [found.groups() if (found := _TERM.fullmatch(part)) else (part, None, None, None) for part in given]
+    names = [name.strip() for name, *_ in parts]
     if not names or len(set(names)) < len(names):
         raise SettingError(f"Terms {text!r} must name each term once, such as ce,kd,hint.")
-    published = set(names) == {"ce", "kd"} and not any(weight for _, _, weight in parts)
+    published = set(names) == {"ce", "kd"} and not any(weight for *_, weight in parts)
     defaults = {name: kind.weight for name, kind in TERMS.items()} | ({"ce": 0.1, "kd": 0.9} if published else {})
     if equal:
         defaults = dict.fromkeys(TERMS, 1.0)
     terms = []
-    for name, _, weight in parts:
+    for name, (_, knob, setting, weight) in zip(names, parts, strict=True):
         try:
             value = float(weight) if weight else defaults.get(name, 1.0)
         except ValueError as error:
             raise SettingError(f"Weight {weight!r} of term {name} is no number; write {name}=50.") from error
+        try:
+            own_knob = (knob, float(setting or "")) if knob else None
+        except ValueError as error:
+            raise SettingError(f"{knob} of term {name} is {setting!r}; expected a number.") from error
         own = TERMS[name].temperature if name in TERMS else None
-        terms.append(Term(name, value, own if own is None or temperature is None else temperature))
+        terms.append(Term(name, value, own if own is None or temperature is None else temperature, own_knob))
     return tuple(terms)
 
 

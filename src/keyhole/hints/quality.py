@@ -15,7 +15,6 @@ from keyhole.errors import SettingError, ShapeError
 from keyhole.hints.moments import LABELS, Moments
 from keyhole.progress import Progress, silent
 
-_VARIANCE = 0.95  # of a class, that the directions hold whose entropy counts
 _LEAST_VARIANCE = 1e-12  # of the strongest direction; below it is rounding
 _ROWS = 1000  # of images that are compared with all others at once
 
@@ -49,7 +48,7 @@ def feature_quality(x: Float[Tensor, "n p"], labels: Int64[Tensor, " n"]) -> Qua
 
     - separation: the mean |cos| within classes less that between classes;
     - information: (1 - the least |cos| within a class) times the entropy of the variances along the principal
-      directions of a class, as many as hold 95 % of it on average over the classes, divided by log 5;
+      directions of a class, divided by log 5;
     - efficiency: 2 (n / pi)^(1 / r) times the distance from a class to the nearest image of another one, divided by the
       norm of a feature; r is the number of directions of all features that vary at all.
 
@@ -66,8 +65,10 @@ def feature_quality(x: Float[Tensor, "n p"], labels: Int64[Tensor, " n"]) -> Qua
 
     Reference:
         Cooper et al. (2025), https://arxiv.org/abs/2511.14981. The formulas are those of the authors' code,
-        https://github.com/Thegolfingocto/KD_wo_CE, with its log 5 for any number of classes; it looks at whole feature
-        maps of all training images, here they are averaged over the image, as for all other choices.
+        https://github.com/Thegolfingocto/KD_wo_CE, with its log 5 for any number of classes. It cuts the directions at
+        as many as hold 95 % of the variance, summed over the classes, which are more than there are: nothing is cut
+        here. It looks at whole feature maps, with n the size of the data set and r all directions that are not exactly
+        0; here maps are averaged over the image, as for all other choices, and n counts the images looked at.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
@@ -154,21 +155,14 @@ def _eigenvalues(x: Tensor) -> Tensor:
 
 
 def _entropy(x: Tensor, starts: np.ndarray, ends: np.ndarray) -> float:
-    """Return the mean entropy over classes of the variances along as many directions as hold enough on average."""
-    parts = []
+    """Return the mean entropy over classes of the variances along all principal directions."""
+    entropies = []
     for begin, end in zip(starts, ends, strict=True):
         if end - begin > 1:
             own = x[begin:end].double()
             values = torch.linalg.svdvals(own - own.mean(0)).square().numpy()
-            total = values.sum()
-            parts.append(values / total if total > 0 else np.eye(1, len(values))[0])
-    held = [int(np.searchsorted(np.cumsum(values), _VARIANCE * (1 - 1e-12))) + 1 for values in parts]
-    directions = max(1, int(np.mean(np.minimum(held, [len(values) for values in parts]))))
-    entropies = []
-    for values in parts:
-        kept = values[:directions] / values[:directions].sum()
-        kept = kept[kept > 0]
-        entropies.append(-float((kept * np.log(kept)).sum()))
+            shares = values[values > 0] / max(values.sum(), np.finfo(float).tiny)
+            entropies.append(-float((shares * np.log(shares)).sum()))
     return float(np.mean(entropies))
 
 

@@ -20,6 +20,7 @@ from keyhole.reports.markup import (
     table,
 )
 from keyhole.studies.landscape import Landscape
+from keyhole.studies.replay import Replayed
 from keyhole.studies.standings import Standing
 
 
@@ -177,14 +178,13 @@ def _searches(landscape: Landscape) -> Html:
 
 def _at_equal_seconds(landscape: Landscape) -> list[Html]:
     """Return what a search has for the seconds of the look that tells the centers."""
-    if landscape.look_s is None or not landscape.seconds_a_cell:
+    if landscape.look_s is None or not landscape.seconds_a_cell or landscape.seconds_a_pass is None:
         return []
-    share = landscape.look_s / landscape.seconds_a_cell
-    have = (
-        f"{share:.1f} students to the end"
-        if share >= 1
-        else f"{100 * share:.0f} % of one student, so a search cannot have begun to compare"
-    )
+    alone = landscape.seconds_a_pass + landscape.seconds_a_cell
+    if landscape.look_s >= alone:
+        have = f"{(landscape.look_s - landscape.seconds_a_pass) / landscape.seconds_a_cell:.1f} students to the end"
+    else:
+        have = f"{100 * landscape.look_s / alone:.0f} % of one student, so a search cannot have begun to compare"
     told = (
         f"At equal seconds: the one look that told what every rule takes took {duration(landscape.look_s)}; for that, "
         f"training here reaches {have}."
@@ -217,7 +217,7 @@ def _thinned(marks: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
 
 
 def _replays(landscape: Landscape) -> Html:
-    replays, seconds_a_cell = landscape.replays, landscape.seconds_a_cell
+    replays = landscape.replays
     heads = ["combinations", "students to the end", "teacher passes", "time here", "gain, points", "four of five"]
     rows = [
         [
@@ -225,10 +225,18 @@ def _replays(landscape: Landscape) -> Html:
             str(each.combinations),
             f"{each.cells:.1f}",
             str(each.cost.passes),
-            NOTHING if seconds_a_cell is None else duration(each.cells * seconds_a_cell),
+            _time(each, landscape),
             f"{each.gain:+.2f}",
             f"{each.low:+.2f} to {each.high:+.2f}",
         ]
         for each in replays
     ]
     return table([Column("search", number=False), *(Column(head) for head in heads)], rows)
+
+
+def _time(search: Replayed, landscape: Landscape) -> str:
+    """Return what a search takes here: the steps of its students, and the passes of the teacher that it needs."""
+    if landscape.seconds_a_cell is None or landscape.seconds_a_pass is None:
+        return NOTHING
+    epochs = search.cost.student_epochs / search.cells
+    return duration(search.cells * landscape.seconds_a_cell + search.cost.passes / epochs * landscape.seconds_a_pass)

@@ -131,7 +131,7 @@ def _differences(verdict: Verdict) -> Html:
     )
     told = (
         "Each student is compared with the one of the same seed; intervals are Student's, probabilities are corrected "
-        "for the number of comparisons by Holm's procedure. A difference is beyond chance where the corrected p is "
+        "for the number of rows by Holm's procedure. A difference is beyond chance where the corrected p is "
         "below 0.05; where it is not, this study cannot tell."
     )
     return section("Differences", table(columns, [_gap_row(gap) for gap in verdict.gaps]), figure(drawn, told))
@@ -139,7 +139,7 @@ def _differences(verdict: Verdict) -> Html:
 
 def _asked(verdict: Verdict) -> Html:
     if not verdict.comparisons:
-        return Html("")
+        return Html("")  # what has no answer yet stands in the sentence
     heads = ("mean, points", "95 % interval", "p", "p, corrected", "seeds")
     columns = [Column("", number=False), *(Column(head) for head in heads)]
     drawn = figures.intervals(

@@ -121,6 +121,11 @@ class Board:
             fresh.unlink()
         return path.read_text(encoding="utf-8").strip()
 
+    def peek(self, name: str, choose: Callable[[], str]) -> str:
+        """Return what was chosen under a name, else what a function chooses now; nothing is kept."""
+        path = self.path / f"{name}.txt"
+        return path.read_text(encoding="utf-8").strip() if path.is_file() else choose()
+
     def _laid_down(self, fresh: Path, path: Path) -> None:
         lock = path.with_suffix(".lock")
         try:

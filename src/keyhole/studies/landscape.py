@@ -66,7 +66,9 @@ class Landscape:
         winner: What trying all of them finds; None where no images were held out.
         over_baseline: The mean of all combinations minus the baseline, seed by seed; None where there is none.
         replays: What searches would have found among these runs; empty where no images were held out.
-        seconds_a_cell: What one student took, by the time of whole cohorts; None where that is not known.
+        seconds_a_cell: What the steps of one student took, and
+        seconds_a_pass: what the teacher's passes took that a cohort shares, over the whole schedule: the time of whole
+            cohorts, divided by multiply-accumulates. None where that is not known.
         look_s: What the look at the teacher took that told all choices without training; None where not known.
         sentence: In plain words.
     """
@@ -86,6 +88,7 @@ class Landscape:
     over_baseline: Gap | None
     replays: tuple[Replayed, ...]
     seconds_a_cell: float | None
+    seconds_a_pass: float | None
     look_s: float | None
     sentence: str
 
@@ -161,6 +164,7 @@ def survey(
     held_out = np.array([each.held_out for each in told]) if all(each.held_out for each in told) else None
     winner = None if held_out is None else winner_of(layers, top1, held_out, spread)
     effects = effects_of(layers, top1, spread)
+    times = _seconds([cell for row in rows for cell in row])
     return Landscape(
         name=group.name,
         arms=tuple(group.arms.values()),
@@ -178,7 +182,8 @@ def survey(
         replays=()
         if (curves := _curves(rows)) is None
         else replay_searches(curves, top1, students_per_pass=students_per_pass),
-        seconds_a_cell=_seconds_a_cell([cell for row in rows for cell in row]),
+        seconds_a_cell=times and times[0],
+        seconds_a_pass=times and times[1],
         look_s=look_s,
         sentence=_sentence(len(told), spread, standings, winner),
     )
@@ -243,11 +248,17 @@ def _curves(rows: Sequence[Sequence[Mapping[str, Any]]]) -> Float[np.ndarray, "r
     return np.array(values, dtype=float)
 
 
-def _seconds_a_cell(cells: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return the mean over cells of the seconds of their cohort, divided among its students."""
-    if not all("cohort_seconds" in cell and "cohort_students" in cell for cell in cells):
+def _seconds(cells: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
+    """Return the mean over cells of the seconds of a student's own steps, and of the passes that its cohort shares."""
+    known = {"cohort_seconds", "cohort_students", "macs", "teacher_macs"}
+    if not all(known <= cell.keys() for cell in cells):
         return None
-    return statistics.fmean(float(cell["cohort_seconds"]) / int(cell["cohort_students"]) for cell in cells)
+    found = []
+    for cell in cells:
+        own, taught = 3 * int(cell["macs"]), int(cell["teacher_macs"])
+        a_mac = float(cell["cohort_seconds"]) / (taught + int(cell["cohort_students"]) * own)
+        found.append((own * a_mac, taught * a_mac))
+    return statistics.fmean(own for own, _ in found), statistics.fmean(taught for _, taught in found)
 
 
 def _seeds_agree(top1: Float[np.ndarray, "rows seeds"]) -> float | None:

@@ -351,10 +351,12 @@ def expand(table: Any) -> Iterator[ArmPlan]:
         else:
             try:
                 chosen["name"] = named.format(**{key: chosen[key] for key in chosen if key != "name"})
-            except (KeyError, IndexError, ValueError, AttributeError) as error:
+            except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
                 raise SettingError(
                     f"name {named!r} of an [[arm]] names {error}, which is none of its keys {', '.join(table)}."
                 ) from error
+            if not chosen["name"].strip():
+                raise SettingError(f"name {named!r} of an [[arm]] comes to nothing; expected a text, or leave it out.")
         plan = read_arm(chosen)
         parse_count(str(plan.count))
         yield plan

@@ -52,7 +52,7 @@ def replay_searches(
     Each repetition draws one training seed and the combinations that it begins with, looks at held-out accuracies as
     they were after each epoch, and is judged by test accuracies of the other seeds; with a single seed by those of that
     seed, which flatters it. A search that stopped early here saw what it would have seen, as a student learns the same
-    whoever shares its pass.
+    whoever shares its pass, to rounding.
 
     Args:
         held_out: Top-1 on the held-out images after each epoch, one row a combination.

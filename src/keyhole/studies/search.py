@@ -267,6 +267,7 @@ def _recipe(teacher: Network, data: Data, plan: ArmPlan, search: SearchConfig, t
         "teacher_sha256": fingerprint(teacher),
         "data": data.name,
         "images": len(data.train),
+        **({"data_sha256": files} if (files := data.fingerprint()) else {}),
         "arm": asdict(replace(plan, name="", hints=None)),
         "search": asdict(search),
         "train": settings,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from keyhole.studies.landscape import Landscape
 
 SURE = 0.05  # a corrected probability below it is beyond chance
+_SAME = 1e-6  # points; accuracies of a million images differ by more, and sums of rounded numbers by less
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,12 @@ class Gap:
         against: What it is compared with.
         seeds: How many seeds both came to the end with.
         mean: Mean difference; above 0 where ``arm`` is better.
-        low: Lower end of the 95 % interval by Student's t; None with fewer than two seeds.
+        low: Lower end of the 95 % interval by Student's t; None with fewer than two seeds, or where all differences
+            are the same: accuracies come in steps, and that so few fall on one step says nothing of their spread.
         high: Its upper end.
-        p: Two-sided probability of such a mean if there were no difference; None with fewer than two seeds, or where
-            all differences are the same.
-        corrected: The same after Holm's correction for all comparisons of the study.
+        p: Two-sided probability of such a mean if there were no difference; None where there is no interval.
+        corrected: The same after Holm's correction for the differences that are told together: those of arms to the
+            baseline (of arms that try combinations among themselves), and the further comparisons.
     """
 
     arm: str
@@ -81,6 +83,7 @@ class Verdict:
         gaps: Each other arm against the baseline.
         comparisons: The further comparisons that the study asks for; ``arm`` is the name of one. They are corrected for
             their own number.
+        unanswered: Names of those for which no seed has come to the end with all arms.
         open_cells: Cells that are not finished; the verdict leaves them out.
         landscapes: Of arms that try all combinations of layers.
     """
@@ -92,6 +95,7 @@ class Verdict:
     open_cells: int
     landscapes: tuple[Landscape, ...] = ()
     comparisons: tuple[Gap, ...] = ()
+    unanswered: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -156,18 +160,24 @@ def judge(
     done = [cell for cell in cells if cell is not None]
     rows = tuple(_row(arm, [cell for cell in done if cell["arm"] == arm]) for arm in arms)
     base = next(row for row in rows if row.arm == against)
-    gaps = _corrected([paired(row, base) for row in rows if row.arm != against])
-    asked = _corrected([_comparison(comparison, rows) for comparison in comparisons])
-    missing = len(cells) - len(done)
     tried = {arm for landscape in landscapes for arm in landscape.arms}
     told = [row for row in rows if row.arm not in tried]
+    apart = _corrected([paired(row, base) for row in told if row.arm != against])
+    own = {gap.arm: gap for gap in apart + _corrected([paired(row, base) for row in rows if row.arm in tried])}
+    gaps = tuple(own[row.arm] for row in rows if row.arm in own)
+    asked = [_comparison(comparison, rows) for comparison in comparisons]
+    answers = _corrected(asked)
+    unanswered = tuple(one.name for one, gap in zip(comparisons, asked, strict=True) if gap is None)
+    missing = len(cells) - len(done)
     parts = [landscape.sentence for landscape in landscapes]
     if not landscapes or sum(bool(row.last) for row in told) > 1:
-        parts.append(_sentence(told, [gap for gap in gaps if gap.arm not in tried], against))
-    parts += _answers(asked)
+        parts.append(_sentence(told, apart, against))
+    parts += _answers(answers)
+    if unanswered and any(row.last for row in rows):
+        parts.append(f"No seed has come to the end with all arms of: {'; '.join(unanswered)}.")
     if missing and any(row.last for row in rows):
         parts.append(f"{missing} cells are still open.")
-    return Verdict(" ".join(parts), against, rows, tuple(gaps), missing, tuple(landscapes), tuple(asked))
+    return Verdict(" ".join(parts), against, rows, gaps, missing, tuple(landscapes), tuple(answers), unanswered)
 
 
 def _corrected(found: Sequence[Gap | None]) -> list[Gap]:
@@ -230,11 +240,11 @@ def paired(row: Row, against: Row) -> Gap | None:
     if not gaps:
         return None
     mean, count = statistics.fmean(gaps), len(gaps)
-    if count < 2:
+    if count < 2 or max(gaps) - min(gaps) < _SAME:
         return Gap(row.arm, against.arm, count, mean, None, None, None)
     error = statistics.stdev(gaps) / math.sqrt(count)
     half = float(t.ppf(0.975, count - 1)) * error
-    p = float(2 * t.sf(abs(mean) / error, count - 1)) if error > 0 else None
+    p = float(2 * t.sf(abs(mean) / error, count - 1))
     return Gap(row.arm, against.arm, count, mean, mean - half, mean + half, p)
 
 
@@ -275,12 +285,23 @@ def _sentence(rows: Sequence[Row], gaps: Sequence[Gap], against: str) -> str:
         better, worse = [gap for gap in sure if gap.mean > 0], [gap for gap in sure if gap.mean < 0]
         parts.append(_sure(len(better), len(worse), len(gaps), against))
         leading = next((gap for gap in gaps if gap.arm == best.arm), None)
-        if leading is not None and leading.low is not None and leading.high is not None:
+        if leading is not None and leading.low is not None:
+            low, high = _for_the_best_of(leading, len(gaps))
+            told_of = "95 % interval" if len(gaps) == 1 else f"95 % interval for the best of {len(gaps)}"
             parts.append(
-                f"{leading.arm} minus {against}: {leading.mean:+.2f} points "
-                f"(95 % interval {leading.low:+.2f} to {leading.high:+.2f})."
+                f"{leading.arm} minus {against}: {leading.mean:+.2f} points ({told_of} {low:+.2f} to {high:+.2f})."
             )
     return " ".join(parts)
+
+
+def _for_the_best_of(gap: Gap, count: int) -> tuple[float, float]:
+    """Return an interval that holds for whichever of so many arms the same runs put first (Bonferroni)."""
+    from scipy.stats import t
+
+    assert gap.low is not None, "it has an interval"
+    wider = float(t.ppf(1 - 0.025 / count, gap.seeds - 1) / t.ppf(0.975, gap.seeds - 1))
+    half = wider * (gap.mean - gap.low)
+    return gap.mean - half, gap.mean + half
 
 
 def _answers(comparisons: Sequence[Gap]) -> list[str]:
@@ -296,7 +317,8 @@ def _answers(comparisons: Sequence[Gap]) -> list[str]:
 
 def _answer(gap: Gap, *, certain: bool) -> str:
     if gap.low is None or gap.high is None:
-        return f"{gap.arm}: {gap.mean:+.2f} points on one seed, of which nothing can be said."
+        seeds = "one seed" if gap.seeds == 1 else f"each of {gap.seeds} seeds"
+        return f"{gap.arm}: {gap.mean:+.2f} points on {seeds}, of which nothing can be said."
     ending = "beyond chance" if certain else "which cannot be told from chance"
     return f"{gap.arm}: {gap.mean:+.2f} points (95 % interval {gap.low:+.2f} to {gap.high:+.2f}), {ending}."
 

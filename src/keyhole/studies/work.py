@@ -18,7 +18,7 @@ from keyhole.data.splits import Split, hold_out
 from keyhole.distillation.arm import Arm
 from keyhole.distillation.cohort import Cohort
 from keyhole.distillation.experiment import Result, percent, run_cohort
-from keyhole.errors import RunError, SettingError
+from keyhole.errors import DataError, RunError, SettingError
 from keyhole.files import read_json, write_json
 from keyhole.models.network import InputSpec, Network, count_macs, fingerprint
 from keyhole.models.zoo import build, save
@@ -76,7 +76,7 @@ def run_study(
         KeyholeError: A cell asks for something that does not exist.
     """
     study = settled(study, board)
-    recipes = _recipes(study, teacher)
+    recipes = _recipes(study, teacher, data)
     board.check_recipes(recipes)
     by_id = {cell.id: cell for cell in study.cells}
     if all(map(board.is_done, by_id)):
@@ -99,7 +99,7 @@ def run_study(
             note(f"{len(cells)} students, seed {cells[0].seed}: {', '.join(cell.plan.name for cell in cells)}")
             folder = board.cohorts / _name_of(members, recipes)
             result = _run_together(study, cells, arms, teacher, data, folder, progress)
-            for cell, value in _results_of(cells, result, recipes):
+            for cell, value in _results_of(cells, result, teacher, recipes):
                 if cell.id not in held:  # done before, or this process had stalled and another took it over
                     continue
                 board.finish(cell.id, value)
@@ -111,17 +111,24 @@ def run_study(
     return finished
 
 
-def _recipes(study: Study, teacher: Network) -> dict[str, tuple[str, dict[str, Any]]]:
+def _recipes(study: Study, teacher: Network, data: Data) -> dict[str, tuple[str, dict[str, Any]]]:
     """Return name and recipe of each cell by its id; the teacher counts by its weights, wherever they came from."""
-    own = {"teacher_sha256": fingerprint(teacher)}
+    files = data.fingerprint()
+    own = {"teacher_sha256": fingerprint(teacher), **({"data_sha256": files} if files else {})}
     return {cell.id: (cell.name, study.recipe(cell) | own) for cell in study.cells}
 
 
-def settled(study: Study, board: Board) -> Study:
-    """Return the study with ``precision = "auto"`` replaced by what the first process of its folder took."""
+def settled(study: Study, board: Board, *, keep: Callable[[str, Callable[[], str]], str] | None = None) -> Study:
+    """Return the study with ``precision = "auto"`` replaced by what the first process of its folder took.
+
+    Args:
+        study: The study.
+        board: Its folder.
+        keep: :meth:`Board.settle`, which is meant where nothing is given, or :meth:`Board.peek`, which keeps nothing.
+    """
     if study.config.precision != "auto":
         return study
-    chosen = board.settle("precision", lambda: choose_precision("auto", choose_device(study.config.device)))
+    chosen = (keep or board.settle)("precision", lambda: choose_precision("auto", choose_device(study.config.device)))
     return replace(study, config=replace(study.config, precision=chosen))
 
 
@@ -157,7 +164,12 @@ def _next(study: Study, board: Board, recipes: Mapping[str, tuple[str, Mapping[s
 
 def _members(folder: Path) -> list[str]:
     path = folder / "cells.json"
-    value = read_json(path) if path.is_file() else []
+    try:
+        value = read_json(path)
+    except DataError:
+        if path.is_file():
+            raise
+        return []  # nothing was begun there, or another process has just finished it
     return [str(cell) for cell in value] if isinstance(value, list) else []
 
 
@@ -189,8 +201,9 @@ def _run_together(
         diverging="drop",
         progress=progress,
     )
+    by_arm = {arms[cell.plan.name].name: cell for cell in cells}
     for score in result.scores:
-        cell = next(cell for cell in cells if cell.plan.name == score.outcome.arm.name)
+        cell = by_arm[score.outcome.arm.name]
         save(score.outcome.last, folder / f"{cell.id}.safetensors", about={"cell": cell.name})
     return result
 
@@ -199,7 +212,7 @@ _OF_ARM = ("top1", "top5", "best_epoch", "held_out_top1", "parameters", "macs", 
 
 
 def _results_of(
-    cells: Sequence[Cell], result: Result, recipes: Mapping[str, tuple[str, Mapping[str, Any]]]
+    cells: Sequence[Cell], result: Result, teacher: Network, recipes: Mapping[str, tuple[str, Mapping[str, Any]]]
 ) -> list[tuple[Cell, dict[str, Any]]]:
     """Return each cell with what is kept of it."""
     arms = {told["name"]: {key: told[key] for key in _OF_ARM} for told in result.to_json()["arms"]}
@@ -209,6 +222,7 @@ def _results_of(
         "precision": result.config.precision,
         "cohort_seconds": round(result.seconds, 1),
         "cohort_students": len(cells),
+        "teacher_macs": count_macs(teacher),
         "environment": describe(),
     }
     if result.teacher_accuracy is not None:
@@ -239,12 +253,14 @@ def _told(value: Mapping[str, Any]) -> str:
 def look_ahead(study: Study, teacher: Network, data: Data, board: Board, *, steps: int = 6) -> Outlook:
     """Return what is open, and how long it will take here, from a few steps of the first open cohort.
 
+    Nothing is decided for the processes that will run it: what they have to choose is chosen here again, and forgotten.
+
     Raises:
         RunError: The folder holds a cell of another recipe.
         KeyholeError: A cell asks for something that does not exist.
     """
-    study = settled(study, board)
-    board.check_recipes(_recipes(study, teacher))
+    study = settled(study, board, keep=board.peek)
+    board.check_recipes(_recipes(study, teacher, data))
     open_cells = [cell for cell in study.cells if not board.is_done(cell.id)]
     cohorts = [
         group[first : first + study.students_per_pass]
@@ -255,7 +271,7 @@ def look_ahead(study: Study, teacher: Network, data: Data, board: Board, *, step
     if not cohorts:
         return Outlook(len(study.cells), len(study.cells), 0, None)
     train = hold_out(data.train, study.holdout)[0]
-    maker = ArmMaker(teacher, train, study.config, keep=board.settle)
+    maker = ArmMaker(teacher, train, study.config, keep=board.peek)
     arms = {cell.plan.name: maker.make(cell.plan) for cell in open_cells}
     works = [_work([arms[cell.plan.name] for cell in group], teacher, data.classes) for group in cohorts]
     first = [arms[cell.plan.name] for cell in cohorts[0]]
