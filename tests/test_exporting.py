@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +81,9 @@ def test_what_is_wrong_is_told_and_nothing_is_written(
     monkeypatch.setitem(exporting._ALLOWED, "fp16", 1e-9)
     with pytest.raises(DivergenceError, match="differs from the network by"):
         export(network, tmp_path / "x.onnx", images, precision="fp16")
+    monkeypatch.setattr(exporting, "_COSINE", 1.0)
+    with pytest.raises(DivergenceError, match=r"another direction than the network: mean cosine [01]\."):
+        export(network, tmp_path / "x.xml", images[:4], precision="int8")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -91,6 +96,28 @@ def test_a_network_that_onnx_cannot_hold_is_told(images: torch.Tensor, tmp_path:
     odd = Prepared(_Branching(), mean=(0.0,) * 3, std=(1.0,) * 3, reverse=False)
     with pytest.raises(SettingError, match="cannot be written as ONNX"):
         export(odd, tmp_path / "x.onnx", images)
+
+
+def test_nothing_is_told_to_the_maker_of_the_quantizer() -> None:
+    """NNCF sends what is done with it unless somebody objects; in a process of its own, as it knows pytest."""
+    code = (
+        "import sys; from keyhole.exporting import _silent_nncf; _silent_nncf(); "
+        "from nncf.telemetry import wrapper; "
+        "print(type(wrapper.telemetry).__name__, 'openvino_telemetry' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
+    assert told.split()[-2:] == ["MagicMock", "False"]
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".xml"])
+def test_the_shipped_face_model_keeps_its_directions_in_integers(shared: Path, tmp_path: Path, ending: str) -> None:
+    faces = shared / "data" / "faces" / "congress" / "congress_faces.zip"
+    command = ("export", "--model", "keyhole-face", "--faces", faces, "--samples", 24, "--precision", "int8", "--json")
+    found = keyhole(*command, "--out", tmp_path / f"face{ending}").json
+    assert found["cosine"] > 0.97
+    assert found["least_cosine"] > 0.85
+    assert found["bytes"] < 2.6e6
+    assert load_face_model(tmp_path / f"face{ending}.toml", threads=1).embedding_size == 256
 
 
 def _file(folder: Path, text: str) -> Path:

@@ -1,13 +1,16 @@
 """Networks as files for other runtimes: ONNX and OpenVINO IR, in single, half or integer precision, checked as written.
 
 A file holds the preparation of its images as well: what goes in are RGB values from 0 to 255, so that a device needs to
-know nothing but the size. Integers are calibrated on images (post-training quantization: 8 bits for weights, each
-channel on its own, and for features).
+know nothing but the size. Integers are calibrated on images (post-training quantization by NNCF: 8 bits for weights,
+each channel on its own, and for features; the first convolution, which sees the image, stays as it is).
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -27,7 +30,8 @@ from keyhole.files import write_bytes
 
 FORMS = {".onnx": "onnxruntime", ".xml": "openvino"}
 PRECISIONS = ("fp32", "fp16", "int8")
-_ALLOWED = {"fp32": 1e-3, "fp16": 2e-2}  # of the largest output; int8 is told, not judged
+_ALLOWED = {"fp32": 1e-3, "fp16": 2e-2}  # of the largest output
+_COSINE = 0.95  # of int8, on average; below it a network is another one
 _OPSET = 18
 _INPUT, _OUTPUT = "images", "output"
 
@@ -42,6 +46,7 @@ class Exported:
         size_bytes: Of all its files.
         worst: Largest difference of an output, as a share of the largest output.
         cosine: Mean cosine of the outputs of both, -1 to 1.
+        least_cosine: That of the image on which they differ most.
         checked: On how many images.
     """
 
@@ -50,6 +55,7 @@ class Exported:
     size_bytes: int
     worst: float
     cosine: float
+    least_cosine: float
     checked: int
 
 
@@ -114,22 +120,20 @@ def export(
         # traced on noise, so that a network that became a constant differs from itself on the images
         noise = torch.rand((2, *images.shape[1:]), generator=torch.Generator().manual_seed(0)) * 255
         _write_onnx(network, plain, noise)
-        made = plain
-        if precision == "int8":
-            made = Path(folder) / "int8.onnx"
-            _quantize(plain, made, images)
-        elif precision == "fp16" and path.suffix == ".onnx":
-            made = Path(folder) / "fp16.onnx"
-            _halve(plain, made)
+        made = Path(folder) / f"made{path.suffix}"
+        if path.suffix == ".xml":
+            _write_ir(plain, made, precision, images)
+        else:
+            _write_precision(plain, made, precision, images)
         files = {path: made}
         if path.suffix == ".xml":
-            files = _write_ir(made, Path(folder), path, half=precision == "fp16")
-        found = np.concatenate([rows for rows in _run(files[path], images)])
+            files[path.with_suffix(".bin")] = made.with_suffix(".bin")
+        found = np.concatenate([rows for rows in _run(made, images)])
         told = _compared(found, expected, path, precision)
         for target, source in files.items():
             write_bytes(target, source.read_bytes())
     size = sum(target.stat().st_size for target in files)
-    return Exported(path, precision, size, told[0], told[1], len(images))
+    return Exported(path, precision, size, *told, len(images))
 
 
 @contextmanager
@@ -164,46 +168,62 @@ def _write_onnx(network: nn.Module, path: Path, example: Tensor) -> None:
         raise SettingError(f"The network cannot be written as ONNX ({_line(error)}). Use it as PyTorch.") from error
 
 
-def _quantize(source: Path, target: Path, images: Tensor) -> None:
-    quantization = _library("onnxruntime.quantization")
-    shape = _library("onnxruntime.quantization.shape_inference")
-    ready = source.with_name("ready.onnx")
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            self.parts = iter(torch.split(images, 8))
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            part = next(self.parts, None)
-            return None if part is None else {_INPUT: part.numpy()}
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        shape.quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
-        quantization.quantize_static(
-            str(ready),
-            str(target),
-            Reader(),
-            quant_format=quantization.QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-        )
-
-
-def _halve(source: Path, target: Path) -> None:
-    onnx, float16 = _library("onnx"), _library("onnxruntime.transformers.float16")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        made = float16.convert_float_to_float16(onnx.load(str(source)), keep_io_types=True)
+def _write_precision(source: Path, target: Path, precision: str, images: Tensor) -> None:
+    """Write an ONNX file in another precision."""
+    onnx = _library("onnx")
+    made = onnx.load(str(source))
+    if precision == "int8":
+        first = [node.name for node in made.graph.node if node.op_type == "Conv"][:1]
+        made = _quantized(made, [{_INPUT: image.numpy()} for image in torch.split(images, 1)], first)
+    elif precision == "fp16":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = _library("onnxruntime.transformers.float16").convert_float_to_float16(made, keep_io_types=True)
     onnx.save(made, str(target))
 
 
-def _write_ir(source: Path, folder: Path, path: Path, *, half: bool) -> dict[Path, Path]:
+def _write_ir(source: Path, target: Path, precision: str, images: Tensor) -> None:
     openvino = _library("openvino")
-    written = folder / "made.xml"
-    openvino.save_model(openvino.Core().read_model(str(source)), str(written), compress_to_fp16=half)
-    return {path: written, path.with_suffix(".bin"): written.with_suffix(".bin")}
+    made = openvino.Core().read_model(str(source))
+    if precision == "int8":
+        first = [op.get_friendly_name() for op in made.get_ordered_ops() if op.get_type_name() == "Convolution"][:1]
+        made = _quantized(made, [image.numpy() for image in torch.split(images, 1)], first)
+    openvino.save_model(made, str(target), compress_to_fp16=precision == "fp16")
+
+
+def _quantized(model: Any, images: Sequence[Any], whole: Sequence[str]) -> Any:
+    """Return a model in integers but for some operations; what NNCF tells goes where progress goes."""
+    nncf = _silent_nncf()
+    with contextlib.redirect_stdout(sys.stderr):
+        return nncf.quantize(
+            model,
+            nncf.Dataset(images),
+            subset_size=len(images),
+            preset=nncf.QuantizationPreset.PERFORMANCE,
+            ignored_scope=nncf.IgnoredScope(names=list(whole)),
+        )
+
+
+def _silent_nncf() -> Any:
+    """Return NNCF without its telemetry, which sends what is done with it to its maker unless it cannot be imported."""
+    with _missing("openvino_telemetry"):
+        nncf = _library("nncf")
+    nncf.set_log_level(logging.ERROR)
+    return nncf
+
+
+@contextmanager
+def _missing(name: str) -> Iterator[None]:
+    """Let a package be as if it were not installed."""
+    before = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
 
 
 def _run(path: Path, images: Tensor) -> Iterator[np.ndarray]:
@@ -220,19 +240,25 @@ def _run(path: Path, images: Tensor) -> Iterator[np.ndarray]:
         yield np.asarray(compiled(part.numpy())[0])
 
 
-def _compared(found: np.ndarray, expected: np.ndarray, path: Path, precision: str) -> tuple[float, float]:
+def _compared(found: np.ndarray, expected: np.ndarray, path: Path, precision: str) -> tuple[float, float, float]:
     if found.shape != expected.shape or not np.isfinite(found).all():
         raise DivergenceError(
             f"{path} gives {found.shape} instead of {expected.shape}, or NaN. Export it in another precision."
         )
     worst = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12))
-    cosine = float(functional.cosine_similarity(torch.from_numpy(found), torch.from_numpy(expected)).mean())
+    cosines = functional.cosine_similarity(torch.from_numpy(found), torch.from_numpy(expected))
+    cosine, least = float(cosines.mean()), float(cosines.min())
+    if precision == "int8" and cosine < _COSINE:
+        raise DivergenceError(
+            f"{path} gives another direction than the network: mean cosine {cosine:.3f}, expected at least {_COSINE}. "
+            "Give more images like those that it will see (--samples, --degrade), or take fp16."
+        )
     if worst > _ALLOWED.get(precision, np.inf):
         raise DivergenceError(
             f"{path} differs from the network by {100 * worst:.2g} % of its largest output; expected at most "
             f"{100 * _ALLOWED[precision]:g} %. Export it in another precision or form."
         )
-    return worst, cosine
+    return worst, cosine, least
 
 
 def _library(name: str) -> Any:

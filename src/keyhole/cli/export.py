@@ -62,7 +62,7 @@ def export(
     found = write(prepared, out, shown, precision=precision)
     value = {
         "file": str(out), "precision": precision, "bytes": found.size_bytes, "worst": found.worst,
-        "cosine": found.cosine, "images": found.checked,
+        "cosine": found.cosine, "least_cosine": found.least_cosine, "images": found.checked,
     }  # fmt: skip
     if told is not None:
         from keyhole.files import write_text
@@ -73,7 +73,7 @@ def export(
     o.emit(
         value,
         f"{out}: {found.size_bytes / 2**20:.2f} MiB, mean cosine {found.cosine:.4f} to the network on {found.checked} "
-        f"images, largest difference {100 * found.worst:.2g} % of the largest output",
+        f"images (least {found.least_cosine:.4f}), largest difference {100 * found.worst:.2g} % of the largest output",
         as_json=json,
     )
 
