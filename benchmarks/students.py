@@ -26,7 +26,7 @@ from keyhole.faces.protocols.named import read_protocol
 from keyhole.faces.runtimes import TorchNetwork
 from keyhole.models.network import Network, count_macs
 from keyhole.runtime import describe
-from keyhole.students.teachers import input_of
+from keyhole.students.teachers import file_of, input_of
 
 BATCH = 32
 
@@ -35,8 +35,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--folds")
-    parser.add_argument("--threshold-folds")
+    parser.add_argument("--folds", default="7", help="folds 8 to 10 are for released models")
+    parser.add_argument("--threshold-folds", default="1,2,3,4,5,6")
     parser.add_argument("--probe-px", default="112,16,12,8")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
@@ -66,10 +66,8 @@ def main() -> None:
 
 
 def size_of(name: str, model: FaceModel) -> dict[str, int | None]:
-    path = Path(name)
+    path = file_of(name)
     files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
-    if path.suffix == ".toml":
-        files = [path.with_suffix("")]
     found: dict[str, int | None] = {"bytes": sum(each.stat().st_size for each in files if each.is_file()) or None}
     if not isinstance(model.network, TorchNetwork):
         return found | {"parameters": None, "macs": None}

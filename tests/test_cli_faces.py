@@ -189,6 +189,12 @@ def test_a_student_is_taught_kept_and_used(closed: Path, tmp_path: Path) -> None
     assert [arm["name"] for arm in found.json["arms"]] == ["alone", "hints"]
     assert len(found.json["arms"][1]["hints"]) == 3
     assert "survive: " in found.err
+    survival = found.json["arms"][1]["survival"]
+    assert set(found.json["arms"][1]["hints"]) <= set(survival)
+    assert all(0 <= value <= 1 for value in survival.values())
+    assert "survival" not in found.json["arms"][0]
+    about = read_tensors(tmp_path / "run" / "1" / "student.safetensors")[1]["about"]
+    assert about["blending"]["turn"] == 12
     assert "Students for few pixels" in (tmp_path / "run" / "report.html").read_text()
     model = tmp_path / "run" / "1" / "student.safetensors"
     used = faces("evaluate", "--model", model, "--root", closed, "--draws", 100, "--out", tmp_path / "e", "--json")

@@ -148,6 +148,11 @@ def test_a_face_model_is_exported_and_used_like_any_other(tmp_path: Path) -> Non
     assert (
         "no picture of 1 of the people" in keyhole(*command, "--people", _file(tmp_path, "p9"), "--out", "w.onnx").err
     )
+    pairs = "2 1\np0 1 2\np0 1 p1 1\np2 1 2\np2 1 p3 1\n"
+    (tmp_path / "faces" / "pairs.txt").write_text(pairs)
+    apart = ("--apart", tmp_path / "faces", "--apart-folds", 2, "--out", tmp_path / "apart.onnx", "--json")
+    assert keyhole(*command, *apart).json["images"] == 4  # all but p2 and p3
+    assert "name those as well" in keyhole(*command, "--apart-folds", 2, "--out", tmp_path / "no.onnx").err
     again = keyhole("export", "--model", tmp_path / "x.onnx.toml", *command[3:], "--out", tmp_path / "y.onnx")
     assert "is ONNX already" in again.err
     assert "is a face model" in keyhole("export", "--model", source, "--out", tmp_path / "z.onnx").err

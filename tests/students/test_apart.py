@@ -86,6 +86,9 @@ def test_people_are_found_by_their_faces(album: Path, portraits: Path, teacher: 
     assert torch.equal(left.crops, faces.crops[[0, 1, 2, 3, 4, 5, 6, 7, 9, 10]])
     assert found.highest is not None
     assert found.highest < 0.5
+    assert found.near == 0
+    just_above = Apart(album, (2,), score=found.highest + 0.05)
+    assert leave_out(faces, just_above, people, teacher)[1].near == 1  # the two others are not alike enough
 
 
 def test_a_score_says_from_where_on(album: Path, portraits: Path, teacher: FaceTeacher) -> None:

@@ -276,7 +276,7 @@ def test_a_run_with_kept_answers_goes_on_and_ends_as_one_without(
     torch.set_num_threads(1)
     teacher = load_teacher(teacher_file)
     faces = read_faces(root, shown=teacher.preparation, seen=SMALL, camera=CAMERA)
-    plan = StudentPlan(student="compact-24-s", terms="embedding,hint=0.1", hints="stage-ends")
+    plan = StudentPlan(student="compact-24-s", terms="embedding,seed,hint=0.1", hints="stage-ends")
     arm = plan_arm(plan, teacher, faces, device="cpu")
     whole = distill([arm], teacher, faces, replace(CONFIG, epochs=3))[0]
     keep = Checkpointing(tmp_path / "state.safetensors", resume=True)
@@ -320,6 +320,18 @@ def test_an_onnx_file_teaches_as_its_ir_does(shared: Path, faces: FaceViews) -> 
     )
     (outcome,) = distill([arm], by_onnx, views, replace(CONFIG, epochs=1, batch_size=10))
     assert np.isfinite(outcome.history[0]["hint"])
+
+
+def test_hints_of_a_file_are_named_as_the_teacher_itself_names_them(
+    teacher_file: Path, faces: FaceViews, tmp_path: Path
+) -> None:
+    teacher = load_teacher(teacher_file)
+    found = []
+    for names in (["stage1.1", "stage3.0"], ["network.stage1.1", "network.stage3.0"]):
+        (tmp_path / "hints.json").write_text(json.dumps({"hints": names}))
+        plan = StudentPlan(student="compact-24-s", terms="embedding,hint", hints=str(tmp_path / "hints.json"))
+        found.append([pair.teacher for pair in plan_arm(plan, teacher, faces, device="cpu").hints])
+    assert found == [["network.stage1.1", "network.stage3.0"]] * 2
 
 
 def test_what_is_wrong_is_told(teacher_file: Path, faces: FaceViews, tmp_path: Path) -> None:

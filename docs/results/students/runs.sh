@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every training run behind the results on students, in order. Run it again after a stop: finished runs are left alone,
-# an unfinished one goes on.
+# The training runs behind the results on students, in order; measure.sh makes the tables of them. Run it again after a
+# stop: finished runs are left alone, an unfinished one goes on.
 #
 #     runs.sh FACES OUT [RUN...]
 #
@@ -34,24 +34,31 @@ all() {
     for seed in 0 1 2; do
         run "ablation-$seed" 12 "${lfw[@]}" --cohort "$here/ablation.toml" --seed "$seed"
     done
-    # appearance variety: equal numbers of images, and equal people
+    # appearance variety: equal numbers of images (few, so many epochs), and equal people
     for seed in 0 1; do
-        run "many-people-$seed" 12 "${lfw[@]}" --per-person 1 --draw 900 --seed "$seed"
-        run "few-people-$seed" 12 "${lfw[@]}" --least-per-person 10 --per-person 20 --draw 900 --seed "$seed"
-        run "narrow-$seed" 12 "${lfw[@]}" --degrade "fixed:12" --seed "$seed"
-        run "wide-$seed" 12 "${lfw[@]}" --degrade "log-uniform:6-64" --seed "$seed"
+        run "many-people-$seed" 100 "${lfw[@]}" --per-person 1 --draw 900 --seed "$seed"
+        run "few-people-$seed" 100 "${lfw[@]}" --least-per-person 10 --per-person 20 --draw 900 --seed "$seed"
+        run "narrow-$seed" 12 "${lfw[@]}" --degrade "fixed:12;share=0.85" --seed "$seed"
+        run "wide-$seed" 12 "${lfw[@]}" --degrade "log-uniform:6-64;share=0.85" --seed "$seed"
     done
-    # one that never saw lanczos, area, blur or JPEG
-    run unseen-kinds 12 "${lfw[@]}" --degrade "log-uniform:6-64;methods=pil-bicubic+pil-bilinear,share=0.85"
+    # ones that never saw lanczos, area, blur or JPEG
+    for seed in 0 1; do
+        run "unseen-kinds-$seed" 12 "${lfw[@]}" --seed "$seed" \
+            --degrade "log-uniform:6-32;methods=pil-bicubic+pil-bilinear,share=0.85"
+    done
     # architectures
-    for student in compact-24-s compact-48-s compact-48-m compact-112-m; do
-        run "$student" 12 "${lfw[@]}" --student "$student"
+    for seed in 0 1; do
+        for student in compact-24-xs compact-24-s compact-48-s compact-112-s compact-48-m compact-112-m; do
+            run "$student-$seed" 12 "${lfw[@]}" --student "$student" --seed "$seed"
+        done
     done
     # to ship: (a) public domain alone, enlarged by blends; (b) with LFW as well
-    run public-domain 14 "${congress[@]}" --blends 15000 --student "$teacher" --terms embedding,relations \
-        --wise-ft 0.7 "${gentle[@]}"
-    run research-only 30 "${lfw[@]}" --faces "$faces/congress_faces.zip" --blends 4000 --student "$teacher" \
-        --terms embedding,relations "${gentle[@]}"
+    for seed in 0 1; do
+        run "public-domain-$seed" 24 "${congress[@]}" --blends 20000 --student "$teacher" --wise-ft 0.7 \
+            --terms embedding,relations,seed "${gentle[@]}" --seed "$seed"
+        run "research-only-$seed" 24 "${lfw[@]}" --faces "$faces/congress_faces.zip" --blends 8000 --student "$teacher" \
+            --terms embedding,relations,seed "${gentle[@]}" --seed "$seed"
+    done
 }
 
 known=" " go=no

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from keyhole.exporting import Prepared
     from keyhole.faces.distributions import Distribution
+    from keyhole.students.apart import Apart
     from keyhole.students.views import FaceViews
 
 
@@ -32,6 +33,13 @@ def export(
         Path | None, typer.Option(help="For a face model: folder or zip of aligned 112 x 112 crops to check it on.")
     ] = None,
     people: Annotated[Path | None, typer.Option(help="File with the people of --faces to take, one a line.")] = None,
+    apart: Annotated[
+        Path | None,
+        typer.Option(help="Faces of a test, as in 'keyhole faces distill': by name nobody of them is taken."),
+    ] = None,
+    apart_folds: Annotated[
+        str | None, typer.Option(help="Only the people in these folds of its pairs.txt, such as 7,8,9,10.")
+    ] = None,
     degrade: Annotated[
         str | None,
         typer.Option(help="Camera of half of the faces, as in 'keyhole faces distill'; all sharp by default."),
@@ -56,7 +64,11 @@ def export(
         raise SettingError(f"{model} is a face model; name aligned crops to check it on: --faces.")
     told: str | None = None
     if faces is not None:
-        prepared, shown, told = _of_faces(model, _Shown(faces, people, degrade, samples, seed))
+        from keyhole.cli.students import apart_of
+
+        prepared, shown, told = _of_faces(
+            model, _Shown(faces, people, apart_of(apart, apart_folds), degrade, samples, seed)
+        )
     else:
         prepared, shown = _of_classes(model, images, network, samples, seed)
     found = write(prepared, out, shown, precision=precision)
@@ -105,6 +117,7 @@ class _Shown:
 
     faces: Path
     people: Path | None
+    apart: Apart | None
     degrade: str | None
     samples: int
     seed: int
@@ -116,6 +129,7 @@ def _of_faces(model: str, shown: _Shown) -> tuple[Prepared, torch.Tensor, str]:
     from keyhole.cli.students import read_people
     from keyhole.exporting import Prepared
     from keyhole.faces.distributions import FixedSizes, parse_distribution
+    from keyhole.students.apart import people_apart
     from keyhole.students.onnx_teacher import OnnxTeacher
     from keyhole.students.teachers import load_teacher
     from keyhole.students.views import Who, in_form, read_faces
@@ -125,7 +139,8 @@ def _of_faces(model: str, shown: _Shown) -> tuple[Prepared, torch.Tensor, str]:
         raise SettingError(f"{model} is ONNX already. Export its PyTorch form or its OpenVINO IR.")
     how = teacher.preparation
     camera = FixedSizes((112,)) if shown.degrade is None else parse_distribution(shown.degrade)
-    who = Who(keep=read_people(shown.people))
+    gone = people_apart(shown.apart).apart if shown.apart else frozenset()
+    who = Who(keep=read_people(shown.people), leave=gone)
     views = read_faces(shown.faces, shown=how, seen=how, camera=camera, who=who, progress=o.progress_bar())
     crops = _some(views, camera, shown)
     pixels = torch.cat([in_form(part, how) for part in torch.split(crops, 64)]) * 255

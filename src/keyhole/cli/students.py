@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from keyhole.students.teachers import FaceTeacher
     from keyhole.students.views import FaceViews
 
-_CAMERA = "log-uniform:6-64;methods=pil-bicubic+pil-bilinear+pil-lanczos+pil-box+cv2-area+cv2-linear,share=0.85"
+_CAMERA = (  # bicubic more often than others, as most software has it
+    "log-uniform:6-32;methods=pil-bicubic+pil-bicubic+pil-bicubic+pil-bilinear+pil-lanczos+pil-box+cv2-area+cv2-linear,"
+    "blur=0.2-1@0.3,noise=1-4@0.2,jpeg=30-95@0.3,share=0.85"
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class StudentOptions:
     student: Annotated[
         str,
         typer.Option(
-            help="compact-24-s, -48-s, -112-s, -48-m or -112-m, or a file to begin with (.xml, .safetensors)."
+            help="compact-24-xs, -24-s, -48-s, -112-s, -48-m or -112-m, or a file to begin with (.xml, .safetensors)."
         ),
     ] = "compact-112-s"
     terms: Annotated[
@@ -87,13 +90,8 @@ class FacesOptions:
 
     def set_apart(self) -> Apart | None:
         """Return the faces of a test, where there are some."""
-        from keyhole.students.apart import Apart
-
-        if self.apart is None:
-            if self.apart_folds is not None:
-                raise SettingError("--apart-folds are of the faces of --apart; name those as well.")
-            return None
-        return Apart(self.apart, f.integers("--apart-folds", self.apart_folds), self.apart_score)
+        found = apart_of(self.apart, self.apart_folds)
+        return None if found is None else replace(found, score=self.apart_score)
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,8 @@ def distill(
         keep = Checkpointing(run.checkpoint, resume=run.resumed)
         outcomes = learn(arms, opened, read, config, checkpointing=keep, progress=o.progress_bar(), log=log)
         about = {
-            "teacher": opened.sha256, "degrade": given.degrade, **shown, **({"apart": apart} if apart else {}),
+            "teacher": opened.sha256, "degrade": given.degrade, **shown,
+            **({"blending": asdict(Blending())} if given.blends else {}), **({"apart": apart} if apart else {}),
             **{key: value for key, value in vars(config).items() if key not in ("device", "compile")},
         }  # fmt: skip
         mixed = {arm.name: plan.wise_ft for arm, plan in zip(arms, plans, strict=True)}
@@ -234,9 +233,10 @@ def _read(
         read, found = leave_out(read, apart, people, teacher, device=choose_device(device), progress=o.progress_bar())
         told = {
             "people": len(people.apart), "left_out_by_face": len(found.people), "score": apart.score,
-            "highest_score": found.highest,
+            "highest_score": found.highest, "near": found.near,
         }  # fmt: skip
         closest = "" if found.highest is None else f", the closest who stayed has {found.highest:.2f}"
+        closest += f", {found.near} lie less than 0.1 below {apart.score:g}" if found.near else ""
         o.note(f"{len(people.apart)} people are apart; {len(found.people)} more by their faces{closest}")
     if given.draw is not None:
         read = drawn(read, given.draw, seed=seed)
@@ -248,10 +248,11 @@ def _keep(
     outcome: Outcome, folder: Path, teacher: FaceTeacher, about: dict[str, Any], mixed: Mapping[str, float]
 ) -> dict[str, Any]:
     """Write a student, and return what result.json tells of it; one that was mixed keeps what was trained beside it."""
-    from keyhole.students.distilling import save_student
+    from keyhole.students.distilling import FaceArm, save_student
 
     arm, path = outcome.arm, folder / "student.safetensors"
     hints = {pair.teacher: pair.student for pair in arm.hints}
+    survival = dict(arm.survival) if isinstance(arm, FaceArm) else {}
     told = {"arm": Path(arm.name).name, "terms": _terms(arm), "hints": hints, **about}  # not where a file lies
     wise_ft = mixed[arm.name]
     save_student(path, outcome, teacher=teacher, about=told, wise_ft=wise_ft)
@@ -259,12 +260,24 @@ def _keep(
         save_student(folder / "trained.safetensors", outcome, teacher=teacher, about=told)
     return {
         "name": arm.name, "student": arm.student, "parameters": outcome.last.parameters, "hints": hints,
-        "file": str(path), "wise_ft": wise_ft, "history": list(outcome.history),
+        "file": str(path), "wise_ft": wise_ft, **({"survival": survival} if survival else {}),
+        "history": list(outcome.history),
     }  # fmt: skip
 
 
 def _terms(arm: Arm) -> str:
     return ",".join(f"{term.name}={term.weight:g}" for term in arm.terms)
+
+
+def apart_of(root: Path | None, folds: str | None) -> Apart | None:
+    """Return the faces of a test by the options --apart and --apart-folds."""
+    from keyhole.students.apart import Apart
+
+    if root is None:
+        if folds is not None:
+            raise SettingError("--apart-folds are of the faces of --apart; name those as well.")
+        return None
+    return Apart(root, f.integers("--apart-folds", folds))
 
 
 def read_people(path: Path | None) -> frozenset[str] | None:

@@ -43,8 +43,9 @@ class Form:
         return Preparation(self.size_px, mean=gray, std=gray, template=arcface_template(self.size_px))
 
 
-_SMALL, _MIDDLE = ((32, 2), (64, 3), (96, 3)), ((48, 2), (96, 4), (160, 4))
+_TINY, _SMALL, _MIDDLE = ((24, 1), (40, 2), (64, 2)), ((32, 2), (64, 3), (96, 3)), ((48, 2), (96, 4), (160, 4))
 COMPACT: dict[str, Form] = {
+    "compact-24-xs": Form(24, 0, _TINY),
     "compact-24-s": Form(24, 0, _SMALL),
     "compact-48-s": Form(48, 1, _SMALL),
     "compact-112-s": Form(112, 2, _SMALL),

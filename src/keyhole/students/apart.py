@@ -18,6 +18,7 @@ from keyhole.students.teachers import FaceTeacher
 from keyhole.students.views import FaceViews, Who, only, people_of, read_faces
 
 _AT_ONCE = 64
+_NEAR = 0.1
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,12 @@ class Found:
     Attributes:
         people: Their names.
         highest: The highest score of somebody who stayed; None where nobody was compared.
+        near: How many stayed who lie less than 0.1 below the score, as somebody apart might.
     """
 
     people: tuple[str, ...]
     highest: float | None
+    near: int = 0
 
 
 def leave_out(
@@ -126,7 +129,8 @@ def leave_out(
     stayed = best[~gone[rows]]
     left = only(faces, (~gone).nonzero().flatten()) if found else faces
     names = tuple(faces.classes[k] for k in sorted(found))
-    return left, Found(names, float(stayed.max()) if len(stayed) else None)
+    near = set(faces.labels[rows[(best >= apart.score - _NEAR) & ~gone[rows]]].tolist())
+    return left, Found(names, float(stayed.max()) if len(stayed) else None, len(near))
 
 
 @torch.no_grad()

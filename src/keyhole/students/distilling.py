@@ -33,7 +33,7 @@ from keyhole.files import read_json
 from keyhole.hints.choice import ChoiceConfig, choose_hints
 from keyhole.hints.moments import ObserveConfig
 from keyhole.hints.selection import SELECTORS, Rule
-from keyhole.models.layers import layers
+from keyhole.models.layers import Layer, layers
 from keyhole.models.network import Network
 from keyhole.progress import Progress, silent
 from keyhole.runtime import choose_device
@@ -81,7 +81,14 @@ class StudentPlan:
 
 @dataclass(frozen=True)
 class FaceArm(Arm):
-    """A member of a cohort that embeds faces; its student is one of :class:`StudentPlan`'s names."""
+    """A member of a cohort that embeds faces; its student is one of :class:`StudentPlan`'s names.
+
+    Attributes:
+        survival: How alike each layer of the teacher finds sharp and small faces, by name (see
+            :func:`keyhole.students.survival.layer_survival`), where hints were chosen by that.
+    """
+
+    survival: tuple[tuple[str, float], ...] = ()
 
     def build(self, classes: int) -> Network:
         """Return the student as it is before any step, with so many numbers in an embedding."""
@@ -181,6 +188,7 @@ def plan_arm(
             "many. Take one of the compact students, which give as many as their teacher."
         )
     pairs: tuple[HintPair, ...] = ()
+    survival: tuple[tuple[str, float], ...] = ()
     if plan.hints is not None and not any(term.needs_hints for term in terms):
         raise SettingError(f"Hints serve none of the terms {plan.terms}; add hint, askd or at, or leave the hints out.")
     if any(term.needs_hints for term in terms):
@@ -190,14 +198,22 @@ def plan_arm(
 
         def choose() -> str:
             look = _Look(choose_device(device), ObserveConfig(precision=precision), progress, note)
-            hints = _hints(plan, teacher, faces, look)
-            return json.dumps(
-                [[pair.teacher, pair.student] for pair in match_hints(hints, candidates, layers(network))]
-            )
+            hints, found = _hints(plan, teacher, faces, look)
+            matched = match_hints(_of(hints, candidates), candidates, layers(network))
+            return json.dumps([[[pair.teacher, pair.student] for pair in matched], list(found.items())])
 
-        pairs = tuple(HintPair(*pair) for pair in json.loads(keep(choose)))
+        kept_pairs, kept_survival = json.loads(keep(choose))
+        pairs = tuple(HintPair(*pair) for pair in kept_pairs)
+        survival = tuple((str(name), float(value)) for name, value in kept_survival)
         note(f"{plan.name or plan.student}: " + ", ".join(f"{pair.teacher} -> {pair.student}" for pair in pairs))
-    return FaceArm(plan.name or plan.student, plan.student, network.input, terms, pairs, plan.balance)
+    name = plan.name or plan.student
+    return FaceArm(name, plan.student, network.input, terms, pairs, plan.balance, survival=survival)
+
+
+def _of(hints: Sequence[str], candidates: Sequence[Layer]) -> list[str]:
+    """Return hints as the teacher's layers are called here, where its network lies within another module."""
+    known = {layer.name for layer in candidates}
+    return [name if name in known or f"network.{name}" not in known else f"network.{name}" for name in hints]
 
 
 @dataclass(frozen=True)
@@ -210,17 +226,20 @@ class _Look:
     note: Note
 
 
-def _hints(plan: StudentPlan, teacher: FaceTeacher, faces: FaceViews, look: _Look) -> tuple[str, ...]:
+def _hints(
+    plan: StudentPlan, teacher: FaceTeacher, faces: FaceViews, look: _Look
+) -> tuple[tuple[str, ...], dict[str, float]]:
+    """Return the hints of a plan, and how each layer survives, where that was asked for."""
     assert plan.hints is not None, "plan_arm saw to it"
     if plan.hints.endswith(".json"):
         value = read_json(Path(plan.hints))
         found = value.get("hints") if isinstance(value, dict) else None
         if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
             raise DataError(f"{plan.hints} names no hints; expected a hints.json of 'keyhole hints'.")
-        return tuple(found)
+        return tuple(found), {}
     clustering = "kmeans" if plan.hints in ("auto", SURVIVING) else plan.hints
     if clustering not in SELECTORS:
-        return tuple(name.strip() for name in plan.hints.split(","))
+        return tuple(name.strip() for name in plan.hints.split(",")), {}
     chosen = choose_hints(
         teacher.network,
         faces,
@@ -233,7 +252,7 @@ def _hints(plan: StudentPlan, teacher: FaceTeacher, faces: FaceViews, look: _Loo
         progress=look.progress,
     )
     if plan.hints != SURVIVING:
-        return chosen.hints
+        return chosen.hints, {}
     survival = layer_survival(
         teacher.network,
         faces,
@@ -245,7 +264,7 @@ def _hints(plan: StudentPlan, teacher: FaceTeacher, faces: FaceViews, look: _Loo
         progress=look.progress,
     )
     look.note("survive: " + ", ".join(f"{name} {value:.2f}" for name, value in survival.items()))
-    return surviving_hints(chosen, survival)
+    return surviving_hints(chosen, survival), survival
 
 
 def distill(

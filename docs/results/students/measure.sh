@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# The tables of students.md from the runs of runs.sh, all on fold 7 of LFW (folds 8 to 10 are for released models). Run it
+# again after a stop: what is finished is left alone; a table whose runs are not there yet is left out.
+#
+#     measure.sh FACES RUNS OUT
+#
+# FACES and RUNS are those of runs.sh; the repository's folder is the working folder.
+set -euo pipefail
+
+faces=${1:?name the folder of faces and models}
+runs=${2:?name the folder of the runs}
+out=${3:?name the folder for the tables}
+lfw=(--root "$faces/lfw112.zip" --folds 7 --threshold-folds 1,2,3,4,5,6)
+teacher=$faces/face-reidentification-retail-0095.xml
+mkdir -p "$out"
+
+arms() { # NAME "RUN..." OPTIONS...
+    local name=$1 folders=() run
+    [ ! -f "$out/$name.json" ] || return 0
+    for run in $2; do
+        [ -f "$runs/$run/result.json" ] || { echo "$name: $run is not there yet" >&2; return 0; }
+        folders+=("$runs/$run")
+    done
+    python benchmarks/arms.py "${folders[@]}" --root "$faces/lfw112.zip" --out "$out/$name.json" "${@:3}"
+}
+
+# which layers should teach across resolutions?
+arms ablation "ablation-0 ablation-1 ablation-2" --compare "cluster centers:stage ends" \
+    --compare "cluster centers:random" --compare "centers that survive:cluster centers" \
+    --compare "centers that survive:stage ends"
+# appearance variety, resolutions, architectures
+arms people "few-people-0 few-people-1 many-people-0 many-people-1"
+arms sizes "narrow-0 narrow-1 wide-0 wide-1"
+all=""
+for student in compact-112-s compact-24-xs compact-24-s compact-48-s compact-48-m compact-112-m; do
+    all+="$student-0 $student-1 "
+done
+arms architectures "$all"
+
+# what they cost, beside their teacher
+forms=$out/forms
+mkdir -p "$forms"
+export_() { # MODEL FILE PRECISION
+    [ -f "$2" ] || keyhole export --model "$1" --faces "$faces/congress_faces.zip" \
+        --degrade "log-uniform:6-32;blur=0.2-1@0.3,noise=1-4@0.2,jpeg=30-95@0.3" --precision "$3" --out "$2"
+}
+export_ "$teacher" "$forms/teacher-fp32.onnx" fp32
+for form in onnx xml; do
+    for precision in fp32 fp16 int8; do
+        export_ keyhole-face "$forms/keyhole-face-$precision.$form" "$precision"
+    done
+done
+[ -f "$out/forms.json" ] || python benchmarks/students.py "$forms/teacher-fp32.onnx.toml" keyhole-face \
+    "$forms"/keyhole-face-*.onnx.toml "$forms"/keyhole-face-*.xml.toml "${lfw[@]}" --out "$out/forms.json"
+students=()
+for run in $all; do
+    if [[ $run == *-0 ]] && [ -f "$runs/$run/student.safetensors" ]; then
+        students+=("$runs/$run/student.safetensors")
+    fi
+done
+if [ ${#students[@]} -gt 0 ] && [ ! -f "$out/costs.json" ]; then
+    python benchmarks/students.py "$forms/teacher-fp32.onnx.toml" "${students[@]}" "${lfw[@]}" --out "$out/costs.json"
+fi
+
+# kinds of pictures that one student never saw and the other did
+for run in unseen-kinds-0 unseen-kinds-1 compact-112-s-0 compact-112-s-1; do
+    [ -f "$runs/$run/student.safetensors" ] || continue
+    for kind in down=pil-bicubic down=pil-lanczos down=cv2-area,up=pil-bicubic blur=0.7 jpeg=60; do
+        [ -f "$out/kinds/$run/$kind/result.json" ] || keyhole faces evaluate --model "$runs/$run/student.safetensors" --protocol lfw "${lfw[@]}" --probe-px 16,12,8 \
+            --degrade "$kind" --out "$out/kinds/$run/$kind"
+    done
+done
