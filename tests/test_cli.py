@@ -862,6 +862,9 @@ def test_a_study_from_its_file_to_its_verdict(study: Path, tmp_path: Path) -> No
     command = ("study", study, "--out", tmp_path / "out", "--device", "cpu", "--json")
     seen = keyhole(*command, "--dry-run").json
     assert (seen["cells"], seen["done"], seen["passes"]) == (6, 0, 2)
+    nothing = keyhole(*command, "--report").json
+    assert (nothing["open_cells"], nothing["sentence"]) == (6, "Nothing has come to the end yet.")
+    assert "give one of them" in keyhole(*command, "--dry-run", "--report").err
     value = keyhole(*command).json
     assert (value["cells"], value["open_cells"], value["finished_now"]) == (6, 0, 6)
     assert [row["arm"] for row in value["rows"]] == ["kd", "uniform", "last-only"]
@@ -870,6 +873,7 @@ def test_a_study_from_its_file_to_its_verdict(study: Path, tmp_path: Path) -> No
     kept = json.loads((tmp_path / "out" / "result.json").read_text())
     assert kept == value
     assert value["sentence"] in keyhole(*command[:-1]).out  # finished: the verdict again
+    assert keyhole(*command, "--report").json == {**value, "finished_now": 0}
     assert len((tmp_path / "out" / "result.csv").read_text().splitlines()) == 7
     assert "resnet14 teaches resnet8" in (tmp_path / "out" / "report.html").read_text()
 

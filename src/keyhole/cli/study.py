@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +30,10 @@ def study(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only tell cells, teacher passes and estimated hours.")
     ] = False,
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Only write the report over what is finished, also while others are at work."),
+    ] = False,
     device: o.Device = "auto",
     json: o.Json = False,
 ) -> None:
@@ -51,7 +56,9 @@ def study(
         )
         for name, each in read_studies(file).items()
     }
-    run = _look if dry_run else _run
+    if dry_run and report:
+        raise SettingError("--dry-run tells what is open and --report what is finished; give one of them.")
+    run = _look if dry_run else partial(_run, train=not report)
     if len(read) == 1:
         (only,) = read.values()
         value, text = run(only, out)
@@ -95,17 +102,21 @@ def _look(read: Study, out: Path) -> tuple[dict[str, Any], str]:
     return dict(vars(seen)), f"{seen.cells} cells, {seen.done} done, {seen.passes} teacher passes to go{hours}"
 
 
-def _run(read: Study, out: Path) -> tuple[dict[str, Any], str]:
+def _run(read: Study, out: Path, *, train: bool) -> tuple[dict[str, Any], str]:
     from keyhole.files import write_json, write_text
     from keyhole.reports.study_page import study_page
     from keyhole.studies.board import Board
     from keyhole.studies.verdict import judge
-    from keyhole.studies.work import run_study
+    from keyhole.studies.work import check_cells, run_study
 
     whole, teacher, data = _opened(read)
     board = Board(out)
-    o.check_teacher(teacher, data, device=read.config.device)
-    finished = run_study(whole, teacher, data, board, progress=o.progress_bar(), note=o.note)
+    finished = 0
+    if train:
+        o.check_teacher(teacher, data, device=read.config.device)
+        finished = run_study(whole, teacher, data, board, progress=o.progress_bar(), note=o.note)
+    else:
+        check_cells(whole, teacher, data, board)
     results = [board.result(cell.id) for cell in whole.cells]
     landscapes = _landscapes(whole, results, teacher, data, board)
     names = [plan.name for plan in whole.arms]

@@ -111,6 +111,21 @@ def run_study(
     return finished
 
 
+def check_cells(study: Study, teacher: Network, data: Data, board: Board) -> None:
+    """Check that what is finished in a folder is of this study.
+
+    Args:
+        study: The study, its combinations written out.
+        teacher: Its teacher, with weights.
+        data: Its data.
+        board: Its folder.
+
+    Raises:
+        RunError: The folder holds a cell of another recipe.
+    """
+    board.check_recipes(_recipes(settled(study, board, keep=board.peek), teacher, data))
+
+
 def _recipes(study: Study, teacher: Network, data: Data) -> dict[str, tuple[str, dict[str, Any]]]:
     """Return name and recipe of each cell by its id; the teacher counts by its weights, wherever they came from."""
     files = data.fingerprint()
@@ -260,7 +275,7 @@ def look_ahead(study: Study, teacher: Network, data: Data, board: Board, *, step
         KeyholeError: A cell asks for something that does not exist.
     """
     study = settled(study, board, keep=board.peek)
-    board.check_recipes(_recipes(study, teacher, data))
+    check_cells(study, teacher, data, board)
     open_cells = [cell for cell in study.cells if not board.is_done(cell.id)]
     cohorts = [
         group[first : first + study.students_per_pass]
