@@ -215,6 +215,11 @@ def test_hints_that_were_chosen_once_are_not_chosen_anew(
         ArmMaker(toy_teacher, toy_split, CONFIG).make(settings[0])
 
 
+def test_terms_of_embeddings_are_refused_for_classes(maker: ArmMaker) -> None:
+    with pytest.raises(SettingError, match="Term seed takes outputs for embeddings, and these are logits"):
+        maker.make(replace(PLAN, terms="ce,seed"))
+
+
 def test_pairs_of_other_sizes_are_told_with_what_is_done_about_it(toy_teacher: Network, toy_split: MemorySplit) -> None:
     told: list[str] = []
     maker = ArmMaker(toy_teacher, toy_split, CONFIG, note=told.append)

@@ -945,6 +945,18 @@ def test_a_study_of_all_combinations_tells_the_landscape(teacher: Path, tmp_path
     page = (tmp_path / "out" / "report.html").read_text()
     assert "All combinations of layers: hints" in page
     assert "Where choices stand" in page
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.t*")}
+    assert keyhole(*command, "--report").json == {**value, "finished_now": 0}
+    for path in (tmp_path / "out").glob("look-*.txt"):
+        path.unlink()
+        del files[path]
+    told = keyhole(*command, "--report").json  # nobody has looked at the teacher, and a report does not
+    assert told["landscapes"][0]["look_s"] is None
+    assert told["landscapes"][0]["combinations"] == landscape["combinations"]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.t*")} == files
+    nowhere = keyhole(*command[:3], tmp_path / "nowhere", *command[4:], "--report")
+    assert (nowhere.code, (tmp_path / "nowhere").exists()) == (1, False)
+    assert "There is no folder" in nowhere.err
     fresh = keyhole("study", tmp_path / "out" / "fresh.toml", "--out", tmp_path / "out2", "--dry-run", "--json").json
     assert fresh["cells"] % 6 == 0
     assert fresh["done"] == 0

@@ -242,6 +242,11 @@ def test_a_student_keeps_a_share_of_the_weights_it_began_with(tmp_path: Path) ->
         assert told in bad.err.splitlines()[-1]
     arms.write_text('[[arm]]\nwise_ft = "much"\n')
     assert "wise_ft is 'much'; expected a number" in faces(*command, "--cohort", arms, "--out", tmp_path / "bad").err
+    arms.write_text("[[arm]]\nseed = -1\n")
+    told = faces(*command, "--cohort", arms, "--out", tmp_path / "bad").err
+    assert "seed is -1; expected a whole number of at least 0" in told
+    recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert "wise_ft" not in recipe["arguments"]  # as it was before there was such an option
 
 
 def test_models_are_listed_with_their_terms() -> None:

@@ -66,7 +66,7 @@ def test_half_and_integers_are_smaller(network: Prepared, images: torch.Tensor, 
         for precision in ("fp32", "fp16", "int8")
     ]
     assert sizes[0] > 1.6 * sizes[1]
-    assert sizes[0] > 2 * sizes[2]
+    assert sizes[0] > 1.7 * sizes[2]  # what stays whole is a fifth of this small network
 
 
 def test_what_is_wrong_is_told_and_nothing_is_written(
@@ -114,9 +114,9 @@ def test_the_shipped_face_model_keeps_its_directions_in_integers(shared: Path, t
     faces = shared / "data" / "faces" / "congress" / "congress_faces.zip"
     command = ("export", "--model", "keyhole-face", "--faces", faces, "--samples", 24, "--precision", "int8", "--json")
     found = keyhole(*command, "--out", tmp_path / f"face{ending}").json
-    assert found["cosine"] > 0.97
-    assert found["least_cosine"] > 0.85
-    assert found["bytes"] < 2.6e6
+    assert found["cosine"] > 0.985
+    assert found["least_cosine"] > 0.95
+    assert found["bytes"] < 3.0e6  # of 4.4e6 in fp32
     assert load_face_model(tmp_path / f"face{ending}.toml", threads=1).embedding_size == 256
 
 
@@ -153,6 +153,8 @@ def test_a_face_model_is_exported_and_used_like_any_other(tmp_path: Path) -> Non
     apart = ("--apart", tmp_path / "faces", "--apart-folds", 2, "--out", tmp_path / "apart.onnx", "--json")
     assert keyhole(*command, *apart).json["images"] == 4  # all but p2 and p3
     assert "name those as well" in keyhole(*command, "--apart-folds", 2, "--out", tmp_path / "no.onnx").err
+    classes = ("export", "--model", "resnet8", "--data", "digits", "--out", tmp_path / "no.onnx")
+    assert "choose among --faces" in keyhole(*classes, "--apart", tmp_path / "faces").err
     again = keyhole("export", "--model", tmp_path / "x.onnx.toml", *command[3:], "--out", tmp_path / "y.onnx")
     assert "is ONNX already" in again.err
     assert "is a face model" in keyhole("export", "--model", source, "--out", tmp_path / "z.onnx").err

@@ -217,6 +217,11 @@ class ArmMaker:
             KeyholeError: A name does not exist, or settings do not fit together.
         """
         terms = parse_terms(plan.terms, temperature=plan.temperature, equal=plan.balance == "gradients")
+        if odd := next((term.name for term in terms if TERMS[term.name].embeds), None):
+            fitting = ", ".join(name for name, kind in TERMS.items() if not kind.embeds)
+            raise SettingError(
+                f"Term {odd} takes outputs for embeddings, and these are logits of classes; take {fitting}."
+            )
         spec = self.teacher.input
         if plan.student_size is not None:
             spec = replace(spec, size_px=(plan.student_size, plan.student_size))

@@ -2,7 +2,8 @@
 
 A file holds the preparation of its images as well: what goes in are RGB values from 0 to 255, so that a device needs to
 know nothing but the size. Integers are calibrated on images (post-training quantization by NNCF: 8 bits for weights,
-each channel on its own, and for features; the first convolution, which sees the image, stays as it is).
+each channel on its own, and for features; the first convolution, which sees the image, stays as it is, and so do those
+of 1 x 1 maps, which cost little and decide much).
 """
 
 from __future__ import annotations
@@ -173,8 +174,7 @@ def _write_precision(source: Path, target: Path, precision: str, images: Tensor)
     onnx = _library("onnx")
     made = onnx.load(str(source))
     if precision == "int8":
-        first = [node.name for node in made.graph.node if node.op_type == "Conv"][:1]
-        made = _quantized(made, [{_INPUT: image.numpy()} for image in torch.split(images, 1)], first)
+        made = _quantized(made, [{_INPUT: image.numpy()} for image in torch.split(images, 1)], _sensitive(made))
     elif precision == "fp16":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -186,9 +186,23 @@ def _write_ir(source: Path, target: Path, precision: str, images: Tensor) -> Non
     openvino = _library("openvino")
     made = openvino.Core().read_model(str(source))
     if precision == "int8":
-        first = [op.get_friendly_name() for op in made.get_ordered_ops() if op.get_type_name() == "Convolution"][:1]
-        made = _quantized(made, [image.numpy() for image in torch.split(images, 1)], first)
-    openvino.save_model(made, str(target), compress_to_fp16=precision == "fp16")
+        fixed = openvino.Core().read_model(str(source))  # sizes are known for a number of images
+        fixed.reshape([1, *images.shape[1:]])
+        found = [op for op in fixed.get_ordered_ops() if op.get_type_name() in ("Convolution", "GroupConvolution")]
+        whole = [op.get_friendly_name() for k, op in enumerate(found) if not k or tuple(op.shape[2:]) == (1, 1)]
+        made = _quantized(made, [image.numpy() for image in torch.split(images, 1)], whole)
+    openvino.save_model(made, str(target), compress_to_fp16=precision != "fp32")
+
+
+def _sensitive(model: Any) -> list[str]:
+    """Return the names of the first convolution of an ONNX graph and of those that give 1 x 1 maps."""
+    known = _library("onnx").shape_inference.infer_shapes(model)
+    shapes = {
+        value.name: tuple(size.dim_value for size in value.type.tensor_type.shape.dim)
+        for value in (*known.graph.value_info, *known.graph.output)
+    }
+    found = [node for node in model.graph.node if node.op_type == "Conv"]
+    return [node.name for k, node in enumerate(found) if not k or shapes.get(node.output[0], ())[2:] == (1, 1)]
 
 
 def _quantized(model: Any, images: Sequence[Any], whole: Sequence[str]) -> Any:

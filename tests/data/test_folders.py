@@ -63,6 +63,25 @@ def test_a_labeled_tree(labeled: Path) -> None:
     assert 0 <= float(found.images.min()) < float(found.images.max()) <= 1
 
 
+def test_a_folder_is_known_by_its_files_wherever_it_lies(labeled: Path, tmp_path: Path) -> None:
+    def fingerprints(root: Path) -> list[str]:
+        return [part.fingerprint() for part in load_folder(root, size_px=SIZE) if part is not None]
+
+    train, test = fingerprints(labeled)
+    moved = shutil.copytree(labeled, tmp_path / "moved", ignore=shutil.ignore_patterns("moved"))
+    assert fingerprints(moved) == [train, test]
+    Image.fromarray(noise(99)).save(moved / "train" / "cat" / "more.png")
+    assert fingerprints(moved)[0] != train
+    assert fingerprints(moved)[1] == test
+    (moved / "train" / "cat" / "more.png").unlink()
+    Image.fromarray(noise(5, 30, 30)).save(moved / "train" / "ant" / "0.png")  # another picture under an old name
+    assert fingerprints(moved)[0] != train
+    split, _ = load_folder(moved, size_px=SIZE)
+    (moved / "train" / "bee" / "1.jpg").unlink()
+    with pytest.raises(DataError, match="Start again with the folder as it is"):
+        split.fingerprint()
+
+
 @pytest.mark.parametrize("name", ["test", "val", "validation"])
 def test_names_of_the_test_folder(labeled: Path, name: str) -> None:
     (labeled / "test").rename(labeled / name)

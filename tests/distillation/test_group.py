@@ -102,7 +102,7 @@ def test_what_the_first_process_makes_is_told_to_all(together: Path) -> None:
         ("settings", "Process 1 has batch_size 5, process 0 has 4. Start all of them with the same command"),
         ("images", "Process 1 has training images 47, process 0 has 48."),
         ("large", "Batch size 25 in each of 2 processes is above the 48 training images; lower it."),
-        ("crd", "term crd keeps a memory of all images, which one process must fill."),
+        ("crd", "term crd keeps a memory of images, which one process must fill."),
         ("checkpoint", "was made with processes 1, not with processes 2. Use the old settings or start anew."),
         ("first", "Only the first process knows."),
         ("wild", "Arm ce: "),

@@ -332,6 +332,9 @@ def test_hints_of_a_file_are_named_as_the_teacher_itself_names_them(
         plan = StudentPlan(student="compact-24-s", terms="embedding,hint", hints=str(tmp_path / "hints.json"))
         found.append([pair.teacher for pair in plan_arm(plan, teacher, faces, device="cpu").hints])
     assert found == [["network.stage1.1", "network.stage3.0"]] * 2
+    earlier = json.dumps([["network.stage1.1", "stage2"], ["network.stage3.0", "stage3"]])  # as runs once kept it
+    gone_on = plan_arm(plan, teacher, faces, device="cpu", keep=lambda _choose: earlier)
+    assert [pair.student for pair in gone_on.hints] == ["stage2", "stage3"]
 
 
 def test_what_is_wrong_is_told(teacher_file: Path, faces: FaceViews, tmp_path: Path) -> None:

@@ -179,3 +179,17 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="Choose another --out"):
         Board(tmp_path / "file" / "study")
+
+
+def test_a_recipe_that_told_less_is_still_that_recipe(tmp_path: Path) -> None:
+    """Cells of a folder that were finished before recipes told its files."""
+    board = Board(tmp_path)
+    old = {"data": "folder", "holdout": 5}
+    board.finish("a", {"recipe": old})
+    now = {**old, "data_sha256": {"train": "12"}}
+    board.check_recipes({"a": ("a", now)})
+    board.agree("search", old)
+    board.agree("search", now)
+    board.finish("b", {"recipe": now})
+    with pytest.raises(RunError, match=r"another recipe: data_sha256\.train is"):
+        board.check_recipes({"b": ("b", {**now, "data_sha256": {"train": "13"}})})

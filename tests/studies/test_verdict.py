@@ -200,6 +200,9 @@ def test_what_is_said_of_combinations_is_said_by_their_landscape() -> None:
     assert found.sentence == f"{seen.sentence} 1 cells are still open."
     assert "highest" not in found.sentence  # of several combinations one is always the highest
     assert len(found.gaps) == 3
+    first = next(iter(arms.values()))
+    own_base = judge(cells, [*arms.values(), "kd"], landscapes=[seen])
+    assert (own_base.baseline, [gap.arm for gap in own_base.gaps]) == (first, [*list(arms.values())[1:], "kd"])
     more = judge([*cells, *grid(all=[63.0, 64.0])], ["kd", "all", *arms.values()], landscapes=[seen])
     assert more.sentence.startswith(f"{seen.sentence} all is highest with 63.50 % over 2 seeds.")
     own = {gap.arm: gap for gap in more.gaps}

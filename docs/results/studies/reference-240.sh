@@ -13,7 +13,8 @@ root=${1:?name the folder of the data}
 out=${2:?name the folder for the results}
 here=$(cd "$(dirname "$0")" && pwd)
 epochs=${EPOCHS:-240} seeds=${SEEDS:-[0, 1, 2]} data=${DATA:-cifar100} teacher=${TEACHER:-resnet110}
-compile=${COMPILE:-on} # on a GPU a step is recorded once and replayed
+# on a GPU a step is recorded once and replayed; elsewhere only what pays is compiled
+compile=${COMPILE:-$(python -c 'import torch; print("on" if torch.cuda.is_available() else "auto")')}
 deadline=$((SECONDS + ${LIMIT_S:-31536000}))
 
 stop() {

@@ -70,6 +70,8 @@ def export(
             model, _Shown(faces, people, apart_of(apart, apart_folds), degrade, samples, seed)
         )
     else:
+        if apart is not None or apart_folds is not None or people is not None:
+            raise SettingError("--people and --apart choose among --faces; name those as well.")
         prepared, shown = _of_classes(model, images, network, samples, seed)
     found = write(prepared, out, shown, precision=precision)
     value = {

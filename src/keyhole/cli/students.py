@@ -42,7 +42,8 @@ class StudentOptions:
         ),
     ] = "compact-112-s"
     terms: Annotated[
-        str, typer.Option(help="embedding, relations, hint, askd, at, margin (needs labels); weights as in hint=0.1.")
+        str,
+        typer.Option(help="embedding, relations, seed, hint, askd, at, margin (needs labels); weights as in hint=0.1."),
     ] = "embedding,relations"
     hints: Annotated[
         str | None,
@@ -85,7 +86,7 @@ class FacesOptions:
     least_per_person: Annotated[int, typer.Option(min=1, help="People of fewer pictures are left out.")] = 1
     draw: Annotated[int | None, typer.Option(min=1, help="So many of these faces, drawn at random.")] = None
     blends: Annotated[
-        int, typer.Option(min=0, help="So many faces more, each made of two, in another light and shape.")
+        int, typer.Option(min=0, help="So many faces more, each made of two, turned, in another light and shape.")
     ] = 0
 
     def set_apart(self) -> Apart | None:
@@ -137,7 +138,7 @@ def distill(
     camera = parse_distribution(given.degrade)
     told = o.recipe(
         {"out": out, "teacher": teacher, "cohort": cohort, **vars(given), "faces": list(map(str, given.faces)),
-         **vars(student), **vars(training), **({"blending": asdict(Blending())} if given.blends else {})}
+         **told_of(student), **vars(training), **({"blending": asdict(Blending())} if given.blends else {})}
     )  # fmt: skip
     config = replace(config, precision=told["precision"])
     with open_run(out, "faces distill", told, resume=resume) as run:
@@ -168,6 +169,11 @@ def distill(
         _finish(run, value)
     lines = [f"{arm['name']}: {arm['parameters']:,} parameters, {arm['file']}" for arm in kept]
     o.emit(value, "\n".join([*lines, f"Report: {out / 'report.html'}"]), as_json=json)
+
+
+def told_of(student: StudentOptions) -> dict[str, Any]:
+    """Return the options of a student for the recipe, silent about one that was added later and has its default."""
+    return {key: value for key, value in vars(student).items() if key != "wise_ft" or value != 1}
 
 
 def _planned(
@@ -302,18 +308,20 @@ def _cohort(path: Path, base: StudentPlan) -> tuple[StudentPlan, ...]:
         for key, given in table.items():
             if key not in vars(base):
                 raise unknown_name(f"key of an arm of {path}", key, vars(base))
-            if not _is_of_kind(key, given):
-                told = "a text" if isinstance(getattr(base, key) or "", str) else "a number"
+            if told := _wrong(key, given):
                 raise DataError(f"{path}: {key} is {given!r}; expected {told}.")
     return tuple(_arm(base, table) for table in tables)
 
 
-def _is_of_kind(key: str, given: Any) -> bool:
+def _wrong(key: str, given: Any) -> str | None:
+    """Return what was expected of a key of an arm; None where it was given."""
+    number = isinstance(given, int | float) and not isinstance(given, bool)
     if key == "wise_ft":
-        return isinstance(given, int | float) and not isinstance(given, bool)
+        return None if number else "a number"
     if key in ("count", "samples", "seed"):
-        return isinstance(given, int) and not isinstance(given, bool) and given >= (key != "seed")
-    return isinstance(given, str)
+        least = 0 if key == "seed" else 1
+        return None if number and isinstance(given, int) and given >= least else f"a whole number of at least {least}"
+    return None if isinstance(given, str) else "a text"
 
 
 def _arm(base: StudentPlan, table: dict[str, Any]) -> StudentPlan:

@@ -16,7 +16,7 @@ from keyhole.errors import SettingError
 if TYPE_CHECKING:
     from keyhole.data.sources import Data
     from keyhole.models.network import Network
-    from keyhole.studies.board import Board
+    from keyhole.studies.board import Board, Keep
     from keyhole.studies.landscape import Landscape
     from keyhole.studies.plan import Study
 
@@ -110,6 +110,8 @@ def _run(read: Study, out: Path, *, train: bool) -> tuple[dict[str, Any], str]:
     from keyhole.studies.work import check_cells, run_study
 
     whole, teacher, data = _opened(read)
+    if not train and not out.is_dir():
+        raise SettingError(f"There is no folder {out} to report on; name the --out of a study that was begun.")
     board = Board(out)
     finished = 0
     if train:
@@ -118,7 +120,7 @@ def _run(read: Study, out: Path, *, train: bool) -> tuple[dict[str, Any], str]:
     else:
         check_cells(whole, teacher, data, board)
     results = [board.result(cell.id) for cell in whole.cells]
-    landscapes = _landscapes(whole, results, teacher, data, board)
+    landscapes = _landscapes(whole, results, teacher, data, board, keep=board.settle if train else board.peek)
     names = [plan.name for plan in whole.arms]
     verdict = judge(results, names, baseline=whole.baseline, comparisons=whole.comparisons, landscapes=landscapes)
     setting = whole.told(teacher.name, results)
@@ -135,31 +137,38 @@ def _is_open(study: Study, arms: Iterable[str], results: Sequence[Mapping[str, A
 
 
 def _landscapes(
-    study: Study, results: Sequence[Mapping[str, Any] | None], teacher: Network, data: Data, board: Board
+    study: Study,
+    results: Sequence[Mapping[str, Any] | None],
+    teacher: Network,
+    data: Data,
+    board: Board,
+    *,
+    keep: Keep,
 ) -> list[Landscape]:
     """Return the landscapes of a study, and write the study that judges what they point at on fresh seeds."""
     from keyhole.data.splits import hold_out
     from keyhole.files import write_text
+    from keyhole.models.network import count_macs
     from keyhole.studies.followup import fresh_study, study_toml
     from keyhole.studies.landscape import comparisons_of, finalists, groups_of, survey
     from keyhole.studies.rules import settled_rules
     from keyhole.studies.work import settled
 
-    found, whole = [], settled(study, board)
+    found, whole = [], settled(study, board, keep=keep)
     for number, group in enumerate(groups_of(study), start=1):
         train = hold_out(data.train, study.holdout)[0]
         rules, look_s = settled_rules(
             board, teacher, train, group.plan, device=whole.config.device, precision=whole.config.precision,
-            progress=o.progress_bar(),
+            progress=o.progress_bar(), keep=keep,
         )  # fmt: skip
         seen = survey(
             group, results, rules=rules, baseline=study.baseline, students_per_pass=study.students_per_pass,
-            look_s=look_s,
+            look_s=look_s, teacher_macs=count_macs(teacher),
         )  # fmt: skip
         if seen is not None:
             found.append(seen)
-            if _is_open(study, group.arms.values(), results):  # more cells would point elsewhere
-                continue
+            if keep != board.settle or _is_open(study, group.arms.values(), results):
+                continue  # a report alone decides nothing, and more cells would point elsewhere
             final = finalists(seen)
             choices = {each.name: each.layers for each in final}
             fresh = fresh_study(whole, group.plan, choices, comparisons=comparisons_of(final))

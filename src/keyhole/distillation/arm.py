@@ -90,10 +90,10 @@ def check_arms(arms: Sequence[Arm], *, teacher: bool, processes: int) -> None:
         raise SettingError(f"Two arms are called {twice!r}; give each a name of its own.")
     for arm in arms:
         check_terms(arm.terms, teacher=teacher, hints=bool(arm.hints))
-        kept = next((term.name for term in arm.terms if TERMS[term.name].last), None)
+        kept = next((term.name for term in arm.terms if TERMS[term.name].memory), None)
         if processes > 1 and kept is not None:
             raise SettingError(
-                f"Arm {arm.name}: term {kept} keeps a memory of all images, which one process must fill. "
+                f"Arm {arm.name}: term {kept} keeps a memory of images, which one process must fill. "
                 "Leave the term out, or run without torchrun."
             )
 

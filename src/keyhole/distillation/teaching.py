@@ -66,7 +66,7 @@ class Teaching:
         self._dtype = PRECISIONS[precision]
         self._macs = count_macs(network)
         self._workers = workers
-        # a module for each worker, as one keeps its features while it runs; its weights are there once
+        # a module for each worker, as one keeps its features while it runs; the weights of its layers are there once
         self._free: SimpleQueue[nn.Module] = SimpleQueue()
         first = freeze(network, names, device=device, precision=precision, compile=compile)
         self._free.put(first)

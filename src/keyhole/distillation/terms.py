@@ -283,6 +283,7 @@ class Kind:
         embeds: Takes the outputs for embeddings, not for logits of the classes.
         knobs: Names of its other settings, which are arguments of its loss.
         adapter: What fits a feature of the student to the teacher's, where something does.
+        memory: Keeps something of images that were seen before, which processes do not share.
     """
 
     weight: float
@@ -296,6 +297,7 @@ class Kind:
     embeds: bool = False
     knobs: tuple[str, ...] = ()
     adapter: str | None = None
+    memory: bool = False
 
 
 _OURS = "by this package: a cosine is its own scale"
@@ -364,6 +366,7 @@ TERMS: dict[str, Kind] = {
         "by this package, for a student that begins near its teacher; alone, from nothing, the source has 1",
         temperature=0.05,
         embeds=True,
+        memory=True,
     ),
     "askd": Kind(
         5.0,
@@ -379,7 +382,7 @@ TERMS: dict[str, Kind] = {
         labels=True,
         embeds=True,
     ),
-    "crd": Kind(0.8, lambda _, setting: _OfMemory(setting), _REPDISTILLER, labels=True, last=True),
+    "crd": Kind(0.8, lambda _, setting: _OfMemory(setting), _REPDISTILLER, labels=True, last=True, memory=True),
 }
 
 

@@ -200,9 +200,12 @@ def plan_arm(
             look = _Look(choose_device(device), ObserveConfig(precision=precision), progress, note)
             hints, found = _hints(plan, teacher, faces, look)
             matched = match_hints(_of(hints, candidates), candidates, layers(network))
-            return json.dumps([[[pair.teacher, pair.student] for pair in matched], list(found.items())])
+            told = {"pairs": [[pair.teacher, pair.student] for pair in matched], "survival": list(found.items())}
+            return json.dumps(told)
 
-        kept_pairs, kept_survival = json.loads(keep(choose))
+        value = json.loads(keep(choose))
+        # a list of pairs alone is what earlier versions kept
+        kept_pairs, kept_survival = (value["pairs"], value["survival"]) if isinstance(value, dict) else (value, ())
         pairs = tuple(HintPair(*pair) for pair in kept_pairs)
         survival = tuple((str(name), float(value)) for name, value in kept_survival)
         note(f"{plan.name or plan.student}: " + ", ".join(f"{pair.teacher} -> {pair.student}" for pair in pairs))

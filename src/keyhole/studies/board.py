@@ -22,6 +22,8 @@ from typing import Any
 from keyhole.errors import RunError
 from keyhole.files import read_json, write_json, write_text
 
+Keep = Callable[[str, Callable[[], str]], str]  # what was chosen under a name, else what a function chooses now
+
 BEAT_S = 10.0
 DEAD_AFTER_S = 90.0
 
@@ -91,7 +93,7 @@ class Board:
         """
         for cell, (name, recipe) in recipes.items():
             done = self.result(cell)
-            if done is not None and done["recipe"] != recipe:
+            if done is not None and done["recipe"] != _as_told(recipe, done["recipe"]):
                 raise RunError(
                     f"{self.path} holds cell {name!r} of another recipe: {_difference(done['recipe'], recipe)}. "
                     "Choose another --out, or name the changed cell anew."
@@ -154,7 +156,7 @@ class Board:
         """
         now = json.loads(json.dumps(dict(recipe)))
         before = json.loads(self.settle(what, lambda: json.dumps(now)))
-        if before != now:
+        if before != _as_told(now, before):
             raise RunError(f"{self.path} holds another {what}: {_difference(before, now)}. Choose another --out.")
 
     @contextmanager
@@ -287,6 +289,14 @@ def _runs(process: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+_LATER = ("data_sha256",)  # what recipes did not tell from the beginning
+
+
+def _as_told(recipe: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe without what an earlier version did not tell in the one that is there."""
+    return {key: value for key, value in recipe.items() if key not in _LATER or key in before}
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> str:

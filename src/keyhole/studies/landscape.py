@@ -125,6 +125,7 @@ def survey(
     baseline: str | None = None,
     students_per_pass: int = 28,
     look_s: float | None = None,
+    teacher_macs: int | None = None,
 ) -> Landscape | None:
     """Return the landscape of a group of combinations; None while fewer than two are finished.
 
@@ -136,6 +137,7 @@ def survey(
         baseline: The arm that the mean of all combinations is compared with.
         students_per_pass: Of the searches that are replayed.
         look_s: Seconds of the look that told what each rule takes.
+        teacher_macs: Multiply-accumulates of the teacher for one image, for cells that do not tell.
 
     Example:
         >>> arms = {("a",): "x a", ("b",): "x b", ("c",): "x c"}
@@ -164,7 +166,8 @@ def survey(
     held_out = np.array([each.held_out for each in told]) if all(each.held_out for each in told) else None
     winner = None if held_out is None else winner_of(layers, top1, held_out, spread)
     effects = effects_of(layers, top1, spread)
-    times = _seconds([cell for row in rows for cell in row])
+    known = {} if teacher_macs is None else {"teacher_macs": teacher_macs}
+    times = _seconds([{**known, **cell} for row in rows for cell in row])
     return Landscape(
         name=group.name,
         arms=tuple(group.arms.values()),

@@ -20,7 +20,7 @@ from keyhole.models.layers import layers
 from keyhole.models.network import Network
 from keyhole.progress import Progress, silent
 from keyhole.runtime import choose_device
-from keyhole.studies.board import Board
+from keyhole.studies.board import Board, Keep
 
 _RANDOM = 3  # draws of the random rule
 
@@ -106,7 +106,8 @@ def settled_rules(
     device: str = "auto",
     precision: str = "auto",
     progress: Progress = silent,
-) -> tuple[dict[str, tuple[str, ...]], float]:
+    keep: Keep | None = None,
+) -> tuple[dict[str, tuple[str, ...]], float | None]:
     """Return :func:`choices_of_rules` as the folder of a study has them, and the seconds that the look took.
 
     Args:
@@ -117,6 +118,8 @@ def settled_rules(
         device: Where to run the teacher.
         precision: In which.
         progress: Wraps the long loops.
+        keep: :meth:`Board.settle`, which is meant where nothing is given, or :meth:`Board.peek`; with that, a look that
+            nobody has had is not taken: there are no rules, and no seconds.
     """
     asked = json.dumps([str(plan.count), plan.layers, plan.samples, plan.seed])
     name = f"look-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
@@ -126,5 +129,9 @@ def settled_rules(
         found = choices_of_rules(teacher, train, plan, device=device, precision=precision, progress=progress)
         return json.dumps({"seconds": round(time.perf_counter() - started, 1), "layers": found}, indent=1)
 
-    told = json.loads(board.settle(name, look))
-    return {rule: tuple(layers) for rule, layers in told["layers"].items()}, float(told["seconds"])
+    if keep == board.peek:
+        told = json.loads(board.peek(name, lambda: json.dumps({"seconds": None, "layers": {}})))
+    else:
+        told = json.loads(board.settle(name, look))
+    seconds = told["seconds"]
+    return {rule: tuple(layers) for rule, layers in told["layers"].items()}, None if seconds is None else float(seconds)

@@ -163,7 +163,10 @@ def judge(
     tried = {arm for landscape in landscapes for arm in landscape.arms}
     told = [row for row in rows if row.arm not in tried]
     apart = _corrected([paired(row, base) for row in told if row.arm != against])
-    own = {gap.arm: gap for gap in apart + _corrected([paired(row, base) for row in rows if row.arm in tried])}
+    own = {
+        gap.arm: gap
+        for gap in apart + _corrected([paired(row, base) for row in rows if row.arm in tried and row.arm != against])
+    }
     gaps = tuple(own[row.arm] for row in rows if row.arm in own)
     asked = [_comparison(comparison, rows) for comparison in comparisons]
     answers = _corrected(asked)

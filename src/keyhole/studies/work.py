@@ -24,7 +24,7 @@ from keyhole.models.network import InputSpec, Network, count_macs, fingerprint
 from keyhole.models.zoo import build, save
 from keyhole.progress import Progress, silent
 from keyhole.runtime import choose_device, choose_precision, describe, synchronize
-from keyhole.studies.board import Board
+from keyhole.studies.board import Board, Keep
 from keyhole.studies.plan import Cell, Study
 
 _MISSES = 200  # tries for a lease while other processes are faster
@@ -133,7 +133,7 @@ def _recipes(study: Study, teacher: Network, data: Data) -> dict[str, tuple[str,
     return {cell.id: (cell.name, study.recipe(cell) | own) for cell in study.cells}
 
 
-def settled(study: Study, board: Board, *, keep: Callable[[str, Callable[[], str]], str] | None = None) -> Study:
+def settled(study: Study, board: Board, *, keep: Keep | None = None) -> Study:
     """Return the study with ``precision = "auto"`` replaced by what the first process of its folder took.
 
     Args:
