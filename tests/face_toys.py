@@ -44,7 +44,7 @@ def write_onnx(
 ) -> Path:
     """Write an ONNX file of the toy network; its output is (n, 8, 1, 1), or (n, 8) when ``flat``.
 
-    A ``stiff`` one reshapes to one row inside, whatever batch its input names.
+    A ``stiff`` one reshapes inside to as many rows as its batch, and to one where its input names any.
     """
     kernel = numpy_helper.from_array(toy_weights() if weights is None else weights, "kernel")
     shape = [batch, side, side, 3] if channels_last else [batch, 3, side, side]
@@ -54,7 +54,9 @@ def write_onnx(
     nodes.append(helper.make_node("GlobalAveragePool", ["places"], ["pooled"]))
     weights_inside = [kernel]
     if stiff:
-        weights_inside.append(numpy_helper.from_array(np.array([1, SIZE], np.int64), "row"))
+        weights_inside.append(
+            numpy_helper.from_array(np.array([batch if isinstance(batch, int) else 1, SIZE], np.int64), "row")
+        )
         nodes.append(helper.make_node("Reshape", ["pooled", "row"], ["e"]))
     elif flat:
         nodes.append(helper.make_node("Flatten", ["pooled"], ["e"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -64,10 +65,25 @@ def test_openvino_gives_the_rows_of_loops_and_frees_a_fixed_batch(
 
 
 def test_openvino_keeps_a_batch_that_is_fixed_inside(tmp_path: Path, images: torch.Tensor, wanted: np.ndarray) -> None:
-    onnx = write_onnx(tmp_path / "stiff.onnx", batch=1, stiff=True)
+    onnx = write_onnx(tmp_path / "stiff.onnx", batch=2, stiff=True)
     network = OpenVinoNetwork(write_openvino(tmp_path / "stiff.xml", onnx), size_px=SIDE, threads=1)
-    assert network.batch == network.chunk == 1
-    np.testing.assert_allclose(network(images[:1]).numpy(), wanted[:1], atol=1e-5)
+    assert network.batch == network.chunk == 2
+    np.testing.assert_allclose(network(images[:2]).numpy(), wanted[:2], atol=1e-5)
+    one = write_onnx(tmp_path / "one.onnx", batch=1, stiff=True)
+    network = OpenVinoNetwork(write_openvino(tmp_path / "one.xml", one), size_px=SIDE, threads=1)
+    assert network.batch is None  # one by one is what it wants
+    np.testing.assert_allclose(network(images).numpy(), wanted, atol=1e-5)
+
+
+def test_openvino_gives_an_image_the_same_row_whatever_comes_with_it(tmp_path: Path, images: torch.Tensor) -> None:
+    network = OpenVinoNetwork(write_openvino(tmp_path / "n.xml", write_onnx(tmp_path / "n.onnx")), size_px=SIDE)
+    many = images[torch.arange(300) % 5] + torch.arange(300)[:, None, None, None] / 300
+    together = network(many)
+    alone = torch.cat([network(image[None]) for image in many])
+    assert torch.equal(together, alone)
+    with ThreadPoolExecutor(4) as callers:  # who call it at once wait for each other
+        parts = list(callers.map(network, many.split(30)))
+    assert torch.equal(torch.cat(parts), together)
 
 
 def test_openvino_reads_onnx_too(tmp_path: Path, images: torch.Tensor, wanted: np.ndarray) -> None:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from keyhole.errors import SettingError, ShapeError, WeightsError, unknown_name
 
 CHUNK = 16  # images at once on a processor: more leave its caches, fewer do not fill it
+_QUEUED = 64  # images that wait for their turn one by one
 
 
 class Network(Protocol):
@@ -114,7 +116,9 @@ class OnnxNetwork:
 class OpenVinoNetwork:
     """An OpenVINO IR (``.xml`` with its ``.bin`` beside it), or any other file that OpenVINO reads, on the CPU.
 
-    A file of fixed batch is made to take batches of any size where its layers allow it.
+    Images go through it one by one, several at a time on threads of their own: the features of one stay in a core's
+    caches, which those of a batch leave, and an image's embedding does not depend on what comes with it. A file whose
+    layers allow no batch of 1 is given the batches that it wants.
 
     Args:
         path: The ``.xml`` file.
@@ -139,32 +143,52 @@ class OpenVinoNetwork:
             outputs = [(_first_name(one, index), _partial(one)) for index, one in enumerate(model.outputs)]
             names = [name for name, _ in outputs]
             self._output = names.index(_checked_output(outputs, path, wanted=output))
-            self._compiled = self._any_batch(core, model, threads)
-            self.chunk = self.batch or CHUNK
+            side = (size_px, size_px, 3) if self._last else (3, size_px, size_px)
+            self._queue = self._one_by_one(library, core, model, (1, *side), threads)
+            self._lock = Lock()
+            if self._queue is None:
+                self._compiled = core.compile_model(model, "CPU", _settings(threads))
+            else:
+                self.batch = None
+            self.chunk = self.batch or _QUEUED
         except RuntimeError as error:
             raise WeightsError(f"{path} is no model that OpenVINO can run ({_line(error)}). Copy it again.") from error
 
-    def _any_batch(self, core: Any, model: Any, threads: int | None) -> Any:
-        # 32 bits everywhere: a processor with bf16 units would give other embeddings for the same file
-        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": _threads(threads)}
-        if self.batch is None:
-            return core.compile_model(model, "CPU", settings)
-        free, sizes = model.clone(), _partial(model.inputs[0])[1:]
+    def _one_by_one(self, library: Any, core: Any, model: Any, shape: tuple[int, ...], threads: int | None) -> Any:
+        """Return a queue that takes images one by one, as many at a time as there are threads; None where none fits."""
+        one = model.clone()
         try:
-            free.reshape([-1, *sizes])
-            compiled = core.compile_model(free, "CPU", settings)
-            if compiled([np.zeros((2, *sizes), np.float32)])[self._output].shape[0] == 2:
-                self.batch = None
-                return compiled
-        except RuntimeError:  # a layer inside is fixed as well
-            pass
-        return core.compile_model(model, "CPU", settings)
+            one.reshape(shape)
+            settings = {**_settings(threads), "NUM_STREAMS": _threads(threads)}
+            compiled = core.compile_model(one, "CPU", settings)
+            if compiled([np.zeros(shape, np.float32)])[self._output].shape[0] != 1:
+                return None
+        except RuntimeError:  # a layer inside is fixed to another number
+            return None
+        queue = library.AsyncInferQueue(compiled, _threads(threads))
+        queue.set_callback(self._keep)
+        return queue
+
+    def _keep(self, request: Any, place: tuple[list[Any], int]) -> None:
+        found, index = place
+        found[index] = np.array(request.get_output_tensor(self._output).data)
 
     def __call__(self, images: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n d"]:
         """Return one row for each image, on the CPU."""
-        array = (images.permute(0, 2, 3, 1).contiguous() if self._last else images).cpu().numpy()
-        output = np.array(self._compiled([array])[self._output])
-        return rows(torch.from_numpy(output), len(images))
+        array = (images.permute(0, 2, 3, 1) if self._last else images).contiguous().cpu().numpy()
+        with self._lock:
+            if self._queue is None:
+                return rows(torch.from_numpy(np.array(self._compiled([array])[self._output])), len(images))
+            found: list[Any] = [None] * len(images)
+            for k in range(len(images)):
+                self._queue.start_async([array[k : k + 1]], (found, k))
+            self._queue.wait_all()
+        return rows(torch.from_numpy(np.concatenate(found)), len(images))
+
+
+def _settings(threads: int | None) -> dict[str, Any]:
+    # 32 bits everywhere: a processor with bf16 units would give other embeddings for the same file
+    return {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": _threads(threads)}
 
 
 class TorchNetwork:
