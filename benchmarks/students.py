@@ -86,18 +86,25 @@ def accuracies(model: FaceModel, protocol, sizes, draws) -> dict[str, list[float
 
 
 def timed(models: list[FaceModel], rounds: int) -> list[dict[str, float]]:
-    """Return milliseconds of one face and of each of a batch, medians, and the ratio to the first model by round."""
+    """Return milliseconds of one face and of each of a batch, medians, and the ratio to the first model by round.
+
+    Before each turn there is a rest: threads of another runtime wait in a loop for a while after its last call.
+    """
     crops = [
         torch.randint(0, 256, (BATCH, m.preparation.size_px, m.preparation.size_px, 3)).to(torch.uint8) for m in models
     ]
     times: list[dict[str, list[float]]] = [{"one": [], "many": []} for _ in models]
-    for turn in range(rounds + 1):
-        for model, faces, told in zip(models, crops, times, strict=True):
-            for key, some in (("one", faces[:1]), ("many", faces)):
-                started = time.perf_counter()
-                model.embed(some)
-                if turn:  # the first one warms up
-                    told[key].append(1000 * (time.perf_counter() - started) / len(some))
+    for key, count, calls in (("many", BATCH, 3), ("one", 1, 20)):
+        for _ in range(rounds):
+            for model, faces, told in zip(models, crops, times, strict=True):
+                time.sleep(0.2)
+                model.embed(faces[:count])
+                taken = []
+                for _ in range(calls):
+                    started = time.perf_counter()
+                    model.embed(faces[:count])
+                    taken.append(1000 * (time.perf_counter() - started) / count)
+                told[key].append(statistics.median(taken))
     first = times[0]
     return [
         {
