@@ -175,8 +175,10 @@ def _times(ratio: float) -> str:
 def _terms(arm: Mapping[str, Any]) -> Html:
     told = []
     for term in arm["terms"]:
-        heat = f" (temperature {term['temperature']:g})" if term["temperature"] else ""
-        told.append(join([f"{term['weight']:g} ", code(term["name"]), heat]))
+        knob = term.get("knob")  # results of earlier versions have none
+        settings = [f"{knob[0]} {knob[1]:g}"] if knob else []
+        settings += [f"temperature {term['temperature']:g}"] if term["temperature"] else []
+        told.append(join([f"{term['weight']:g} ", code(term["name"]), f" ({', '.join(settings)})" if settings else ""]))
     return join(told, " + ")
 
 
