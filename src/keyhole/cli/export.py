@@ -16,8 +16,34 @@ if TYPE_CHECKING:
 
     from keyhole.exporting import Prepared
     from keyhole.faces.distributions import Distribution
-    from keyhole.students.apart import Apart
     from keyhole.students.views import FaceViews
+
+
+@dataclass(frozen=True)
+class ShownOptions:
+    """What an export is checked and calibrated on; of a face model, which faces."""
+
+    faces: Annotated[
+        Path | None, typer.Option(help="For a face model: folder or zip of aligned 112 x 112 crops to check it on.")
+    ] = None
+    people: Annotated[Path | None, typer.Option(help="File with the people of --faces to take, one a line.")] = None
+    apart: Annotated[
+        Path | None,
+        typer.Option(help="Faces of a test, as in 'keyhole faces distill': by name nobody of them is taken."),
+    ] = None
+    apart_folds: Annotated[
+        str | None, typer.Option(help="Only the people in these folds of its pairs.txt, such as 7,8,9,10.")
+    ] = None
+    degrade: Annotated[
+        str | None,
+        typer.Option(help="Camera of half of the faces, as in 'keyhole faces distill'; all sharp by default."),
+    ] = None
+    samples: Annotated[int, typer.Option(min=1, help="Images to check and calibrate on.")] = 256
+
+    def check_for_classes(self) -> None:
+        """Refuse what chooses among faces where there are none."""
+        if (self.people, self.apart, self.apart_folds) != (None, None, None):
+            raise SettingError("--people and --apart choose among --faces; name those as well.")
 
 
 @o.command
@@ -28,23 +54,8 @@ def export(
     out: Annotated[Path, typer.Option(help="The file to write: .onnx, or .xml for OpenVINO.")],
     images: o.DataOptions,
     network: o.NetworkOptions,
+    shown: ShownOptions,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8 (calibrated on the training images).")] = "fp32",
-    faces: Annotated[
-        Path | None, typer.Option(help="For a face model: folder or zip of aligned 112 x 112 crops to check it on.")
-    ] = None,
-    people: Annotated[Path | None, typer.Option(help="File with the people of --faces to take, one a line.")] = None,
-    apart: Annotated[
-        Path | None,
-        typer.Option(help="Faces of a test, as in 'keyhole faces distill': by name nobody of them is taken."),
-    ] = None,
-    apart_folds: Annotated[
-        str | None, typer.Option(help="Only the people in these folds of its pairs.txt, such as 7,8,9,10.")
-    ] = None,
-    degrade: Annotated[
-        str | None,
-        typer.Option(help="Camera of half of the faces, as in 'keyhole faces distill'; all sharp by default."),
-    ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Images to check and calibrate on.")] = 256,
     seed: o.Seed = 0,
     json: o.Json = False,
 ) -> None:
@@ -60,20 +71,15 @@ def export(
 
     if Path(model).resolve() == out.resolve():
         raise SettingError(f"--out is {out}, the model itself. Choose another file.")
-    if faces is None and (model == o.FACE_MODEL or is_face_model(Path(model))):
+    if shown.faces is None and (model == o.FACE_MODEL or is_face_model(Path(model))):
         raise SettingError(f"{model} is a face model; name aligned crops to check it on: --faces.")
     told: str | None = None
-    if faces is not None:
-        from keyhole.cli.students import apart_of
-
-        prepared, shown, told = _of_faces(
-            model, _Shown(faces, people, apart_of(apart, apart_folds), degrade, samples, seed)
-        )
+    if shown.faces is None:
+        shown.check_for_classes()
+        prepared, pixels = _of_classes(model, images, network, shown.samples, seed)
     else:
-        if apart is not None or apart_folds is not None or people is not None:
-            raise SettingError("--people and --apart choose among --faces; name those as well.")
-        prepared, shown = _of_classes(model, images, network, samples, seed)
-    found = write(prepared, out, shown, precision=precision)
+        prepared, pixels, told = _of_faces(model, shown.faces, shown, seed)
+    found = write(prepared, out, pixels, precision=precision)
     value = {
         "file": str(out), "precision": precision, "bytes": found.size_bytes, "worst": found.worst,
         "cosine": found.cosine, "least_cosine": found.least_cosine, "images": found.checked,
@@ -113,22 +119,10 @@ def _of_classes(
     return Prepared(opened.module, mean=mean, std=std, reverse=False), pixels
 
 
-@dataclass(frozen=True)
-class _Shown:
-    """The faces that an export is checked and calibrated on."""
-
-    faces: Path
-    people: Path | None
-    apart: Apart | None
-    degrade: str | None
-    samples: int
-    seed: int
-
-
-def _of_faces(model: str, shown: _Shown) -> tuple[Prepared, torch.Tensor, str]:
+def _of_faces(model: str, faces: Path, shown: ShownOptions, seed: int) -> tuple[Prepared, torch.Tensor, str]:
     import torch
 
-    from keyhole.cli.students import read_people
+    from keyhole.cli.students import apart_of, read_people
     from keyhole.exporting import Prepared
     from keyhole.faces.distributions import FixedSizes, parse_distribution
     from keyhole.students.apart import people_apart
@@ -141,10 +135,11 @@ def _of_faces(model: str, shown: _Shown) -> tuple[Prepared, torch.Tensor, str]:
         raise SettingError(f"{model} is ONNX already. Export its PyTorch form or its OpenVINO IR.")
     how = teacher.preparation
     camera = FixedSizes((112,)) if shown.degrade is None else parse_distribution(shown.degrade)
-    gone = people_apart(shown.apart).apart if shown.apart else frozenset()
+    apart = apart_of(shown.apart, shown.apart_folds)
+    gone = people_apart(apart).apart if apart else frozenset()
     who = Who(keep=read_people(shown.people), leave=gone)
-    views = read_faces(shown.faces, shown=how, seen=how, camera=camera, who=who, progress=o.progress_bar())
-    crops = _some(views, camera, shown)
+    views = read_faces(faces, shown=how, seen=how, camera=camera, who=who, progress=o.progress_bar())
+    crops = _some(views, camera, shown, seed)
     pixels = torch.cat([in_form(part, how) for part in torch.split(crops, 64)]) * 255
     inner: Any = teacher.network.module
     prepared = Prepared(inner.network, mean=how.mean, std=how.std, reverse=how.color == "bgr")
@@ -158,18 +153,18 @@ def _of_faces(model: str, shown: _Shown) -> tuple[Prepared, torch.Tensor, str]:
     return prepared, pixels, "\n".join(lines) + "\n"
 
 
-def _some(views: FaceViews, camera: Distribution, shown: _Shown) -> torch.Tensor:
+def _some(views: FaceViews, camera: Distribution, shown: ShownOptions, seed: int) -> torch.Tensor:
     """Return faces of the seed, every second one as the camera delivers it."""
     import numpy as np
     import torch
 
     from keyhole.faces.degradation import degrade, image_seeds
 
-    chosen = np.random.default_rng([shown.seed, 7]).permutation(len(views))[: shown.samples]
+    chosen = np.random.default_rng([seed, 7]).permutation(len(views))[: shown.samples]
     crops = views.crops[torch.from_numpy(chosen.copy())]
     if shown.degrade is not None:
         small = crops[1::2]
-        drawn, seeds = camera.draw(len(small), shown.seed), image_seeds(shown.seed, len(small))
+        drawn, seeds = camera.draw(len(small), seed), image_seeds(seed, len(small))
         crops[1::2] = degrade(small, drawn, seed=seeds)
     return crops
 
