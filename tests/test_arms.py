@@ -13,7 +13,7 @@ import torch
 
 import oracles
 from keyhole import arms as module
-from keyhole.arms import ArmMaker, ArmPlan, read_arm, settled_before
+from keyhole.arms import ArmMaker
 from keyhole.data.splits import MemorySplit
 from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.terms import HintPair
@@ -24,6 +24,7 @@ from keyhole.hints.moments import ObserveConfig
 from keyhole.hints.selection import Rule
 from keyhole.models.layers import layers, tap
 from keyhole.models.network import InputSpec, Network
+from keyhole.plans import ArmPlan, files_of, parse_count, read_arm, read_cohort, settled_before
 
 CONFIG = TrainConfig(epochs=1, batch_size=8, precision="fp32", device="cpu", compile="off", seed=0)
 LOOK = ObserveConfig(precision="fp32")
@@ -261,9 +262,25 @@ def test_keys_that_came_later_are_told_only_where_they_matter() -> None:
 
 def test_the_keys_of_an_arm() -> None:
     table = {"name": "x", "match": "similarity", "match_steps": 50, "hint_weights": "redundancy", "hints": "quality"}
-    plan = read_arm(table)
+    plan = read_arm(table, ArmPlan())
     assert {key: getattr(plan, key) for key in table} == table
     with pytest.raises(SettingError, match="match_steps of arm 'x' is 'many'; expected a whole number"):
-        read_arm({"name": "x", "match_steps": "many"})
+        read_arm({"name": "x", "match_steps": "many"}, ArmPlan())
     with pytest.raises(SettingError, match="hint_weights of arm 'x' is 3; expected a text"):
-        read_arm({"name": "x", "hint_weights": 3})
+        read_arm({"name": "x", "hint_weights": 3}, ArmPlan())
+    with pytest.raises(SettingError, match="seed of arm 'x' is -1; expected a whole number of at least 0"):
+        read_arm({"name": "x", "seed": -1}, ArmPlan())
+    with pytest.raises(SettingError, match="has no name"):
+        read_arm({"seed": 1}, ArmPlan())
+    with pytest.raises(SettingError, match="expected a whole number, or auto"):
+        parse_count("1" * 5000)
+
+
+def test_files_of_a_cohort_lie_as_its_file_sees_them(tmp_path: Path) -> None:
+    path = tmp_path / "arms.toml"
+    path.write_text('[[arm]]\nname = "a"\nhints = "found/hints.json"\n[[arm]]\nname = "b"\nstudent = "s.safetensors"\n')
+    base = ArmPlan(hints="here/hints.json")  # of the command, which sees it from where it is called
+    first, second = read_cohort(path, base)
+    assert (first.hints, first.student) == (str(tmp_path / "found" / "hints.json"), base.student)
+    assert (second.hints, second.student) == (base.hints, str(tmp_path / "s.safetensors"))
+    assert set(files_of([first, second])) == {first.hints, first.student, second.hints, second.student}

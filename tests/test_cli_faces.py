@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import stat
 from pathlib import Path
@@ -201,7 +202,7 @@ def test_a_student_is_taught_kept_and_used(closed: Path, tmp_path: Path) -> None
     assert 0 <= used.json["rows"][0]["figures"]["rank-1"]["value"] <= 100
     assert "holds this run, finished" in faces(*command).err
     arms.write_text("[[arm]]\nnames = 'x'\n")
-    assert "Unknown key of an arm" in faces(*command[:-1], tmp_path / "other").err
+    assert "Unknown key of an [[arm]]" in faces(*command[:-1], tmp_path / "other").err
     wrong = (*command[:-2], "--people", tmp_path / "no.txt", "--out", tmp_path / "third")
     assert faces(*wrong).code == 1
 
@@ -240,13 +241,26 @@ def test_a_student_keeps_a_share_of_the_weights_it_began_with(tmp_path: Path) ->
         bad = faces(*command, *options, "--out", tmp_path / "bad")
         assert bad.code == 1
         assert told in bad.err.splitlines()[-1]
-    arms.write_text('[[arm]]\nwise_ft = "much"\n')
-    assert "wise_ft is 'much'; expected a number" in faces(*command, "--cohort", arms, "--out", tmp_path / "bad").err
-    arms.write_text("[[arm]]\nseed = -1\n")
+    arms.write_text('[[arm]]\nname = "a"\nwise_ft = "much"\n')
     told = faces(*command, "--cohort", arms, "--out", tmp_path / "bad").err
-    assert "seed is -1; expected a whole number of at least 0" in told
+    assert "wise_ft of arm 'a' is 'much'; expected a number" in told
+    arms.write_text('[[arm]]\nname = "a"\nseed = -1\n')
+    told = faces(*command, "--cohort", arms, "--out", tmp_path / "bad").err
+    assert "seed of arm 'a' is -1; expected a whole number of at least 0" in told
+    (tmp_path / "cohorts").mkdir()
+    below = (
+        tmp_path / "cohorts" / "arms.toml"
+    )  # files of a cohort lie as its file sees them, and count by what they hold
+    below.write_text('[[arm]]\nname = "a"\nstudent = "../first.safetensors"\n')
+    assert faces(*command, "--cohort", below, "--out", tmp_path / "placed").code == 0
+    told = json.loads((tmp_path / "placed" / "recipe.json").read_text())["arguments"]["files"]
+    assert told[str(tmp_path / "cohorts" / "../first.safetensors")] == hashlib.sha256(first.read_bytes()).hexdigest()
     recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert "wise_ft" not in recipe["arguments"]  # as it was before there was such an option
+    (tmp_path / "placed" / "result.json").unlink()  # as if it had been killed
+    (tmp_path / "faces" / "p0" / "0.png").rename(tmp_path / "faces" / "p1" / "moved.png")
+    told = faces(*command, "--cohort", below, "--out", tmp_path / "placed", "--resume").err
+    assert "was begun with another set of faces" in told.splitlines()[-1]
 
 
 def test_models_are_listed_with_their_terms() -> None:
@@ -344,4 +358,6 @@ def test_a_study_of_factors_goes_on_and_keeps_to_its_folder(closed: Path, people
 
 @pytest.mark.parametrize("command", ["embed", "identify", "compare"])
 def test_what_would_be_ignored_is_no_option(command: str) -> None:
-    assert faces(command, "--degrade", "jpeg=5").code == 2
+    found = faces(command, "--degrade", "jpeg=5")
+    assert found.code == 1
+    assert "No such option: --degrade" in found.err

@@ -166,4 +166,32 @@ def test_a_classifier_is_exported(tmp_path: Path, cifar100_root: Path) -> None:
     found = keyhole(*command, "--out", tmp_path / "x.onnx", "--json").json
     assert found["cosine"] > 0.9999
     assert "mean cosine" in keyhole(*command, "--out", tmp_path / "x.xml").out
+    told = ("--data", "cifar100", "--root", cifar100_root, "--json")
+    for name in ("x.onnx", "x.xml"):
+        again = keyhole("evaluate", "--model", tmp_path / name, *told).json
+        here = keyhole("evaluate", "--model", "resnet8", *told).json
+        assert (again["model"], again["images"]) == (name, here["images"])
+        assert again["top1"] == pytest.approx(here["top1"], abs=0.5)
+        assert again["top5"] == pytest.approx(here["top5"], abs=0.5)
+    assert (
+        "x.onnx brings its own weights"
+        in keyhole("evaluate", "--model", tmp_path / "x.onnx", "--weights", "a", *told).err
+    )
+    assert "no such file" in keyhole("evaluate", "--model", tmp_path / "none.onnx", *told).err
+    (tmp_path / "bad.onnx").write_bytes(b"text")
+    broken = keyhole("evaluate", "--model", tmp_path / "bad.onnx", *told)
+    assert broken.code == 1
+    assert "no classifier that 'keyhole export' wrote" in broken.err.splitlines()[-1]
     assert "Unknown precision" in keyhole(*command, "--out", tmp_path / "y.onnx", "--precision", "int7").err
+
+
+def test_a_network_of_gray_images_is_exported_and_measured(tmp_path: Path) -> None:
+    keyhole("train", "--model", "resnet8", "--data", "digits", "--epochs", 2, "--out", tmp_path / "run")
+    student = tmp_path / "run" / "student.safetensors"
+    here = keyhole("evaluate", "--model", student, "--data", "digits", "--json").json
+    assert here["top1"] > 50
+    for ending in ("onnx", "xml"):
+        path = tmp_path / f"x.{ending}"
+        keyhole("export", "--model", student, "--data", "digits", "--samples", 32, "--out", path)
+        again = keyhole("evaluate", "--model", path, "--data", "digits", "--json").json
+        assert again["top1"] == pytest.approx(here["top1"], abs=0.3)

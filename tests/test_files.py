@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from keyhole import files
 from keyhole.errors import DataError, KeyholeError, RunError, WeightsError
@@ -221,3 +224,26 @@ def test_a_fingerprint_is_a_sha256(tmp_path: Path) -> None:
     assert files.sha256(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     with pytest.raises(DataError, match="No such file"):
         files.sha256(tmp_path / "none")
+
+
+def test_rights_are_those_of_the_umask_and_private_ones_narrower(tmp_path: Path) -> None:
+    script = "import sys; from pathlib import Path; from keyhole import files\n"
+    script += (
+        "files.write_text(Path(sys.argv[1], 'a'), 'x'); files.write_text(Path(sys.argv[1], 'b'), 'x', private=True)"
+    )
+    for umask, wanted in ((0o077, 0o600), (0o022, 0o644), (0o002, 0o664)):
+        subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, umask=umask)
+        assert (tmp_path / "a").stat().st_mode & 0o777 == wanted
+        assert (tmp_path / "b").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_utf_8_cannot_hold_is_escaped(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "a.txt", "Jos\udce9")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "Jos\\udce9"
+
+
+def test_metadata_that_is_no_table_is_one_line(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"keyhole": "[1]"})
+    with pytest.raises(WeightsError, match="what it tells of itself is no table") as caught:
+        files.read_tensors(tmp_path / "a.safetensors")
+    one_line(caught.value)

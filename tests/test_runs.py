@@ -72,8 +72,8 @@ def test_a_finished_run_is_never_touched(tmp_path: Path) -> None:
     ("changes", "told"),
     [
         ({"epochs": 4}, "epochs is 3 there and 4 now"),
-        ({"mean": "0.5"}, "mean is None there and '0.5' now"),
-        ({"extra": 1}, "extra is None there and 1 now"),
+        ({"mean": "0.5"}, 'mean is not given there and "0.5" now'),
+        ({"extra": 1}, "extra is not given there and 1 now"),
     ],
 )
 def test_other_arguments_are_another_run(tmp_path: Path, resume: bool, changes: dict[str, object], told: str) -> None:
@@ -222,6 +222,21 @@ def test_two_processes_are_not_at_work_in_one_folder(tmp_path: Path) -> None:
     with open_run(tmp_path / "run", "train", {}, resume=True) as run:  # the system released it
         assert run.resumed
     assert [path.name for path in run.path.iterdir()] == ["recipe.json"]
+
+
+def test_a_lock_whose_file_goes_meanwhile_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = tmp_path / ".keyhole-lock"
+    monkeypatch.setattr("keyhole.runs.fcntl.flock", lambda *_: lock.unlink())
+    assert "Another process is at work" in refused(tmp_path)
+
+
+def test_a_run_goes_on_with_what_it_began_with(tmp_path: Path) -> None:
+    begin(tmp_path)
+    with open_run(tmp_path, "train", ARGUMENTS, resume=True) as run:
+        run.check("teacher-sha256", "12", "teacher")
+        run.check("teacher-sha256", "12", "teacher")
+        with pytest.raises(RunError, match="was begun with another teacher"):
+            run.check("teacher-sha256", "13", "teacher")
 
 
 def test_what_stands_under_machine_may_differ(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Small networks that recognize from little: hint points by clustering, and students distilled with them.
 
-The names below are the whole public interface; each is imported when it is first used, so that ``import keyhole`` is
-instant.
+The names below are the public interface but for faces, which lies in :mod:`keyhole.faces`; each is imported when it is
+first used, so that ``import keyhole`` is instant.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from keyhole.arms import ArmMaker, ArmPlan, read_cohort
+    from keyhole.arms import ArmMaker
     from keyhole.data.sources import Data, default_input, open_data
     from keyhole.data.splits import hold_out
     from keyhole.distillation.adapters import HintAdapter, VariationalHead
@@ -51,11 +51,14 @@ if TYPE_CHECKING:
     from keyhole.models.layers import Layer, Tapped, layers, tap
     from keyhole.models.network import InputSpec, Network, count_macs
     from keyhole.models.zoo import build, load, read_about, save
-    from keyhole.reports.pages import hints_page, training_page
+    from keyhole.plans import ArmPlan, read_cohort
+    from keyhole.reports.hints_page import hints_page
     from keyhole.reports.search_page import search_page
     from keyhole.reports.study_page import study_page
+    from keyhole.reports.training_page import training_page
     from keyhole.studies.board import Board
     from keyhole.studies.budget import SearchConfig
+    from keyhole.studies.conclusion import Conclusion, conclude
     from keyhole.studies.landscape import Landscape, groups_of, survey
     from keyhole.studies.plan import Comparison, Study, read_study, with_combinations
     from keyhole.studies.replay import replay_searches
@@ -65,11 +68,7 @@ if TYPE_CHECKING:
     from keyhole.studies.work import look_ahead, run_study
 
 _HOMES = {
-    "arms": (
-        "ArmMaker",
-        "ArmPlan",
-        "read_cohort",
-    ),
+    "arms": ("ArmMaker",),
     "data.sources": (
         "Data",
         "default_input",
@@ -174,13 +173,19 @@ _HOMES = {
         "read_about",
         "save",
     ),
-    "reports.pages": (
-        "hints_page",
-        "training_page",
+    "plans": (
+        "ArmPlan",
+        "read_cohort",
     ),
+    "reports.hints_page": ("hints_page",),
     "reports.search_page": ("search_page",),
     "reports.study_page": ("study_page",),
+    "reports.training_page": ("training_page",),
     "studies.board": ("Board",),
+    "studies.conclusion": (
+        "Conclusion",
+        "conclude",
+    ),
     "studies.budget": ("SearchConfig",),
     "studies.landscape": (
         "Landscape",
@@ -221,6 +226,7 @@ __all__ = [
     "ChoiceConfig",
     "Cohort",
     "Comparison",
+    "Conclusion",
     "Contrast",
     "Data",
     "Found",
@@ -249,6 +255,7 @@ __all__ = [
     "build",
     "choices_of_rules",
     "choose_hints",
+    "conclude",
     "consensus",
     "correlation_loss",
     "count_macs",

@@ -1,11 +1,11 @@
-"""From names to arms: what a cohort file or the options of a command ask for, made ready to be trained."""
+"""From plans to arms: what a plan asks for in names, chosen under one teacher and made ready to be trained."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from keyhole.distillation.matching import match_hints
 from keyhole.distillation.terms import TERMS, HintPair, parse_terms
 from keyhole.distillation.warmup import warm_up
 from keyhole.errors import DataError, SettingError, unknown_name
-from keyhole.files import read_json, read_toml
+from keyhole.files import read_json
 from keyhole.hints.choice import ChoiceConfig, Hints, choose_hints
 from keyhole.hints.likeness import likeness
 from keyhole.hints.moments import ObserveConfig
@@ -30,140 +30,18 @@ from keyhole.hints.weighting import WEIGHTINGS, hint_weights
 from keyhole.models.layers import Layer, layers
 from keyhole.models.network import InputSpec, Network, fingerprint
 from keyhole.models.zoo import build
+from keyhole.plans import ArmPlan, parse_count, settled_before
 from keyhole.progress import Progress, silent
 from keyhole.runtime import choose_device
 
 
-def _key(default: Any, kinds: tuple[type, ...], expected: str) -> Any:
-    return field(default=default, metadata={"kinds": kinds, "expected": expected})
-
-
-def _later(default: Any, kinds: tuple[type, ...], expected: str) -> Any:
-    """A key that there was not from the beginning: recipes are silent about it while it has its default."""
-    return field(default=default, metadata={"kinds": kinds, "expected": expected, "later": True})
-
-
-@dataclass(frozen=True)
-class ArmPlan:
-    """What is asked of one student, in names; the keys of an ``[[arm]]`` table.
-
-    Attributes:
-        name: How it is called in tables; the student's name when empty.
-        student: Name of the network.
-        student_size: Side in pixels that it sees; the teacher's when missing.
-        terms: Of its loss, such as ``ce,kd,hint=50``.
-        temperature: Of terms of softened logits; each one's published one when missing.
-        hints: ``auto``, a selector, a ``hints.json``, or layers (a list, or by commas).
-        balance: ``weights``, or ``gradients``: each term is scaled so that it pulls as hard as the first one.
-        match: How hints go to student layers: ``order``, ``size``, or ``similarity`` after a warm-up of the student.
-        match_steps: Of that warm-up.
-        hint_weights: What each hint counts: ``equal``, or by ``mass`` or ``redundancy``.
-        metric: For ``auto`` and clusterings; several by commas decide by consensus.
-        count: For ``auto`` and selectors: a number, or ``auto``.
-        center: Of kmeans clusters: ``medoid`` or ``index``.
-        hint: Which layer of a cluster teaches: ``center``, ``last`` or ``informative``.
-        samples: For ``auto`` and clusterings: training images to look at.
-        layers: Candidates by glob; found by themselves when missing.
-        seed: Of samples and random choices.
-    """
-
-    name: str = _key("", (str,), "a text")
-    student: str = _key("resnet20", (str,), "a text")
-    student_size: int | None = _key(None, (int,), "a whole number")
-    terms: str = _key("ce,kd,hint", (str,), "a text such as 'ce,kd,hint'")
-    temperature: float | None = _key(None, (int, float), "a number")
-    hints: str | tuple[str, ...] | None = _key(None, (str, list, tuple), "a text or a list of layers")
-    balance: str = _key("weights", (str,), "a text")
-    match: str = _key("order", (str,), "a text")
-    match_steps: int = _later(200, (int,), "a whole number")
-    hint_weights: str = _later("equal", (str,), "a text")
-    metric: str = _key("r2_cca", (str,), "a text")
-    count: int | str = _key(3, (int, str), "a whole number or 'auto'")
-    center: str = _key("medoid", (str,), "a text")
-    hint: str = _key("center", (str,), "a text")
-    samples: int = _key(10_000, (int,), "a whole number")
-    layers: str | None = _key(None, (str,), "a text")
-    seed: int = _key(0, (int,), "a whole number")
-
-    def rule(self, clustering: str) -> Rule:
-        """Return the rule by which a clustering or control chooses.
-
-        Raises:
-            SettingError: The count is no number, or the clustering does not exist.
-        """
-        return Rule(clustering, parse_count(str(self.count)), self.center, self.hint, self.seed)
-
-
-def settled_before(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings without the keys of an arm, or of its training, that were added later and have their default.
-
-    So the recipe of a run that was begun before there was such a key is still that of the same run.
-
-    Example:
-        >>> settled_before({"match": "order", "hint_weights": "equal"})
-        {'match': 'order'}
-    """
-    later = {each.name: each.default for each in fields(ArmPlan) if each.metadata.get("later")} | {"optimizer": "sgd"}
-    return {key: value for key, value in settings.items() if key not in later or value != later[key]}
-
-
-def parse_count(text: str) -> int | None:
-    """Return a count of hints; None for ``auto``.
+def rule_of(plan: ArmPlan, clustering: str) -> Rule:
+    """Return the rule by which a clustering or control chooses the hints of a plan.
 
     Raises:
-        SettingError: It is neither a whole number nor ``auto``.
+        SettingError: The count is no number, or the clustering does not exist.
     """
-    if text != "auto" and not text.isdecimal():
-        raise SettingError(f"--count is {text!r}; expected a whole number, or auto.")
-    return None if text == "auto" else int(text)
-
-
-def read_cohort(path: Path, base: ArmPlan | None = None) -> tuple[ArmPlan, ...]:
-    """Return the plans of a TOML file of ``[[arm]]`` tables.
-
-    Args:
-        path: The file.
-        base: What a table does not say.
-
-    Raises:
-        DataError: The file cannot be read, or is no TOML.
-        SettingError: It holds something else, a key has a value of another kind, or an arm has no name.
-        UnknownNameError: No such key; the nearest are listed.
-    """
-    value = read_toml(path)
-    if set(value) != {"arm"} or not isinstance(value["arm"], list) or not value["arm"]:
-        raise SettingError(
-            f"{path} holds {', '.join(value) or 'nothing'}; expected one [[arm]] table for each student."
-        )
-    return tuple(read_arm(entry, base) for entry in value["arm"])
-
-
-def read_arm(table: Any, base: ArmPlan | None = None) -> ArmPlan:
-    """Return the plan of one ``[[arm]]`` table.
-
-    Raises:
-        SettingError: A key has a value of another kind, or there is no name.
-        UnknownNameError: No such key; the nearest are listed.
-
-    Example:
-        >>> read_arm({"name": "kd", "terms": "ce,kd"}).student
-        'resnet20'
-    """
-    if not isinstance(table, dict):
-        raise SettingError(f"An arm is {table!r}; expected an [[arm]] table.")
-    if "name" not in table:
-        raise SettingError("An [[arm]] has no name; give each one a name of its own.")
-    known = {each.name: each.metadata for each in fields(ArmPlan)}
-    for key, value in table.items():
-        if key not in known:
-            raise unknown_name("key of an [[arm]]", key, known)
-        wrong = isinstance(value, list) and not all(isinstance(item, str) for item in value)
-        if wrong or isinstance(value, bool) or not isinstance(value, known[key]["kinds"]):
-            raise SettingError(f"{key} of arm {table['name']!r} is {value!r}; expected {known[key]['expected']}.")
-        if isinstance(value, (int, float)) and not abs(value) < 2**31:  # nor NaN
-            raise SettingError(f"{key} of arm {table['name']!r} is {value!r}; expected a number below 2^31.")
-    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
-    return replace(base or ArmPlan(), **given)
+    return Rule(clustering, parse_count(str(plan.count)), plan.center, plan.hint, plan.seed)
 
 
 @dataclass(frozen=True)
@@ -317,7 +195,7 @@ class ArmMaker:
         return replace(open_to, hints=[part.strip() for part in given.split(",")])
 
     def _choose(self, plan: ArmPlan, clustering: str, open_to: _Chosen) -> _Chosen:
-        rule, candidates = plan.rule(clustering), open_to.candidates
+        rule, candidates = rule_of(plan, clustering), open_to.candidates
         check_rule(candidates, rule)
         if clustering in CONTROLS and clustering != "reverse":
             return _named(open_to, select(candidates, None, rule))

@@ -23,7 +23,7 @@ from keyhole.models.layers import layers
 from keyhole.models.network import Network
 from keyhole.models.zoo import build, save
 from keyhole.progress import Progress, silent
-from keyhole.reports.pages import demo_page
+from keyhole.reports.demo_page import demo_page
 from keyhole.runtime import choose_device
 from keyhole.studies.verdict import Row, paired
 

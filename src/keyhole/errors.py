@@ -50,6 +50,16 @@ class RunError(KeyholeError):
     """A run folder that cannot be written, or that holds another run."""
 
 
+def reason_of(error: BaseException) -> str:
+    """Return what another library says of an error, as a part of one line.
+
+    Example:
+        >>> reason_of(ValueError("no  such field.")), reason_of(KeyError())
+        ('no such field', 'KeyError')
+    """
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], *, see: str = "") -> UnknownNameError:
     """Return the error for a name that does not exist, listing the nearest known names.
 

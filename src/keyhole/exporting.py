@@ -9,12 +9,11 @@ of 1 x 1 maps and products of features, which cost little and decide much).
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from keyhole.errors import DivergenceError, KeyholeError, SettingError, unknown_name
+from keyhole.errors import DivergenceError, KeyholeError, SettingError, WeightsError, reason_of, unknown_name
 from keyhole.files import write_bytes
+from keyhole.libraries import optional
+from keyhole.models.network import InputSpec, Network
 
 FORMS = {".onnx": "onnxruntime", ".xml": "openvino"}
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -61,7 +62,7 @@ class Exported:
 
 
 class Prepared(nn.Module):
-    """A network that takes RGB values from 0 to 255.
+    """A network that takes RGB values from 0 to 255, or gray ones where it sees no color.
 
     Args:
         network: Takes prepared images, gives a tensor.
@@ -131,7 +132,9 @@ def export(
             files[path.with_suffix(".bin")] = made.with_suffix(".bin")
         found = np.concatenate([rows for rows in _run(made, images)])
         told = _compared(found, expected, path, precision)
-        for target, source in files.items():
+        if len(files) > 1:  # a stop between the two shall not leave a graph beside weights that are not its own
+            path.unlink(missing_ok=True)
+        for target, source in reversed(files.items()):
             write_bytes(target, source.read_bytes())
     size = sum(target.stat().st_size for target in files)
     return Exported(path, precision, size, *told, len(images))
@@ -146,12 +149,12 @@ def _told(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise SettingError(
-            f"{path} cannot be made ({_line(error)}). Export it in another precision or form."
+            f"{path} cannot be made ({reason_of(error)}). Export it in another precision or form."
         ) from error
 
 
 def _write_onnx(network: nn.Module, path: Path, example: Tensor) -> None:
-    _library("onnx")
+    _needed("onnx")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter tells of its own successor
@@ -166,24 +169,24 @@ def _write_onnx(network: nn.Module, path: Path, example: Tensor) -> None:
                 opset_version=_OPSET,
             )
     except Exception as error:  # of many types
-        raise SettingError(f"The network cannot be written as ONNX ({_line(error)}). Use it as PyTorch.") from error
+        raise SettingError(f"The network cannot be written as ONNX ({reason_of(error)}). Use it as PyTorch.") from error
 
 
 def _write_precision(source: Path, target: Path, precision: str, images: Tensor) -> None:
     """Write an ONNX file in another precision."""
-    onnx = _library("onnx")
+    onnx = _needed("onnx")
     made = onnx.load(str(source))
     if precision == "int8":
         made = _quantized(made, [{_INPUT: image.numpy()} for image in torch.split(images, 1)], _sensitive(made))
     elif precision == "fp16":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            made = _library("onnxruntime.transformers.float16").convert_float_to_float16(made, keep_io_types=True)
+            made = _needed("onnxruntime.transformers.float16").convert_float_to_float16(made, keep_io_types=True)
     onnx.save(made, str(target))
 
 
 def _write_ir(source: Path, target: Path, precision: str, images: Tensor) -> None:
-    openvino = _library("openvino")
+    openvino = _needed("openvino")
     made = openvino.Core().read_model(str(source))
     if precision == "int8":
         fixed = openvino.Core().read_model(str(source))  # sizes are known for a number of images
@@ -196,7 +199,7 @@ def _write_ir(source: Path, target: Path, precision: str, images: Tensor) -> Non
 
 def _sensitive(model: Any) -> list[str]:
     """Return the names of the first convolution of an ONNX graph and of those that give 1 x 1 maps."""
-    known = _library("onnx").shape_inference.infer_shapes(model)
+    known = _needed("onnx").shape_inference.infer_shapes(model)
     shapes = {
         value.name: tuple(size.dim_value for size in value.type.tensor_type.shape.dim)
         for value in (*known.graph.value_info, *known.graph.output)
@@ -221,7 +224,7 @@ def _quantized(model: Any, images: Sequence[Any], whole: Sequence[str]) -> Any:
 def _silent_nncf() -> Any:
     """Return NNCF without its telemetry, which sends what is done with it to its maker unless it cannot be imported."""
     with _missing("openvino_telemetry"):
-        nncf = _library("nncf")
+        nncf = _needed("nncf")
     nncf.set_log_level(logging.ERROR)
     return nncf
 
@@ -242,16 +245,68 @@ def _missing(name: str) -> Iterator[None]:
 
 def _run(path: Path, images: Tensor) -> Iterator[np.ndarray]:
     """Yield what a file gives in its runtime."""
-    if path.suffix == ".onnx":
-        runtime = _library("onnxruntime")
-        session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        for part in torch.split(images, 32):
-            yield session.run([_OUTPUT], {_INPUT: part.numpy()})[0]
-        return
-    openvino = _library("openvino")
-    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    run, _, _ = (_open_onnx if path.suffix == ".onnx" else _open_ir)(path)
     for part in torch.split(images, 32):
-        yield np.asarray(compiled(part.numpy())[0])
+        yield run(part.numpy())
+
+
+class ExportedFile(nn.Module):
+    """An exported file, run in its own runtime; made by :func:`load_exported`."""
+
+    def __init__(self, run: Callable[[np.ndarray], np.ndarray]) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the output (n, d) for images of values from 0 to 255."""
+        return torch.from_numpy(self.run(images.float().contiguous().cpu().numpy()))
+
+
+def load_exported(path: Path) -> Network:
+    """Return a classifier that :func:`export` wrote, to be measured in the runtime that reads it.
+
+    Args:
+        path: The ``.onnx`` file, or the ``.xml`` file of an OpenVINO IR.
+
+    Raises:
+        WeightsError: The file is missing, broken, or none of :func:`export`.
+        SettingError: Its runtime is not installed.
+    """
+    if not path.is_file():
+        raise WeightsError(f"Cannot read {path}: no such file. Name one of 'keyhole export'.")
+    try:
+        run, taken, given = (_open_onnx if path.suffix == ".onnx" else _open_ir)(path)
+        (channels, height, width), outputs = map(int, taken[1:]), int(given[1])
+    except KeyholeError:
+        raise
+    except Exception as error:  # of a dozen types: not a whole file, or no images go in
+        raise WeightsError(
+            f"{path} is no classifier that 'keyhole export' wrote ({reason_of(error)}). Export one."
+        ) from error
+    values = InputSpec((height, width), (0.0,) * channels, (1 / 255,) * channels)  # from [0, 1] to 0 to 255
+    return Network(path.name, ExportedFile(run), values, outputs)
+
+
+_Opened = tuple[Callable[[np.ndarray], np.ndarray], Sequence[Any], Sequence[Any]]
+
+
+def _open_onnx(path: Path) -> _Opened:
+    session = _needed("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    shapes = {each.name: each.shape for each in (*session.get_inputs(), *session.get_outputs())}
+
+    def run(images: np.ndarray) -> np.ndarray:
+        return np.asarray(session.run([_OUTPUT], {_INPUT: images})[0])
+
+    return run, shapes[_INPUT], shapes[_OUTPUT]
+
+
+def _open_ir(path: Path) -> _Opened:
+    compiled = _needed("openvino").Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    taken, given = (
+        [side.get_length() if side.is_static else 0 for side in port.partial_shape]
+        for port in (compiled.input(_INPUT), compiled.output(_OUTPUT))
+    )
+    return (lambda images: np.asarray(compiled(images)[0])), taken, given
 
 
 def _compared(found: np.ndarray, expected: np.ndarray, path: Path, precision: str) -> tuple[float, float, float]:
@@ -275,13 +330,5 @@ def _compared(found: np.ndarray, expected: np.ndarray, path: Path, precision: st
     return worst, cosine, least
 
 
-def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = name.partition(".")[0]
-        raise SettingError(f"Exporting needs {package}. Install it: pip install 'keyhole[export]'.") from error
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _needed(name: str) -> Any:
+    return optional(name, user="Exporting")

@@ -12,6 +12,7 @@ import os
 import tempfile
 import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +23,9 @@ from keyhole.errors import DataError, RunError, WeightsError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+_UMASK = os.umask(0o077)  # can only be read by setting it, so once, while there is one thread
+os.umask(_UMASK)
+
 
 def write_bytes(path: Path, data: bytes | Callable[[Path], None], *, private: bool = False) -> None:
     """Write a file whole or not at all.
@@ -29,7 +33,7 @@ def write_bytes(path: Path, data: bytes | Callable[[Path], None], *, private: bo
     Args:
         path: Where the file shall stand; its folder is made when missing.
         data: The content, or a function that writes it to the path that it is given.
-        private: Readable by its owner only, from its first byte on; else by everyone.
+        private: Readable by its owner only, from its first byte on; else by whom the user's umask lets.
 
     Raises:
         RunError: The folder cannot be made or written, or the disk is full; an older file at ``path`` is untouched.
@@ -46,8 +50,9 @@ def write_bytes(path: Path, data: bytes | Callable[[Path], None], *, private: bo
             data(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o600 if private else 0o644)  # a library may have replaced the file and its rights
+        temporary.chmod(0o600 if private else 0o666 & ~_UMASK)  # a library may have replaced the file and its rights
         temporary.replace(path)
+        _settle_names(path.parent)
     except OSError as error:
         reason = error.strerror or str(error)
         raise RunError(
@@ -58,9 +63,29 @@ def write_bytes(path: Path, data: bytes | Callable[[Path], None], *, private: bo
             temporary.unlink(missing_ok=True)
 
 
+def _settle_names(folder: Path) -> None:
+    """Have the disk keep the names of a folder too, so that a file outlives a power cut with its new name."""
+    with suppress(OSError):  # not every system opens folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Remove files that a killed process left half written; of a folder that no other process writes to."""
+    for pattern in (".*.part", ".tmp??????"):  # of :func:`write_bytes` and of safetensors
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
-    """Write a UTF-8 text file whole or not at all; arguments and errors are those of :func:`write_bytes`."""
-    write_bytes(path, text.encode(), private=private)
+    """Write a UTF-8 text file whole or not at all; arguments and errors are those of :func:`write_bytes`.
+
+    What UTF-8 cannot hold, such as a file name of other bytes, stands as an escape.
+    """
+    write_bytes(path, text.encode(errors="backslashreplace"), private=private)
 
 
 def write_json(path: Path, value: Any, *, private: bool = False) -> None:
@@ -193,6 +218,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             tensors = {name: cast("Tensor", file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
             metadata = json.loads((file.metadata() or {}).get("keyhole", "{}"))
+        if not isinstance(metadata, dict):
+            raise ValueError("what it tells of itself is no table")
     except OSError as error:
         raise WeightsError(f"Cannot read {path}: {error.strerror or error}. Expected a safetensors file.") from error
     except (SafetensorError, ValueError, RecursionError) as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 from keyhole.distillation.group import ALONE, Group
 from keyhole.errors import RunError
-from keyhole.files import append_line, read_json, write_json, write_text
+from keyhole.files import append_line, read_json, sweep, write_json, write_text
 from keyhole.runtime import describe
 
 try:
@@ -56,6 +56,20 @@ class RunFolder:
         if not path.is_file():
             write_text(path, choose())
         return path.read_text(encoding="utf-8")
+
+    def check(self, name: str, value: str, what: str) -> None:
+        """Check that something is what it was when the run began.
+
+        Args:
+            name: Of its file, with a hyphen.
+            value: What stands for it, such as a checksum.
+            what: How the error calls it.
+
+        Raises:
+            RunError: It is another one.
+        """
+        if self.settle(name, lambda: value) != value:
+            raise RunError(f"{self.path} was begun with another {what}. Give that one again, or choose another --out.")
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Append a record to the log."""
@@ -136,9 +150,9 @@ def _locked(out: Path) -> Iterator[None]:
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-                    raise BlockingIOError  # its owner ended in between, and took the file away
-        except BlockingIOError as error:
+                if not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                    raise BlockingIOError  # its owner ended in between, and another made the file anew
+        except (BlockingIOError, FileNotFoundError) as error:
             raise RunError(f"Another process is at work in {out}. Wait for it, or choose another --out.") from error
         except OSError:  # a disk without locks
             pass
@@ -182,9 +196,7 @@ def _sweep(run: RunFolder) -> None:
     """Remove what a process left that was killed while it wrote: half a line, and files that were not yet whole."""
     if run.log.is_file() and not run.log.read_bytes().endswith(b"\n"):
         append_line(run.log, "")
-    for pattern in (".*.part", ".tmp??????"):  # of keyhole.files and of safetensors
-        for path in run.path.glob(pattern):
-            path.unlink(missing_ok=True)
+    sweep(run.path)
 
 
 def _check_same(out: Path, told: Mapping[str, Any]) -> None:
@@ -197,9 +209,26 @@ def _check_same(out: Path, told: Mapping[str, Any]) -> None:
         {"processes": 1} | {k: v for k, v in each["arguments"].items() if k != _MACHINE} for each in (old, told)
     )
     if before != now:
-        raise RunError(f"{out} holds another run: {_difference(before, now)}. Choose another --out.")
+        raise RunError(f"{out} holds another run: {difference(before, now)}. Choose another --out.")
 
 
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    key = next(key for key in (*old, *new) if old.get(key) != new.get(key))
-    return f"{key} is {old.get(key)!r} there and {new.get(key)!r} now"
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], *, inside: str = "") -> str:
+    """Return the first setting that differs between two recipes, in words.
+
+    Args:
+        old: The recipe that is there.
+        new: The recipe as it is now.
+        inside: What stands before the names.
+
+    Example:
+        >>> difference({"train": {"lr": 0.1}}, {"train": {"lr": 0.2}})
+        'train.lr is 0.1 there and 0.2 now'
+    """
+    key = next((key for key in (*old, *new) if old.get(key) != new.get(key)), None)
+    if key is None:
+        return "one of the two tells a setting that the other does not"
+    a, b = old.get(key), new.get(key)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return difference(a, b, inside=f"{inside}{key}.")
+    shown = ("not given" if value is None else json.dumps(value, ensure_ascii=False) for value in (a, b))
+    return "{} is {} there and {} now".format(f"{inside}{key}", *shown)

@@ -201,6 +201,28 @@ def test_any_damage_to_a_png_is_a_data_error_or_an_image(tmp_path: Path) -> None
     assert all(len(message.splitlines()) == 1 for message in messages)
 
 
+def test_a_file_is_no_other_format_than_images_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostScript by the name of a photo would start Ghostscript."""
+    started = tmp_path / "started"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\ntouch {started}\n")
+    (tmp_path / "bin" / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    with pytest.raises(DataError, match=r"Cannot read the image .*a\.jpg"):
+        one(tmp_path / "images")
+    assert not started.exists()
+
+
+def test_an_image_of_too_many_pixels_is_not_decoded(tmp_path: Path) -> None:
+    Image.new("1", (20_000, 6_000)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"Cannot read the image .*pixels"):
+        one(tmp_path)
+
+
 def test_one_broken_image_is_named_by_a_worker(labeled: Path) -> None:
     path = labeled / "train" / "bee" / "1.jpg"
     path.write_bytes(b"")

@@ -192,3 +192,9 @@ def test_three_adapted_hints_are_their_mean() -> None:
 def test_weights_of_hints_are_numbers_from_zero(weight: float) -> None:
     with pytest.raises(SettingError, match="Hint t0 has the weight"):
         HintPair("t0", "s0", weight)
+
+
+def test_blanks_do_not_count_and_cost_nothing() -> None:
+    assert parse_terms(" ce = 1, dkd ( beta = 2 ) = 3 ") == parse_terms("ce=1,dkd(beta=2)=3")
+    with pytest.raises(UnknownNameError):
+        parse_terms("a" + " " * 100_000 + "(")  # read in a time that grows with its length alone

@@ -4,6 +4,8 @@ import io
 import os
 import stat
 import struct
+import subprocess
+import sys
 import unicodedata
 import warnings
 import zipfile
@@ -86,6 +88,51 @@ def test_links(tree: Path, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=f"The link .*link {message}"):
             open_album(tree)
         (tree / "b" / "link").unlink()
+
+
+def test_links_through_links_have_an_end(tree: Path) -> None:
+    put(tree, "d/3.jpg", b"three")
+    (tree / "b" / "to").symlink_to(tree / "d", target_is_directory=True)
+    assert open_album(tree).read("b/to/3.jpg") == b"three"
+    (tree / "d" / "to").symlink_to(tree / "b", target_is_directory=True)
+    with pytest.raises(DataError, match=r"The link .*to/to is itself found through a link"):
+        open_album(tree)
+
+
+def test_names_that_no_line_can_hold(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'p/a\\n.jpg', a name with control characters"):
+        open_album(archive(tmp_path, {"p/a\n.jpg": b"1"}))
+    folder = os.fsencode(tmp_path / "bytes")
+    Path(os.fsdecode(folder)).mkdir()
+    Path(os.fsdecode(folder + b"/Jos\xe9.jpg")).write_bytes(b"1")
+    with pytest.raises(DataError, match=r"Jos\\udce9.jpg', a name .* bytes that are no UTF-8. Rename it"):
+        open_album(tmp_path / "bytes")
+
+
+def test_an_archive_cannot_hold_more_than_it_says(tmp_path: Path) -> None:
+    """A bomb says that it is small: it is read to there, and no further."""
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("a.jpg", bytes(300 * 2**20))
+    data = bytearray(path.read_bytes())
+    for place in (data.index(b"PK\x01\x02") + 24, data.index(b"PK\x03\x04") + 22):
+        data[place : place + 4] = struct.pack("<I", 1000)
+    path.write_bytes(data)
+    script = "import resource, sys; from pathlib import Path; from keyhole.faces.albums import open_album\n"
+    script += "from keyhole.errors import DataError\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+    script += "try:\n    open_album(Path(sys.argv[1])).read('a.jpg')\nexcept DataError as error:\n    print(error)\n"
+    script += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
+    told, grown_kb = done.stdout.splitlines()
+    assert "Cannot read a.jpg" in told
+    assert int(grown_kb) < 40_000
+
+
+def test_rare_ways_of_packing_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_BZIP2) as packed:
+        packed.writestr("a.jpg", b"1")
+    with pytest.raises(DataError, match=r"'a.jpg' of .* is packed in a rare way"):
+        open_album(tmp_path / "a.zip")
 
 
 def test_a_root_that_is_a_link_itself(tree: Path, tmp_path: Path) -> None:

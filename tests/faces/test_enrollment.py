@@ -322,5 +322,11 @@ def test_a_gallery_is_made_small_by_the_camera_of_its_matcher(reader: Pipeline, 
     np.testing.assert_array_equal(found.small[8.0], same.small[8.0])
     plain, _ = enroll_folder(replace(fitted, matcher=replace(matcher, about={})), root / "people")
     assert not np.allclose(found.small[8.0], plain.small[8.0])
+    assert found.camera == str(how)
+    other = replace(fitted, matcher=replace(matcher, about={"camera": asdict(Degradation(112, down="pil-box"))}))
+    with pytest.raises(SettingError, match="made with the camera"):
+        found.check(reader.model.fingerprint, None, other.camera)
+    with pytest.raises(DataError, match="a camera of unknown settings"):
+        replace(fitted, matcher=replace(matcher, about={"camera": {"gamma": 2}})).enrolling()
     assert fitted.doubts() != ()
     assert at(fitted, how=how).doubts() == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,12 @@ def test_wrong_settings_are_told(models: list[FaceModel], closed: Identification
         study_factors([models[0], models[0]], closed, SETTING)
     with pytest.raises(SettingError, match="at least one model"):
         study_factors(models, closed, SETTING, margins=())
+
+
+def test_a_name_of_a_model_leads_nowhere_else(
+    models: list[FaceModel], closed: IdentificationSet, tmp_path: Path
+) -> None:
+    odd = replace(models[0], name="../../outside/x")
+    study_factors([odd], closed, SETTING, folder=tmp_path / "a" / "parts")
+    (part,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert part.parent == tmp_path / "a" / "parts"

@@ -138,3 +138,16 @@ def test_frames_of_a_track_are_searched_as_one() -> None:
         order = sorted(best, key=lambda person: -best[person])
         assert [hit.person for hit in hits] == order[:3]
         np.testing.assert_allclose([hit.score for hit in hits], [best[person] for person in order[:3]], rtol=1e-4)
+
+
+def test_a_gallery_of_another_camera_is_refused(gallery: Gallery, tmp_path: Path) -> None:
+    made = enroll("f", ["ann"], ["a.jpg"], lambda _px: gallery.sharp[:1], sizes_px=(8.0,), camera="face_px=112,down=a")
+    save_gallery(tmp_path / "g.safetensors", made)
+    found = load_gallery(tmp_path / "g.safetensors")
+    assert found.camera == made.camera
+    found.check("f", None, found.camera)
+    found.check("f", None)  # nothing is compared at a size
+    with pytest.raises(SettingError, match="made with the camera face_px=112,down=a of its matcher"):
+        found.check("f", None, "face_px=112,down=b")
+    gallery.check("f", None, "face_px=112,down=b")  # of an earlier version, which did not tell
+    assert enroll("f", ["ann"], ["a.jpg"], lambda _px: gallery.sharp[:1], camera="x").camera == ""

@@ -130,6 +130,12 @@ def test_the_fingerprint_covers_weights_in_another_file(tmp_path: Path) -> None:
     assert (tmp_path / "toy.onnx").read_bytes() == graph
     assert first.fingerprint != second.fingerprint
 
+    long = "w" * 200 + ".weights"  # a name whose length takes two bytes
+    first = onnx_model(tmp_path, external=long)
+    (tmp_path / long).unlink()
+    second = onnx_model(tmp_path, external=long, weights=toy_weights(1))
+    assert first.fingerprint != second.fingerprint
+
     onnx = write_onnx(tmp_path / "a.onnx")
     xml = write_toml(tmp_path / "a.toml", 'file = "a.xml"')
     write_openvino(tmp_path / "a.xml", onnx)

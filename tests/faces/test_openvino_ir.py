@@ -85,6 +85,7 @@ def test_plans_that_make_no_sense_are_told(toy: Path) -> None:
         {**plan, "steps": [{**first, "takes": ["later"]}]},
         {**plan, "steps": [{**first, "name": "a.b"}]},
         {**plan, "steps": plan["steps"][:1]},
+        {**plan, "steps": [{**first, "shapes": [[10**9, 0, 1, 1]]}]},  # no weights, and a bias of so many
     ):
         with pytest.raises(WeightsError, match="no network that can be built again"):
             rebuild(broken, state)

@@ -166,6 +166,30 @@ def test_other_damaged_files_are_one_line(tmp_path: Path, ending: str) -> None:
         assert "\n" not in str(caught.value)
 
 
+class _Called:
+    """Pickled as a call of a function that arrays are made by."""
+
+    def __init__(self, module: str, name: str, *given: Any) -> None:
+        self.module, self.name, self.given = module, name, given
+
+
+def pickled(call: _Called) -> bytes:
+    """Return what asks for the call, in the oldest form, which tells a name as text."""
+    parts = b"".join(pickle.dumps(each, 0)[:-1] for each in call.given)
+    return f"c{call.module}\n{call.name}\n".encode() + b"(" + parts + b"tR."
+
+
+def test_a_file_cannot_ask_for_more_memory_than_it_holds(tmp_path: Path) -> None:
+    kind = b"cnumpy\ndtype\n(S'u1'\ntR"
+    bomb = b"cnumpy._core.numeric\n_frombuffer\n(I3000000000\n" + kind + b"(I3000000000\ntS'C'\ntR."
+    (tmp_path / "a.pkl").write_bytes(b"(dS'a'\n" + bomb[:-1] + b"s.")
+    with pytest.raises(WeightsError, match="int, where the bytes of an array are expected"):
+        read_weights(tmp_path / "a.pkl")
+    (tmp_path / "b.pkl").write_bytes(pickled(_Called("_codecs", "encode", [[1], [1]], "latin1")))
+    with pytest.raises(WeightsError, match="list, where a text is expected"):
+        read_weights(tmp_path / "b.pkl")
+
+
 def test_files_without_names_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros(3))
     with pytest.raises(WeightsError, match="one array without names"):

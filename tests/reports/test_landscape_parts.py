@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keyhole.arms import ArmPlan
+from keyhole.plans import ArmPlan
 from keyhole.reports.landscape_parts import _time
 from keyhole.reports.markup import duration
 from keyhole.reports.study_page import study_page

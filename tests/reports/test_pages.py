@@ -15,12 +15,16 @@ import torch
 from torch import nn
 
 from keyhole.data.sources import default_input, open_data
+from keyhole.distillation.terms import TERMS
 from keyhole.hints.choice import ChoiceConfig, Hints, choose_hints
 from keyhole.hints.selection import CONTROLS, Rule
 from keyhole.hints.similarity import METRICS
 from keyhole.models.network import InputSpec, Network
 from keyhole.models.zoo import build
-from keyhole.reports.pages import demo_page, hints_page, training_page
+from keyhole.reports import explained
+from keyhole.reports.demo_page import demo_page
+from keyhole.reports.hints_page import hints_page
+from keyhole.reports.training_page import training_page
 
 EVIL = '<b>&"x"'
 VOID = {"meta", "br", "image", "use", "path", "line", "img", "input", "hr", "link"}
@@ -370,3 +374,8 @@ def test_demo_page_of_one_seed_without_teacher() -> None:
     assert parsed.tables[0][1][1:3] == ["90.20", "–"]  # noqa: RUF001
     assert parsed.tables[1][1][1:] == ["+2.40", "–", "–"]  # noqa: RUF001
     assert "One seed gives no interval" in parsed.text("p", "figcaption")
+
+
+def test_every_term_has_a_name_for_people() -> None:
+    assert explained.TERM_NAMES.keys() == TERMS.keys()
+    assert all(name.endswith(f"({term})") for term, name in explained.TERM_NAMES.items())

@@ -38,7 +38,7 @@ def test_figures_leave_settings_alone_whatever_they_are() -> None:
 
 def test_pages_import_matplotlib_late_and_pyplot_never() -> None:
     code = (
-        "import sys; import keyhole.reports.pages; assert 'matplotlib' not in sys.modules;"
+        "import sys; import keyhole.reports.hints_page; assert 'matplotlib' not in sys.modules;"
         "from keyhole.reports.figures import bars; bars(['a'], [1.0], {}, '');"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )

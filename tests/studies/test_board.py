@@ -150,6 +150,16 @@ def test_a_living_owner_keeps_its_leases_alive(tmp_path: Path) -> None:
         assert Board(tmp_path).is_held("a")
 
 
+def test_a_process_of_this_machine_is_alive_as_long_as_it_runs(board: Board) -> None:
+    """A machine that slept, or a clock that was set, makes a lease look old."""
+    with board.hold(["a"], 1):
+        os.utime(board.leases / "a.lease", (0, 0))
+        assert Board(board.path).is_held("a")
+        machine, process, own = board.owner.split()
+        stale(board, "b", f"{machine} {process} 1-{own.partition('-')[2]}", 5)  # another process of that number, before
+        assert not board.is_held("b")
+
+
 def test_of_many_that_want_a_dead_owners_cell_one_gets_it(board: Board) -> None:
     for _ in range(20):
         stale(board, "a", "another-machine 1 0123", 1000)

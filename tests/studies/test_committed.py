@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from keyhole.arms import ArmPlan, read_cohort
 from keyhole.distillation.terms import parse_terms
 from keyhole.models.layers import layers
 from keyhole.models.zoo import build
+from keyhole.plans import ArmPlan, read_cohort
 from keyhole.studies.landscape import groups_of
 from keyhole.studies.plan import expand, read_study, with_combinations
 
@@ -49,7 +49,7 @@ def test_arms_with_and_without_hints_weigh_the_other_terms_alike(name: str) -> N
 
 
 def test_the_committed_cohort_weighs_the_other_terms_alike() -> None:
-    plans = read_cohort(STUDIES.parent / "cifar100-resnet56-resnet20.toml")
+    plans = read_cohort(STUDIES.parent / "cifar100-resnet56-resnet20.toml", ArmPlan())
     kept = [{term.name: term.weight for term in parse_terms(plan.terms) if not term.needs_hints} for plan in plans]
     assert kept == [{"ce": 1.0}, *[{"ce": 1.0, "kd": 1.0}] * 4]
 

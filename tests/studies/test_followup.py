@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from keyhole.arms import ArmPlan
 from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.terms import parse_terms
+from keyhole.plans import ArmPlan
 from keyhole.studies.followup import fresh_study, study_toml
 from keyhole.studies.plan import Comparison, Study, read_study
 

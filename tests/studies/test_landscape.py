@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keyhole.arms import ArmPlan
 from keyhole.distillation.config import TrainConfig
+from keyhole.plans import ArmPlan
 from keyhole.studies.landscape import (
     CENTERS,
     GUESSES,

@@ -131,7 +131,7 @@ ARM = '[[arm]]\nterms = "ce,kd"\n'
         (START + ARM + 'hinted = "auto"\n', "Unknown key of an [[arm]] 'hinted'"),
         (START + ARM + "count = 2.5\n", "count of arm 'ce,kd' is 2.5"),
         (START + ARM + "count = []\n", "count of an [[arm]] is an empty list"),
-        (START + ARM + 'count = "few"\n', "--count is 'few'"),
+        (START + ARM + 'count = "few"\n', "count is 'few'"),
         (START + ARM + ARM, "Two cells are called 'ce,kd'"),
         (START + '[[arm]]\nname = "x"\nterms = ["ce", "ce,kd"]\n', "Two cells are called 'x'"),
         (START + '[[arm]]\nname = "{metrics}"\nterms = "ce,kd"\n', "which is none of its keys"),
@@ -248,3 +248,11 @@ def test_teachers_and_schedules_are_a_grid_of_studies(tmp_path: Path) -> None:
         read_studies(written(tmp_path / "t.toml", START.replace("2", "[10, 10]") + ARMS))
     with pytest.raises(SettingError, match="teacher lists 2 and weights 1"):
         read_studies(written(tmp_path / "w.toml", wrong))
+
+
+def test_a_name_holds_keys_and_nothing_else() -> None:
+    table = {"terms": "ce,kd", "count": [2, 3], "name": "{{count}} {count}"}
+    assert [plan.name for plan in expand(table)] == ["{count} 2", "{count} 3"]
+    for name in ("{terms:>300000000}", "{terms.__class__}", "{count", "{}", "{nothing}"):
+        with pytest.raises(SettingError, match="which is none of its keys"):
+            list(expand({**table, "name": name}))

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from keyhole.arms import ArmMaker, ArmPlan
+from keyhole.arms import ArmMaker
 from keyhole.data.splits import MemorySplit
 from keyhole.distillation.config import TrainConfig
 from keyhole.errors import SettingError
 from keyhole.hints.clustering import CLUSTERINGS
 from keyhole.hints.similarity import ALWAYS, METRICS
 from keyhole.models.network import Network
+from keyhole.plans import ArmPlan
 from keyhole.studies.board import Board
 from keyhole.studies.rules import choices_of_rules, settled_rules
 

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from keyhole.arms import ArmMaker, ArmPlan
+from keyhole.arms import ArmMaker
 from keyhole.data.sources import Data, default_input, open_data
 from keyhole.distillation.config import TrainConfig
 from keyhole.errors import DivergenceError, RunError, SettingError
 from keyhole.models.layers import layers
 from keyhole.models.network import Network
 from keyhole.models.zoo import build
+from keyhole.plans import ArmPlan
 from keyhole.studies.board import Board
 from keyhole.studies.budget import Cost, Rung, SearchConfig
 from keyhole.studies.plan import Study

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from keyhole.arms import ArmPlan
 from keyhole.errors import SettingError, UnknownNameError
+from keyhole.plans import ArmPlan
 from keyhole.studies.landscape import Group, survey
 from keyhole.studies.plan import Comparison
 from keyhole.studies.verdict import Row, holm, judge, paired

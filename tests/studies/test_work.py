@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from keyhole.arms import ArmMaker, ArmPlan
+from keyhole.arms import ArmMaker
 from keyhole.data.sources import Data, default_input, open_data
 from keyhole.data.splits import hold_out
 from keyhole.distillation.config import TrainConfig
@@ -21,6 +21,7 @@ from keyhole.errors import RunError, UnknownNameError
 from keyhole.files import read_tensors
 from keyhole.models.network import Network, count_macs, fingerprint
 from keyhole.models.zoo import build, load, save
+from keyhole.plans import ArmPlan
 from keyhole.studies.board import Board
 from keyhole.studies.plan import Cell, Study, expand
 from keyhole.studies.work import _work, look_ahead, run_study, settled

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
@@ -23,6 +23,7 @@ from keyhole.cli.study import study
 from keyhole.errors import KeyholeError
 
 _INTERRUPTED = 130
+_MISUSE: Any = typer.BadParameter.__mro__[1]  # UsageError, which typer does not give a name of its own
 
 app = typer.Typer(
     help="Small networks that recognize from little: hint points by clustering, and students distilled with them.",
@@ -40,7 +41,14 @@ def main() -> None:
     """Run the command line; an error that a person can act on is one line and exit code 1."""
     sys.path.append(str(Path.cwd()))  # so that package.module:function finds the user's own file, and hides nothing
     try:
-        app()
+        code = app(standalone_mode=False)
+    except _MISUSE as error:
+        if "\n" in error.message:  # of a call without a command, which is its help
+            error.show()
+            raise SystemExit(1) from None
+        command = "keyhole" if error.ctx is None else error.ctx.command_path
+        told = error.format_message().rstrip(".")
+        _fail(f"{told}{'' if told.endswith('?') else '.'} See {command} --help.")
     except KeyholeError as error:
         if getattr(error, "__notes__", None):  # that of the first process, which tells it
             raise SystemExit(1) from None
@@ -51,12 +59,12 @@ def main() -> None:
         if not isinstance(error, MemoryError) and "allocate" not in str(error) and "out of memory" not in str(error):
             raise
         _fail("Out of memory. Lower --batch-size, --samples or --grid.")
-    except SystemExit as stop:
-        if stop.code == _INTERRUPTED:
+    else:
+        if code == _INTERRUPTED:
             typer.echo(
                 "Stopped. A run of train or distill goes on with --resume, any other when it is run again.", err=True
             )
-        raise
+        raise SystemExit(code or 0)
 
 
 def _fail(message: str) -> NoReturn:

@@ -79,14 +79,14 @@ def train(
 
     Example: keyhole train --model resnet110 --data cifar100 --root DIR --epochs 240 --out RUN
 
-    Writes student.safetensors (last epoch), result.json, log.jsonl and report.html to --out.
+    Writes student.safetensors (last epoch), student-best.safetensors, result.json, log.jsonl and report.html to --out.
     """
     arguments = o.recipe(locals())
-    from keyhole.arms import settled_before
     from keyhole.data.sources import open_data
     from keyhole.distillation.arm import Arm
     from keyhole.distillation.group import join_group
     from keyhole.distillation.terms import parse_terms
+    from keyhole.plans import settled_before
     from keyhole.runs import open_run
 
     arguments = settled_before(arguments)
@@ -94,6 +94,7 @@ def train(
     with join_group(training.device) as group, open_run(out, "train", arguments, resume=resume, group=group) as run:
         spec = _needed(o.input_spec(model, images.data, expects), model)
         opened = open_data(images.data, images.root, input=spec, workers=images.workers, progress=o.progress_bar())
+        group.told(lambda: _check_images(run, opened))
         arm = Arm(model, model, spec, parse_terms("ce"))
         _run(run, [arm], opened, config, holdout=holdout, group=group, as_json=json)
 
@@ -116,13 +117,16 @@ def distill(
     Example: keyhole distill --teacher resnet56 --weights FILE --student resnet20 --data cifar100 --root DIR
     --hints OUT/hints.json --terms ce,kd,hint --epochs 30 --out RUN
 
-    Writes student.safetensors (last epoch), student-best.safetensors, result.json, log.jsonl and report.html to --out.
+    Writes student.safetensors (last epoch), student-best.safetensors, result.json, log.jsonl and report.html to --out;
+    of a cohort the students lie in a folder each.
     """
     arguments = o.recipe(locals())
-    from keyhole.arms import ArmMaker, ArmPlan, read_cohort, settled_before
+    from keyhole.arms import ArmMaker
     from keyhole.data.splits import hold_out
     from keyhole.distillation.group import join_group
     from keyhole.distillation.terms import parse_terms
+    from keyhole.models.network import fingerprint
+    from keyhole.plans import ArmPlan, files_of, read_cohort, settled_before
     from keyhole.runs import open_run
 
     arguments = settled_before(arguments)
@@ -131,7 +135,7 @@ def distill(
     if cohort is not None:
         plans = list(read_cohort(cohort, own))
         arguments["cohort"] = [settled_before(asdict(plan)) for plan in plans]
-        arguments["files"] |= o.fingerprints(str(plan.hints) for plan in plans)
+        arguments["files"] |= o.fingerprints(files_of(plans))
     elif arm.hints is not None and not any(term.needs_hints for term in parse_terms(arm.terms)):
         raise SettingError(f"Hints serve none of the terms {arm.terms}; add one that does, or leave --hints out.")
     config = replace(training.config(), precision=arguments["precision"])
@@ -139,6 +143,8 @@ def distill(
         opened, data = o.open_both(teacher, network, images, seed=training.seed)
 
         def chosen() -> list[Arm]:
+            run.check("teacher-sha256", fingerprint(opened), "teacher")
+            _check_images(run, data)
             o.check_teacher(opened, data, device=training.device)
             kept = hold_out(data.train, holdout)[0]
             maker = ArmMaker(opened, kept, config, keep=run.settle, progress=o.progress_bar(), note=o.note)
@@ -146,6 +152,12 @@ def distill(
 
         arms = group.told(chosen)
         _run(run, arms, data, config, teacher=opened, holdout=holdout, group=group, as_json=json)
+
+
+def _check_images(run: RunFolder, data: Data) -> None:
+    """Check that the images of a folder are those that the run began with."""
+    for part, digest in data.fingerprint().items():
+        run.check(f"{part}-sha256", digest, f"set of {part} images")
 
 
 def _needed(spec: InputSpec | None, name: str) -> InputSpec:
@@ -167,7 +179,7 @@ def _run(
 ) -> None:
     from keyhole.distillation.experiment import run_cohort
     from keyhole.files import write_json, write_text
-    from keyhole.reports.pages import training_page
+    from keyhole.reports.training_page import training_page
 
     def log(record: dict[str, Any]) -> None:
         run.append(record)

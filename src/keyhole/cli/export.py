@@ -63,8 +63,8 @@ def export(
 
     Example: keyhole export --model student.safetensors --data cifar100 --root DIR --precision int8 --out student.onnx
 
-    The file takes RGB values from 0 to 255. For a face model (--faces) a description is written beside it, OUT.toml
-    (such as face.onnx.toml), which --model of 'keyhole faces' takes.
+    The file takes RGB (or gray) values from 0 to 255; 'keyhole evaluate' measures it. For a face model (--faces) a
+    description is written beside it, OUT.toml (such as face.onnx.toml), which --model of 'keyhole faces' takes.
     """
     from keyhole.exporting import export as write
     from keyhole.faces.models import is_face_model
@@ -108,8 +108,6 @@ def _of_classes(
     from keyhole.exporting import Prepared
 
     opened, data = o.open_both(model, network, images)
-    if opened.input.channels != 3:
-        raise SettingError(f"{model} takes {opened.input.channels} channels; expected 3, RGB, to export it.")
     positions = np.random.default_rng([seed, 7]).permutation(len(data.train))[:samples]
     some = data.train.subset(torch.from_numpy(positions.copy()))
     pixels = torch.cat([batch.images for batch in some.batches(64)]) * 255

@@ -73,9 +73,9 @@ class ProtocolOptions:
     pairs: Annotated[Path | None, typer.Option(help="pairs.txt of lfw; beside the pictures by default.")] = None
     subjects: Annotated[Path | None, typer.Option(help="File with one subject of scface a line.")] = None
     cameras: Annotated[str | None, typer.Option(help="Cameras of scface by commas; 1,2,3,4,5 by default.")] = None
-    manifest: Annotated[Path | None, typer.Option(help="Manifest (CSV) of a folder; DIR/manifest.csv by default.")] = (
-        None
-    )
+    manifest: Annotated[
+        Path | None, typer.Option(help="Manifest (CSV) of a folder; where there is no gallery/, DIR/manifest.csv.")
+    ] = None
     views: Annotated[
         str | None, typer.Option(help="Of several gallery pictures: best or mean; icbrw also frontal.")
     ] = None

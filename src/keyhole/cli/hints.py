@@ -70,12 +70,12 @@ def hints(
     Writes hints.json, similarity.npz and report.html to --out.
     """
     arguments = o.recipe(locals(), of_machine=("memory",))
-    from keyhole.arms import parse_count
     from keyhole.files import write_arrays, write_json, write_text
     from keyhole.hints.choice import ChoiceConfig, choose_hints
     from keyhole.hints.moments import ObserveConfig
     from keyhole.hints.selection import Rule
-    from keyhole.reports.pages import hints_page
+    from keyhole.plans import parse_count
+    from keyhole.reports.hints_page import hints_page
     from keyhole.runs import open_run
     from keyhole.runtime import choose_device
 

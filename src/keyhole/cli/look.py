@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from keyhole.cli import options as o
+
+if TYPE_CHECKING:
+    from keyhole.data.sources import Data
+    from keyhole.models.network import Network
 
 
 @o.command
@@ -25,7 +29,7 @@ def evaluate(
 
     Example: keyhole evaluate --model resnet56 --weights FILE --data cifar100 --root DIR --json
 
-    With --out it also writes result.json there.
+    A file of 'keyhole export' (.onnx, .xml) is measured in its own runtime. With --out result.json is written there.
     """
     arguments = o.recipe(locals())
     from contextlib import nullcontext
@@ -37,7 +41,8 @@ def evaluate(
     from keyhole.runtime import choose_device
 
     with nullcontext() if out is None else open_run(out, "evaluate", arguments, resume=True) as run:
-        opened, data = o.open_both(model, network, images)
+        exported = Path(model).suffix in (".onnx", ".xml")
+        opened, data = (_exported if exported else o.open_both)(model, network, images)
         found = measure(
             opened,
             data.labeled_test(),
@@ -56,6 +61,18 @@ def evaluate(
         if run:
             write_json(run.path / "result.json", value)
     o.emit(value, f"{opened.name}: top-1 {value['top1']:.2f} %, top-5 {value['top5']:.2f} %", as_json=json)
+
+
+def _exported(model: str, network: o.NetworkOptions, images: o.DataOptions) -> tuple[Network, Data]:
+    """Return a classifier as the runtime of its file runs it, and data that fit."""
+    from keyhole.data.sources import open_data
+    from keyhole.exporting import load_exported
+
+    o.refuse_beside_file(model, network)
+    found = load_exported(Path(model))
+    return found, open_data(
+        images.data, images.root, input=found.input, workers=images.workers, progress=o.progress_bar()
+    )
 
 
 @o.command

@@ -85,7 +85,10 @@ class TrainOptions:
     schedule: Annotated[str, typer.Option(help="step (x0.1 at the milestones) or cosine.")] = "step"
     milestones: Annotated[str, typer.Option(help="Fractions of the epochs, for step.")] = "0.625,0.75,0.875"
     warmup_epochs: Annotated[float, typer.Option(help="Epochs over which the rate rises first.")] = 0.0
-    augment: Annotated[bool, typer.Option(help="Pad, crop and flip.")] = True
+    augment: Annotated[
+        bool,
+        typer.Option(help="Pad, crop and flip; digits are not flipped, images of a folder cropped to 35 to 100 %."),
+    ] = True
     compile: Annotated[
         str, typer.Option(help="torch.compile for teacher and students: auto (where it pays), on or off.")
     ] = "auto"
@@ -263,9 +266,9 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 
 
 def refuse_beside_file(name: str, network: NetworkOptions) -> None:
-    """Refuse options that a ``.safetensors`` model, which brings its own weights and input, would ignore."""
+    """Refuse options that a file which brings its own weights and input would ignore."""
     given = [key for key, value in vars(network).items() if value is not None]
-    if name.endswith(".safetensors") and given:
+    if name.endswith((".safetensors", ".onnx", ".xml")) and given:
         option = given[0].replace("_", "-")
         raise SettingError(f"{name} brings its own {given[0]}; leave --{option} out, or name the network instead.")
 

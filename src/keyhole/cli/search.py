@@ -11,8 +11,8 @@ import typer
 from keyhole.cli import options as o
 
 if TYPE_CHECKING:
-    from keyhole.arms import ArmPlan
     from keyhole.distillation.config import TrainConfig
+    from keyhole.plans import ArmPlan
     from keyhole.studies.budget import SearchConfig
     from keyhole.studies.plan import Study
     from keyhole.studies.search import Found
@@ -29,13 +29,13 @@ class TriedOptions:
     terms: Annotated[str, typer.Option(help="Of the loss, as in keyhole distill.")] = "ce,kd,hint"
     temperature: Annotated[float | None, typer.Option(help="Of terms of softened logits.")] = None
     balance: Annotated[str, typer.Option(help="weights or gradients, as in keyhole distill.")] = "weights"
-    match: Annotated[str, typer.Option(help="Hints to student layers: order or size.")] = "order"
+    match: Annotated[str, typer.Option(help="Hints to student layers: order, size or similarity.")] = "order"
     count: Annotated[int, typer.Option(min=1, help="Layers in a combination.")] = 3
     layers: Annotated[str | None, typer.Option(help="Candidate layers by glob, such as 'layer*.2'.")] = None
 
     def plan(self) -> ArmPlan:
         """Return them in the form of the library."""
-        from keyhole.arms import ArmPlan
+        from keyhole.plans import ArmPlan
 
         return ArmPlan(**vars(self))
 

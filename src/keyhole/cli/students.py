@@ -43,7 +43,9 @@ class StudentOptions:
     ] = "compact-112-s"
     terms: Annotated[
         str,
-        typer.Option(help="embedding, relations, seed, hint, askd, at, margin (needs labels); weights as in hint=0.1."),
+        typer.Option(
+            help="embedding, relations, seed, margin (needs labels); of hints hint, askd, at, vid, sp, semckd."
+        ),
     ] = "embedding,relations"
     hints: Annotated[
         str | None,
@@ -107,7 +109,9 @@ class FaceTrainOptions(o.TrainOptions):
 
 @o.command
 def distill(
-    teacher: Annotated[str, typer.Option(help="A face model whose layers can be tapped: OpenVINO IR or PyTorch.")],
+    teacher: Annotated[
+        str, typer.Option(help="A face model whose layers can be tapped: OpenVINO IR, ONNX or PyTorch.")
+    ],
     given: FacesOptions,
     out: o.Out,
     student: StudentOptions,
@@ -126,6 +130,8 @@ def distill(
     """
     from keyhole.distillation.training import Checkpointing
     from keyhole.faces.distributions import parse_distribution
+    from keyhole.models.network import fingerprint
+    from keyhole.plans import files_of, settled_before
     from keyhole.runs import open_run
     from keyhole.students.blends import Blending, with_blends
     from keyhole.students.distilling import StudentPlan
@@ -134,16 +140,20 @@ def distill(
 
     config = training.config()
     base = StudentPlan(**vars(student), seed=config.seed)
-    plans = (base,) if cohort is None else _cohort(cohort, base)
+    plans = _plans(cohort, base)
     camera = parse_distribution(given.degrade)
     told = o.recipe(
         {"out": out, "teacher": teacher, "cohort": cohort, **vars(given), "faces": list(map(str, given.faces)),
-         **told_of(student), **vars(training), **({"blending": asdict(Blending())} if given.blends else {})}
+         **settled_before(vars(student), StudentPlan), **vars(training),
+         **({"blending": asdict(Blending())} if given.blends else {})}
     )  # fmt: skip
+    told["files"] |= o.fingerprints(files_of(plans))
     config = replace(config, precision=told["precision"])
     with open_run(out, "faces distill", told, resume=resume) as run:
         opened = load_teacher(teacher)
+        run.check("teacher-sha256", f"{opened.sha256} {fingerprint(opened.network)}", "teacher")
         read, apart = _read(given, plans, opened, camera, device=config.device, seed=config.seed)
+        run.check("faces-sha256", read.fingerprint(), "set of faces")
         arms = _planned(plans, opened, read, config, run)
         shown = {"faces": len(read), "blends": given.blends, "people": len(read.classes)}
         if given.blends:  # hints were chosen without them
@@ -153,7 +163,7 @@ def distill(
             run.append(record)
             o.note(f"{record['arm']}: epoch {record['epoch']}/{config.epochs}, loss {record['loss']:.4f}")
 
-        keep = Checkpointing(run.checkpoint, resume=run.resumed)
+        keep = Checkpointing(run.checkpoint, resume=run.resumed, private=True)
         outcomes = learn(arms, opened, read, config, checkpointing=keep, progress=o.progress_bar(), log=log)
         about = {
             "teacher": opened.sha256, "degrade": given.degrade, **shown,
@@ -169,11 +179,6 @@ def distill(
         _finish(run, value)
     lines = [f"{arm['name']}: {arm['parameters']:,} parameters, {arm['file']}" for arm in kept]
     o.emit(value, "\n".join([*lines, f"Report: {out / 'report.html'}"]), as_json=json)
-
-
-def told_of(student: StudentOptions) -> dict[str, Any]:
-    """Return the options of a student for the recipe, silent about one that was added later and has its default."""
-    return {key: value for key, value in vars(student).items() if key != "wise_ft" or value != 1}
 
 
 def _planned(
@@ -296,38 +301,16 @@ def read_people(path: Path | None) -> frozenset[str] | None:
         raise DataError(f"Cannot read {path}: {error}. Expected one name a line.") from error
 
 
-def _cohort(path: Path, base: StudentPlan) -> tuple[StudentPlan, ...]:
-    from keyhole.errors import unknown_name
-    from keyhole.files import read_toml
-
-    value = read_toml(path)
-    tables = value.get("arm")
-    if set(value) != {"arm"} or not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
-        raise DataError(f"{path} holds {', '.join(value) or 'nothing'}; expected [[arm]] tables alone, one a student.")
-    for table in tables:
-        for key, given in table.items():
-            if key not in vars(base):
-                raise unknown_name(f"key of an arm of {path}", key, vars(base))
-            if told := _wrong(key, given):
-                raise DataError(f"{path}: {key} is {given!r}; expected {told}.")
-    return tuple(_arm(base, table) for table in tables)
-
-
-def _wrong(key: str, given: Any) -> str | None:
-    """Return what was expected of a key of an arm; None where it was given."""
-    number = isinstance(given, int | float) and not isinstance(given, bool)
-    if key == "wise_ft":
-        return None if number else "a number"
-    if key in ("count", "samples", "seed"):
-        least = 0 if key == "seed" else 1
-        return None if number and isinstance(given, int) and given >= least else f"a whole number of at least {least}"
-    return None if isinstance(given, str) else "a text"
-
-
-def _arm(base: StudentPlan, table: dict[str, Any]) -> StudentPlan:
-    """Return the plan of a table; hints that stand for all arms are for those whose terms need some."""
+def _plans(cohort: Path | None, base: StudentPlan) -> tuple[StudentPlan, ...]:
+    """Return the plans of a cohort; hints that stand for all of its arms are for those whose terms need some."""
     from keyhole.distillation.terms import parse_terms
+    from keyhole.plans import read_cohort
 
-    plan = replace(base, **table)
-    needs = any(term.needs_hints for term in parse_terms(plan.terms))
-    return plan if needs or "hints" in table else replace(plan, hints=None)
+    if cohort is None:
+        return (base,)
+    plans = read_cohort(cohort, base)
+    needs = [any(term.needs_hints for term in parse_terms(plan.terms)) for plan in plans]
+    return tuple(
+        plan if need or plan.hints != base.hints else replace(plan, hints=None)
+        for plan, need in zip(plans, needs, strict=True)
+    )

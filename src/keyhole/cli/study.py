@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +15,6 @@ from keyhole.errors import SettingError
 if TYPE_CHECKING:
     from keyhole.data.sources import Data
     from keyhole.models.network import Network
-    from keyhole.studies.board import Board, Keep
-    from keyhole.studies.landscape import Landscape
     from keyhole.studies.plan import Study
 
 
@@ -106,8 +103,9 @@ def _run(read: Study, out: Path, *, train: bool) -> tuple[dict[str, Any], str]:
     from keyhole.files import write_json, write_text
     from keyhole.reports.study_page import study_page
     from keyhole.studies.board import Board
-    from keyhole.studies.verdict import judge
-    from keyhole.studies.work import check_cells, run_study
+    from keyhole.studies.conclusion import conclude
+    from keyhole.studies.followup import study_toml
+    from keyhole.studies.work import run_study
 
     whole, teacher, data = _opened(read)
     if not train and not out.is_dir():
@@ -117,60 +115,13 @@ def _run(read: Study, out: Path, *, train: bool) -> tuple[dict[str, Any], str]:
     if train:
         o.check_teacher(teacher, data, device=read.config.device)
         finished = run_study(whole, teacher, data, board, progress=o.progress_bar(), note=o.note)
-    else:
-        check_cells(whole, teacher, data, board)
-    results = [board.result(cell.id) for cell in whole.cells]
-    landscapes = _landscapes(whole, results, teacher, data, board, keep=board.settle if train else board.peek)
-    names = [plan.name for plan in whole.arms]
-    verdict = judge(results, names, baseline=whole.baseline, comparisons=whole.comparisons, landscapes=landscapes)
-    setting = whole.told(teacher.name, results)
-    value = {**verdict.to_json(), "cells": len(results), "finished_now": finished, "setting": setting}
+    found = conclude(whole, teacher, data, board, decide=train, progress=o.progress_bar())
+    value = {
+        **found.verdict.to_json(), "cells": len(whole.cells), "finished_now": finished, "setting": found.setting,
+    }  # fmt: skip
     write_json(out / "result.json", value)
-    write_text(out / "result.csv", verdict.to_csv())
-    write_text(out / "report.html", study_page(verdict, setting))
-    return value, verdict.sentence
-
-
-def _is_open(study: Study, arms: Iterable[str], results: Sequence[Mapping[str, Any] | None]) -> bool:
-    names = set(arms)
-    return any(result is None for cell, result in zip(study.cells, results, strict=True) if cell.plan.name in names)
-
-
-def _landscapes(
-    study: Study,
-    results: Sequence[Mapping[str, Any] | None],
-    teacher: Network,
-    data: Data,
-    board: Board,
-    *,
-    keep: Keep,
-) -> list[Landscape]:
-    """Return the landscapes of a study, and write the study that judges what they point at on fresh seeds."""
-    from keyhole.data.splits import hold_out
-    from keyhole.files import write_text
-    from keyhole.models.network import count_macs
-    from keyhole.studies.followup import fresh_study, study_toml
-    from keyhole.studies.landscape import comparisons_of, finalists, groups_of, survey
-    from keyhole.studies.rules import settled_rules
-    from keyhole.studies.work import settled
-
-    found, whole = [], settled(study, board, keep=keep)
-    for number, group in enumerate(groups_of(study), start=1):
-        train = hold_out(data.train, study.holdout)[0]
-        rules, look_s = settled_rules(
-            board, teacher, train, group.plan, device=whole.config.device, precision=whole.config.precision,
-            progress=o.progress_bar(), keep=keep,
-        )  # fmt: skip
-        seen = survey(
-            group, results, rules=rules, baseline=study.baseline, students_per_pass=study.students_per_pass,
-            look_s=look_s, teacher_macs=count_macs(teacher),
-        )  # fmt: skip
-        if seen is not None:
-            found.append(seen)
-            if keep != board.settle or _is_open(study, group.arms.values(), results):
-                continue  # a report alone decides nothing, and more cells would point elsewhere
-            final = finalists(seen)
-            choices = {each.name: each.layers for each in final}
-            fresh = fresh_study(whole, group.plan, choices, comparisons=comparisons_of(final))
-            write_text(board.path / f"fresh{'' if number == 1 else f'-{number}'}.toml", study_toml(fresh))
-    return found
+    write_text(out / "result.csv", found.verdict.to_csv())
+    write_text(out / "report.html", study_page(found.verdict, found.setting))
+    for number, fresh in found.fresh.items():
+        write_text(out / f"fresh{'' if number == 1 else f'-{number}'}.toml", study_toml(fresh))
+    return value, found.verdict.sentence

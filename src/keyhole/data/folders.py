@@ -19,6 +19,8 @@ from keyhole.data.splits import WHOLE, Batch, Share, epoch_order
 from keyhole.errors import DataError
 
 _ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # what is read of them, whatever an ending says
+_MOST_PIXELS = 100_000_000  # of an image that is decoded
 _TEST_NAMES = ("test", "val", "validation")
 
 
@@ -150,7 +152,9 @@ def _collate(items: list[tuple[Tensor, int] | DataError]) -> tuple[Tensor, Tenso
 
 def _open(path: Path, channels: int) -> Image.Image:
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=_FORMATS) as file:  # by content: other formats may start other programs
+            if file.width * file.height > _MOST_PIXELS:
+                raise ValueError(f"{file.width} x {file.height} pixels, more than {_MOST_PIXELS // 10**6} million")
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

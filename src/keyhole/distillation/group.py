@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from keyhole.errors import KeyholeError, RunError, SettingError
+from keyhole.errors import KeyholeError, RunError, SettingError, reason_of
 from keyhole.runtime import choose_device
 
 T = TypeVar("T")
@@ -109,7 +109,7 @@ class Group:
         try:
             yield
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0][:160].rstrip(".")
+            reason = reason_of(error)
             raise RunError(
                 f"Process {self.rank} lost the others ({reason}). See what they said, then go on with --resume."
             ) from error
@@ -156,7 +156,7 @@ def join_group(device: str = "auto") -> Iterator[Group]:
     try:
         distributed.init_process_group(backend, timeout=_WAIT)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:160].rstrip(".")
+        reason = reason_of(error)
         raise RunError(f"Cannot join the other processes: {reason}. Check the addresses given to torchrun.") from error
     try:
         # objects and what lies on the CPU go by Gloo

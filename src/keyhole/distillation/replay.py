@@ -9,6 +9,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from keyhole.errors import reason_of
+
 R = TypeVar("R")
 
 WARM_UP = 3  # calls before recording, in which libraries choose their kernels and code is compiled
@@ -84,7 +86,7 @@ class Replay(Generic[R]):
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # workers may pin memory meanwhile
                 self._output = self._work(*self._inputs)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0][:160]
+            reason = reason_of(error)
             warnings.warn(f"A step could not be recorded as a CUDA graph and runs as it is: {reason}", stacklevel=3)
             self._records = False
             torch.cuda.synchronize()

@@ -70,11 +70,13 @@ class Checkpointing:
         path: The file; replaced whole each time.
         every_s: Seconds between two writes inside an epoch; each epoch's end is written as well.
         resume: Go on from the file where there is one.
+        private: The file is readable by its owner only, as where it holds a vector for each person's face.
     """
 
     path: Path
     every_s: float = 120.0
     resume: bool = False
+    private: bool = False
 
 
 def fit(
@@ -274,7 +276,7 @@ def _save(
     values |= {} if alone else {"sums": sums}  # of every process
     values |= {"epoch": at[0], "step": at[1], "seconds": seconds}
     values["config"] = _settings(cohort, images)
-    write_tensors(checkpointing.path, tensors, values)
+    write_tensors(checkpointing.path, tensors, values, private=checkpointing.private)
 
 
 def _settings(cohort: Cohort, images: int) -> dict[str, Any]:

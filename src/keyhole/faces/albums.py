@@ -18,6 +18,7 @@ PICTURE_ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".
 # A photo of 100 megapixels without any compression is 300 MB; what is larger is a mistake or an attack.
 MAX_FILE_BYTES = 320 * 2**20
 
+_PIECE_BYTES = 2**20
 _OF_SYSTEMS = {"thumbs.db", "desktop.ini", "__macosx"}
 
 
@@ -72,7 +73,14 @@ class Album:
                     return file.read(MAX_FILE_BYTES)
             if self._archive is None:
                 self._archive = zipfile.ZipFile(self.root)
-            return self._archive.read(where)
+            with self._archive.open(where) as file:
+                parts, left = [], size + 1
+                while left and (part := file.read(min(left, _PIECE_BYTES))):  # never more than the archive promised
+                    parts.append(part)
+                    left -= len(part)
+            if not left:
+                raise zipfile.BadZipFile(f"more than the {size:,} bytes that it is said to have")
+            return b"".join(parts)
         except Exception as error:  # zipfile raises nearly anything on broken bytes
             raise DataError(f"Cannot read {name} of {self.root}: {error}. Copy the data again.") from error
 
@@ -157,10 +165,15 @@ def _folder_entries(root: Path) -> dict[str, tuple[Path | zipfile.ZipInfo, int]]
     inside = Path(os.path.realpath(root))
     entries: dict[str, tuple[Path | zipfile.ZipInfo, int]] = {}
     for here, below, files in os.walk(root, onerror=unreadable, followlinks=True):
+        linked = Path(os.path.realpath(here)) != inside / Path(here).relative_to(root)
         below[:] = sorted(name for name in below if not _left_out(name))
         for name in below:
             if Path(here, name).is_symlink():
                 _check_link(Path(here, name), inside)
+                if linked:  # links within links make more folders than there are, or no end of them
+                    raise DataError(
+                        f"The link {Path(here, name)} is itself found through a link. Remove one of the two."
+                    )
         for name in sorted(files):
             path = Path(here, name)
             if _left_out(name):
@@ -195,6 +208,10 @@ def _archive_entries(root: Path, listed: list[zipfile.ZipInfo]) -> dict[str, tup
             raise DataError(f"{root} holds the link {name!r}, expected files. Pack the file itself.")
         if info.is_dir() or name.endswith("/"):
             continue
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DataError(
+                f"{name!r} of {root} is packed in a rare way, expected deflate. Pack it anew, or unpack it."
+            )
         if info.flag_bits & 0x1:
             raise DataError(f"{name} of {root} has a password. Unpack the archive to a folder and name that.")
         _add(entries, root, name=PurePosixPath(name).as_posix(), entry=(info, info.file_size))
@@ -221,6 +238,9 @@ def _add(
     entry: tuple[Path | zipfile.ZipInfo, int],
 ) -> None:
     composed = unicodedata.normalize("NFC", name)
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in composed):  # such lines and bytes go to reports
+        raise DataError(f"{root} holds {composed!a}, a name with control characters or bytes that are no UTF-8. "
+                        "Rename it.")  # fmt: skip
     if composed in entries:
         raise DataError(f"{root} holds two files of the one name {composed!r}. Rename or remove one of them.")
     entries[composed] = entry

@@ -116,7 +116,7 @@ def calibrate(
 
 def _check(pipeline: Pipeline, gallery: Gallery, strangers: Path, mated: Path | None) -> None:
     """Refuse before any work what does not fit together."""
-    gallery.check(pipeline.model.fingerprint, pipeline.setting.margin)
+    gallery.check(pipeline.model.fingerprint, pipeline.setting.margin, pipeline.camera)
     with open_people(strangers) as album:
         named = {sample.identity for sample in people_of(album, aligned=False)}
     if mated is not None:

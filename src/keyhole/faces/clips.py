@@ -115,7 +115,7 @@ def read_clip(path: Path) -> Iterator[Photo]:
 def _by_number(name: str) -> list[tuple[int, str]]:
     """Return what to sort a name by: its digits as numbers, the rest as text."""
     parts = re.split(r"(\d+)", name)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts if part]
+    return [(int(part[:4000]), "") if part.isdecimal() else (-1, part) for part in parts if part]
 
 
 def clip_digest(path: Path) -> str:

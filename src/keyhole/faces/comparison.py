@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float
 
-from keyhole.errors import SettingError
+from keyhole.errors import DataError, SettingError, reason_of
 from keyhole.faces.albums import open_album
 from keyhole.faces.degradation import Degradation
 from keyhole.faces.embedding import SIDE_PX, Crops, crop_samples, degraded, embed_crops, shown_px
@@ -181,7 +181,17 @@ class Pipeline:
         camera = None if self.matcher is None else self.matcher.about.get("camera")
         if not isinstance(camera, dict):
             return self
-        return replace(self, setting=replace(self.setting, how=Degradation(**camera)))
+        try:
+            how = Degradation(**camera)
+        except TypeError as error:
+            raise DataError(f"The matcher was fitted with a camera of unknown settings ({reason_of(error)}). Fit one "
+                            "with this version: keyhole faces fit.") from error  # fmt: skip
+        return replace(self, setting=replace(self.setting, how=how))
+
+    @property
+    def camera(self) -> str:
+        """The camera of a gallery's small views, in words; empty without a matcher, which alone has such views."""
+        return "" if self.matcher is None else str(replace(self.enrolling().setting.how, face_px=SIDE_PX))
 
     def doubts(self) -> tuple[str, ...]:
         """Return the note on a matcher that was fitted for another camera than the one of the setting."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from keyhole.errors import SettingError, WeightsError
 from keyhole.faces.dimensions import free_dimensions
 from keyhole.faces.photos import Photo, check_photo
 from keyhole.faces.threads import in_order
+from keyhole.libraries import optional
 
 Box: TypeAlias = tuple[float, float, float, float]  # left, top, width, height
 
@@ -250,10 +250,7 @@ def _shares(
 
 
 def _load(data: bytes, path: Path) -> Any:
-    try:
-        runtime = importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise SettingError("Detecting faces needs ONNX Runtime. Install it: pip install 'keyhole[faces]'.") from error
+    runtime = optional("onnxruntime", user="Detecting faces")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # photos are spread over threads, not layers
     options.log_severity_level = 4

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from keyhole.errors import SettingError, WeightsError
+from keyhole.errors import WeightsError
+from keyhole.libraries import optional
 
 # name -> (network of timm, rank of a linear layer as a share of its smaller side; None leaves the layers whole)
 EDGEFACES: dict[str, tuple[str, float | None]] = {
@@ -46,10 +47,7 @@ def edgeface(name: str) -> nn.Module:
         >>> round(sum(p.numel() for p in edgeface("edgeface-xs").parameters()) / 1e6, 2)
         1.77
     """
-    try:
-        import timm
-    except ImportError as error:
-        raise SettingError(f"{name} needs timm. Install it: pip install 'keyhole[timm]'.") from error
+    timm = optional("timm", user=name, packages="timm torchvision")
     backbone, share = EDGEFACES[name]
     network: nn.Module = timm.create_model(backbone, num_classes=512)
     if share is not None:

@@ -165,6 +165,7 @@ def enroll_folder(
         faces.watched.at,
         sizes_px=() if pipeline.matcher is None else pipeline.matcher.sizes_px,
         margin=pipeline.setting.margin,
+        camera=pipeline.camera,
         note=note,
     )
     return gallery, faces
@@ -178,7 +179,7 @@ def open_gallery(pipeline: Pipeline, path: Path, *, note: Note = no_note) -> Gal
     """
     if path.suffix == ".safetensors":
         gallery = load_gallery(path)
-        gallery.check(pipeline.model.fingerprint, pipeline.setting.margin)
+        gallery.check(pipeline.model.fingerprint, pipeline.setting.margin, pipeline.camera)
         return gallery
     return enroll_folder(pipeline, path, note=note)[0]
 
@@ -250,7 +251,7 @@ def _folder_of(name: str, root: Path) -> str:
 
 def _check_thresholds(pipeline: Pipeline, gallery: Gallery, thresholds: Thresholds, note: Note) -> None:
     model, margin, matcher = pipeline.model, pipeline.setting.margin, pipeline.matcher
-    gallery.check(model.fingerprint, margin)
+    gallery.check(model.fingerprint, margin, pipeline.camera)
     if thresholds.fingerprint != model.fingerprint:
         raise SettingError(
             "The thresholds were calibrated for another model. Calibrate this one: keyhole faces calibrate."

@@ -154,7 +154,7 @@ def study_factors(
     for model in models:
         for margin in margins:
             here = replace(setting, margin=margin)
-            path = None if folder is None else folder / f"{model.name}_{margin}.json"
+            path = None if folder is None else folder / _part_name(model, margin)
             matcher = by_model.get((model.fingerprint, margin))
             part = _kept(path, model, protocol, here, matcher)
             if part is None:
@@ -167,6 +167,12 @@ def study_factors(
                 condition = Condition(model.name, margin, row["face_px"], row["match"])
                 right[condition] = np.array([mark == "1" for mark in row["right"]])
     return _told(right, main, protocol, setting, _notes(models))
+
+
+def _part_name(model: FaceModel, margin: float | None) -> str:
+    """Return the name of a part's file; a model's own name may hold what leads elsewhere."""
+    readable = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in model.name)[:60]
+    return f"{readable}-{model.fingerprint[:8]}_{margin}.json"
 
 
 def _part(found: Evaluation) -> dict[str, Any]:

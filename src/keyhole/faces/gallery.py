@@ -32,6 +32,8 @@ class Gallery:
         sharp: Embedding of each as it is.
         small: Embeddings of each at smaller sizes, by ``face_px``.
         margin: Shown around each face; None for aligned 112 crops.
+        camera: How the photos were made small, as :class:`keyhole.faces.degradation.Degradation` says it; empty where
+            they were not, or where an earlier version did not tell.
     """
 
     fingerprint: str
@@ -40,6 +42,7 @@ class Gallery:
     sharp: Float[np.ndarray, "g d"]
     small: dict[float, Float[np.ndarray, "g d"]]
     margin: float | None = None
+    camera: str = ""
 
     def __len__(self) -> int:
         """Return how many photos are enrolled."""
@@ -61,12 +64,17 @@ class Gallery:
             )
         return self.small[face_px]
 
-    def check(self, fingerprint: str, margin: float | None) -> None:
-        """Check that it was made by a model, and with a margin.
+    def check(self, fingerprint: str, margin: float | None, camera: str = "") -> None:
+        """Check that it was made by a model, with a margin, and its small views by a camera.
 
         Raises:
             SettingError: It was not.
         """
+        if self.camera and camera and self.camera != camera:
+            raise SettingError(
+                f"The gallery was made with the camera {self.camera} of its matcher, and this matcher has {camera}: "
+                "other small views, other scores. Make it again: keyhole faces embed."
+            )
         if fingerprint == self.fingerprint and margin != self.margin:
             raise SettingError(
                 f"The gallery was made with a margin of {self.margin}, and this is {margin}: other crops, other "
@@ -212,6 +220,7 @@ def enroll(
     *,
     sizes_px: Sequence[float] = (),
     margin: float | None = None,
+    camera: str = "",
     note: Callable[[str], None] = lambda _text: None,
 ) -> Gallery:
     """Return a gallery of photos, with their embeddings at each of the sizes.
@@ -223,6 +232,7 @@ def enroll(
         view: Gives the embeddings at a ``face_px``, and as they are for None.
         sizes_px: For which sizes of probes; those of a matcher.
         margin: With which the faces were cut.
+        camera: How ``view`` makes them small.
         note: Is told what looks wrong.
 
     Raises:
@@ -235,7 +245,7 @@ def enroll(
         if people[i] != people[j]:
             note(f"Warning: {photos[i]} and {photos[j]} are the same picture under two people.")
     small = {float(px): view(px) for px in sizes_px}
-    return Gallery(fingerprint, tuple(people), tuple(photos), sharp, small, margin)
+    return Gallery(fingerprint, tuple(people), tuple(photos), sharp, small, margin, camera if small else "")
 
 
 def _copies(sharp: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -256,6 +266,7 @@ def save_gallery(path: Path, gallery: Gallery) -> None:
         "people": list(gallery.people),
         "photos": list(gallery.photos),
         "margin": gallery.margin,
+        "camera": gallery.camera,
     }
     tensors = {name: torch.from_numpy(np.ascontiguousarray(view, np.float32)) for name, view in views.items()}
     write_tensors(path, tensors, values, private=True)
@@ -278,9 +289,10 @@ def load_gallery(path: Path) -> Gallery:
         small = {float(name): view.float().numpy() for name, view in tensors.items()}
         fingerprint = str(values["fingerprint"])
         margin = None if values["margin"] is None else float(values["margin"])
-    except (LookupError, TypeError, ValueError) as error:
+        camera = str(values.get("camera", ""))
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise wrong from error
     same = all(view.shape == sharp.shape and np.isfinite(view).all() for view in (sharp, *small.values()))
     if not same or sharp.ndim != 2 or not len(people) == len(photos) == len(sharp):
         raise wrong
-    return Gallery(fingerprint, people, photos, sharp, dict(sorted(small.items())), margin)
+    return Gallery(fingerprint, people, photos, sharp, dict(sorted(small.items())), margin, camera)

@@ -321,7 +321,7 @@ def load_matcher(path: Path) -> Matcher:
         shares, sharp_px = tuple(float(share) for share in values["alike_shares"]), float(values["sharp_px"])
         about = dict(values["about"])
         made = Matcher(str(values["fingerprint"]), sizes, maps, means, mean, shares, sharp_px, people, about)
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise wrong from error
     width = mean.shape[-1]
     fits = maps.shape == (len(sizes), width, width) and means.shape == (len(sizes), width) and mean.ndim == 1

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from keyhole.errors import DivergenceError, KeyholeError, SettingError, WeightsError, unknown_name
+from keyhole.errors import DivergenceError, KeyholeError, SettingError, WeightsError, reason_of, unknown_name
 from keyhole.faces.compact import COMPACT, load_compact
 from keyhole.faces.description import Description, parse_description, read_description
 from keyhole.faces.edgeface import EDGEFACES, load_edgeface
@@ -242,7 +242,7 @@ def _load_itself(path: Path, where: _Where) -> FaceModel | None:
         described = parse_description(table, where=path.name, folder=path.parent, name=path.stem)
         network, graph = told["network"], told["graph"]
         module = rebuild(graph, tensors) if graph is not None else NETWORKS[network](tensors)
-    except (LookupError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, OverflowError) as error:
         message = f"{path} does not describe its face model. Write it anew, or describe it in a .toml file."
         raise WeightsError(message) from error
     source = network if graph is None else json.dumps(graph, sort_keys=True)
@@ -339,7 +339,7 @@ def _finished(network: Network, described: Description, *, digest: str | None, p
     except KeyholeError:
         raise
     except Exception as error:  # each runtime has its own types
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
         raise SettingError(f"{described.name} cannot run {count} images of {side} x {side} px ({reason}).") from error
     if described.embedding_size not in (None, size):
         raise SettingError(
@@ -369,8 +369,8 @@ def _tensor_digests(module: nn.Module) -> list[str]:
 
 _KIND = "keyhole face model 1"
 
-# how ONNX names a file that holds weights: entry "location" of a tensor, then its length and text
-_LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])")
+# how ONNX names a file that holds weights: entry "location" of a tensor, then its length (seven bits a byte) and text
+_LOCATION = re.compile(rb"\x0a\x08location\x12([\x80-\xff]{0,4}[\x00-\x7f])")
 
 
 def _beside(path: Path) -> list[str]:
@@ -379,10 +379,13 @@ def _beside(path: Path) -> list[str]:
         weights = path.with_suffix(".bin")
         return [sha256(weights)] if weights.is_file() else []
     data = path.read_bytes()
-    names = {
-        data[found.end() : found.end() + found[1][0]].decode(errors="replace") for found in _LOCATION.finditer(data)
-    }
-    return [sha256(path.parent / name) for name in sorted(names) if (path.parent / name).is_file()]
+    names = set()
+    for found in _LOCATION.finditer(data):
+        length = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(found[1]))
+        names.add(data[found.end() : found.end() + length].decode(errors="replace"))
+    if lacking := [name for name in sorted(names) if not (path.parent / name).is_file()]:
+        raise WeightsError(f"{path} keeps weights in {lacking[0]!r}, which is not beside it. Copy that file as well.")
+    return [sha256(path.parent / name) for name in sorted(names)]
 
 
 # what runs files of ONNX

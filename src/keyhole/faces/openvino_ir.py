@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from keyhole.errors import WeightsError
+from keyhole.errors import WeightsError, reason_of
 from keyhole.gradients import DepthwiseConv2d, PReLU
 
 _MOST_XML_BYTES = 64 * 2**20
@@ -138,7 +138,7 @@ def read_ir(path: Path) -> IrModule:
     try:
         return _Builder(path, nodes, data, shape).build()
     except (LookupError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
         raise WeightsError(f"{path} is no whole OpenVINO IR ({reason}). Get it anew.") from error
 
 
@@ -161,16 +161,16 @@ def rebuild(plan: Mapping[str, Any], weights: Mapping[str, Tensor]) -> IrModule:
             known.add(step.name)
         if plan["result"] not in known:
             raise ValueError(f"no step gives {plan['result']!r}")
-        asked = sum(math.prod(shape) for step in steps for shape in step.shapes)
+        asked = sum(math.prod(shape) + shape[0] * step.bias for step in steps for shape in step.shapes if shape)
         if (
             asked > 2 * sum(tensor.numel() for tensor in weights.values()) + 1000
-            or min((side for step in steps for shape in step.shapes for side in shape), default=0) < 0
+            or min((side for step in steps for shape in step.shapes for side in shape), default=1) < 1
         ):
             raise ValueError(f"{asked} numbers are asked for, and the file holds fewer")
         module = IrModule({step.name: step.module() for step in steps}, steps, plan["input"], plan["result"])
         module.load_state_dict(dict(weights))
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
         raise WeightsError(f"The file holds no network that can be built again ({reason}). Write it anew.") from error
     return module
 

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from keyhole.errors import SettingError, ShapeError, WeightsError, unknown_name
+from keyhole.errors import SettingError, ShapeError, WeightsError, reason_of, unknown_name
+from keyhole.libraries import optional
 
 CHUNK = 16  # images at once on a processor: more leave its caches, fewer do not fill it
 _QUEUED = 64  # images that wait for their turn one by one
@@ -99,7 +100,9 @@ class OnnxNetwork:
         try:
             self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # of a dozen types, none of them public
-            raise WeightsError(f"{path} is no ONNX file that can be run ({_line(error)}). Copy it again.") from error
+            raise WeightsError(
+                f"{path} is no ONNX file that can be run ({reason_of(error)}). Copy it again."
+            ) from error
         inputs = [(one.name, _sizes(one.shape), one.type) for one in self._session.get_inputs()]
         self._input, self.batch, self._last = _checked_input(inputs, path, size_px=size_px)
         outputs = [(one.name, _sizes(one.shape)) for one in self._session.get_outputs()]
@@ -152,7 +155,9 @@ class OpenVinoNetwork:
                 self.batch = None
             self.chunk = self.batch or _QUEUED
         except RuntimeError as error:
-            raise WeightsError(f"{path} is no model that OpenVINO can run ({_line(error)}). Copy it again.") from error
+            raise WeightsError(
+                f"{path} is no model that OpenVINO can run ({reason_of(error)}). Copy it again."
+            ) from error
 
     def _one_by_one(self, library: Any, core: Any, model: Any, shape: tuple[int, ...], threads: int | None) -> Any:
         """Return a queue that takes images one by one, as many at a time as there are threads; None where none fits."""
@@ -237,7 +242,7 @@ def import_module(text: str) -> nn.Module:
     try:
         source = importlib.import_module(path)
     except (Exception, SystemExit) as error:  # the user's own file may raise anything
-        raise SettingError(f"Cannot import {path!r} of {text!r}: {_line(error)}.") from error
+        raise SettingError(f"Cannot import {path!r} of {text!r}: {reason_of(error)}.") from error
     build = getattr(source, name, None)
     if not callable(build):
         callables = [key for key, value in vars(source).items() if callable(value) and not key.startswith("_")]
@@ -245,7 +250,7 @@ def import_module(text: str) -> nn.Module:
     try:
         module = build()
     except (Exception, SystemExit) as error:
-        raise SettingError(f"{text} failed when called: {_line(error)}.") from error
+        raise SettingError(f"{text} failed when called: {reason_of(error)}.") from error
     if not isinstance(module, nn.Module):
         raise SettingError(f"{text} gave {type(module).__name__}; expected a torch.nn.Module in evaluation mode.")
     return module
@@ -270,10 +275,7 @@ def module_source(module: nn.Module) -> str:
 def _library(name: str, path: Path) -> Any:
     if not path.is_file():
         raise WeightsError(f"Cannot read {path}: no such file. Name a model file, or download one.")
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise SettingError(f"{path.name} needs {name}. Install it: pip install 'keyhole[faces]'.") from error
+    return optional(name, user=path.name)
 
 
 def _threads(threads: int | None) -> int:
@@ -293,10 +295,6 @@ def _torch_threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _sizes(shape: Sequence[Any]) -> list[int | None]:

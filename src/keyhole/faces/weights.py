@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from keyhole.errors import WeightsError, unknown_name
+from keyhole.errors import WeightsError, reason_of, unknown_name
 from keyhole.files import read_tensors
 
 _PLAIN = re.compile(r"[<>|=]?([fiu][1248]|b1)")
@@ -48,7 +48,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise WeightsError(f"Cannot read {path}: {error.strerror or error}. Expected a weight file.") from error
     except Exception as error:  # each library reports damage in types of its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = reason_of(error)
         raise WeightsError(f"{path} is no weight file of that form ({reason}). Copy or convert it again.") from error
     tensors = _flat(value)
     if not tensors:
@@ -135,6 +135,8 @@ class _Kind:
     """A NumPy type in a pickle: a number type of one letter and a size, or objects."""
 
     def __init__(self, name: Any, *_: Any) -> None:
+        if not isinstance(name, str | bytes):
+            raise pickle.UnpicklingError(f"{type(name).__name__}, where the name of a type is expected")
         self.name = _text(name)
         self.order = "|"
 
@@ -164,6 +166,8 @@ class _Array:
 
 
 def _numbers(data: Any, kind: _Kind, shape: Any, order: Any) -> np.ndarray:
+    if not isinstance(data, str | bytes | bytearray):  # a number would make so many bytes
+        raise pickle.UnpicklingError(f"{type(data).__name__}, where the bytes of an array are expected")
     raw = data.encode("latin1") if isinstance(data, str) else bytes(data)
     dtype = kind.numpy()
     sizes = tuple(int(size) for size in shape)
@@ -192,7 +196,9 @@ def _mapping(pairs: Any = (), *_: Any) -> dict[Any, Any]:
 
 
 def _encoded(text: Any, *_: Any) -> bytes:
-    return str(text).encode("latin1")
+    if not isinstance(text, str):  # what a list says of itself doubles with each level
+        raise pickle.UnpicklingError(f"{type(text).__name__}, where a text is expected")
+    return text.encode("latin1")
 
 
 # what a pickle of arrays may name; every target is ours, and none calls what it is given

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from keyhole.gradients import DepthwiseConv2d
 from keyhole.models.layers import Reduce, Tapped, tap
 from keyhole.models.network import Network, random_images
-from keyhole.runtime import PRECISIONS, allow_compiled_copies
+from keyhole.runtime import PRECISIONS, allow_compiled_copies, choose_precision
 
 
 def freeze(
@@ -35,11 +35,23 @@ def freeze(
         network: The network; it is not changed.
         names: Dotted paths of the layers to capture.
         device: Where it shall run.
-        precision: ``bf16`` or ``fp32``, the precision of weights and features.
+        precision: ``bf16`` or ``fp32``, the precision of weights and features; or ``auto``, the faster one there.
         compile: Use ``torch.compile``.
         reduce: What to keep of a feature (see :func:`keyhole.models.layers.tap`).
+
+    Raises:
+        UnknownNameError: There is no such layer.
+        SettingError: Another precision.
+
+    Example:
+        >>> from keyhole.models.zoo import build
+        >>> teacher = freeze(build("resnet8", classes=10), ["layer1.0"])
+        >>> logits, features = teacher(torch.zeros(2, 3, 32, 32))
+        >>> logits.shape, features["layer1.0"].shape
+        (torch.Size([2, 10]), torch.Size([2, 16, 32, 32]))
     """
     device = device or torch.device("cpu")
+    precision = choose_precision(precision, device)
     module = fold_batch_norm(network, keep=names).to(device).eval().requires_grad_(False)
     module = _in_precision(module, network, precision).to(memory_format=torch.channels_last)
     tapped: nn.Module = Tapped(module, names, reduce=reduce)

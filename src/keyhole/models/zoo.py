@@ -15,8 +15,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from keyhole.errors import SettingError, UnknownNameError, WeightsError, unknown_name
+from keyhole.errors import SettingError, UnknownNameError, WeightsError, reason_of, unknown_name
 from keyhole.files import halved_state, read_tensors, write_tensors
+from keyhole.libraries import optional
 from keyhole.models.network import InputSpec, Network, evaluating, random_images
 from keyhole.models.resnet import CIFAR_RESNETS, CifarResNet
 
@@ -102,7 +103,7 @@ def save(network: Network, path: Path | str, *, about: Mapping[str, Any] | None 
     try:
         kept = json.loads(json.dumps(dict(about or {}), allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise SettingError(f"about cannot be kept in {path}: {_one_line(error)}. Give values that JSON has.") from error
+        raise SettingError(f"about cannot be kept in {path}: {reason_of(error)}. Give values that JSON has.") from error
     write_tensors(Path(path), tensors, {"network": described, "about": kept})
 
 
@@ -147,7 +148,7 @@ def load(path: Path | str) -> Network:
     tensors, metadata = read_tensors(Path(path))
     try:
         name, classes, spec = _described(metadata)
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         message = f"{path} does not say which network it holds; build it by name with these weights instead."
         raise WeightsError(message) from error
     if name not in CIFAR_RESNETS and not name.startswith("timm:"):
@@ -155,6 +156,8 @@ def load(path: Path | str) -> Network:
             f"{path} was made by {name!r}, and a file may not choose the code that runs. "
             f"If you trust that function, name it as the model and this file as its weights."
         )
+    if classes > max((tensor.shape[0] for tensor in tensors.values() if tensor.dim()), default=0):
+        raise WeightsError(f"{path} speaks of {classes} classes, and none of its weights has so many. Make it anew.")
     network = build(name, classes=classes, input=spec)
     fill(network.module, tensors, source=str(path))
     return network
@@ -237,7 +240,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             ) from error
         raise WeightsError(f"{path} is truncated or no weight file of torch.save. Copy it again.") from error
     except Exception as error:  # bytes of any kind, taken for a pickle, raise nearly anything
-        raise WeightsError(f"{path} is truncated or no weight file: {_one_line(error)}. Copy it again.") from error
+        raise WeightsError(f"{path} is truncated or no weight file: {reason_of(error)}. Copy it again.") from error
     for key in ("state_dict", "model", "net"):
         if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
             value = value[key]
@@ -252,16 +255,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     return dict(value)
 
 
-def _one_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:160].rstrip(".") if text else type(error).__name__
-
-
 def _build_timm(name: str, classes: int, spec: InputSpec | None) -> Network:
-    try:
-        import timm
-    except ImportError as error:
-        raise SettingError(f"{name} needs timm. Install it: pip install 'keyhole[timm]'.") from error
+    timm = optional("timm", user=name, packages="timm torchvision")
     short = name.removeprefix("timm:")
     if not timm.is_model(short.split(".")[0]):
         raise unknown_name("timm model", short, timm.list_models(), see="timm.list_models() gives all of them.")
@@ -276,8 +271,8 @@ def _build_timm(name: str, classes: int, spec: InputSpec | None) -> Network:
             module = timm.create_model(short, pretrained=False, **options)
     except (RuntimeError, AssertionError, ValueError) as error:
         if re.search(r"\btag\b", str(error)):  # the part after the dot, which this model does not have
-            raise UnknownNameError(f"Cannot build {name!r}: {_one_line(error)}. See timm.list_models().") from error
-        raise SettingError(f"{name} cannot be built: {_one_line(error)}. Give another --input-size.") from error
+            raise UnknownNameError(f"Cannot build {name!r}: {reason_of(error)}. See timm.list_models().") from error
+        raise SettingError(f"{name} cannot be built: {reason_of(error)}. Give another --input-size.") from error
     if spec is None:
         config = cast("dict[str, Any]", module.pretrained_cfg)
         size = config["input_size"]
@@ -292,7 +287,7 @@ def _build_function(name: str, classes: int, spec: InputSpec | None) -> Network:
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # the user's own file may raise anything
-        raise UnknownNameError(f"Cannot import {module_name!r} of {name!r}: {_one_line(error)}.") from error
+        raise UnknownNameError(f"Cannot import {module_name!r} of {name!r}: {reason_of(error)}.") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -300,7 +295,7 @@ def _build_function(name: str, classes: int, spec: InputSpec | None) -> Network:
     try:
         made = function(classes=classes)
     except (Exception, SystemExit) as error:
-        raise SettingError(f"{name} failed when called with classes={classes}: {_one_line(error)}.") from error
+        raise SettingError(f"{name} failed when called with classes={classes}: {reason_of(error)}.") from error
     if not isinstance(made, nn.Module):
         raise SettingError(f"{name} returned a {type(made).__name__}; expected a torch.nn.Module.")
     if spec is None:
@@ -318,7 +313,7 @@ def _try(network: Network) -> None:
     except (Exception, SystemExit) as error:
         size = " x ".join(map(str, network.input.size_px))
         raise SettingError(
-            f"{network.name} fails on images of {network.input.channels} x {size}: {_one_line(error)}. "
+            f"{network.name} fails on images of {network.input.channels} x {size}: {reason_of(error)}. "
             "Check --input-size, --mean and --std."
         ) from error
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -1,1 +1,1 @@
-"""Reports of hint points, trainings and the demonstration, as whole HTML files."""
+"""Reports: whole HTML files with their pictures inside, that need no network and no script."""

@@ -94,6 +94,11 @@ TERM_NAMES = {
     "sp": "which images the hint layers find alike (sp)",
     "semckd": "features of all hint layers, by learned shares (semckd)",
     "crd": "contrast of the last layers (crd)",
+    "embedding": "direction of the embedding (embedding)",
+    "relations": "how alike the embeddings of a batch are (relations)",
+    "seed": "how alike the embedding is to earlier ones (seed)",
+    "askd": "attention maps of the hint layers, small against sharp (askd)",
+    "margin": "people kept apart by an angle (margin)",
 }
 
 

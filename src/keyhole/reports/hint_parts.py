@@ -1,4 +1,4 @@
-"""The parts of the page about hint points; :mod:`keyhole.reports.pages` puts them together."""
+"""The parts of the page about hint points; :mod:`keyhole.reports.hints_page` puts them together."""
 
 from __future__ import annotations
 

@@ -253,3 +253,13 @@ dt{font-weight:600}dd{margin:0}
 dd{margin-bottom:8px}th,td{padding-right:14px}section{margin-top:32px}}
 @media print{section{break-inside:avoid}}
 """
+
+
+def times(ratio: float) -> str:
+    """Return how many times less something is."""
+    return f"{ratio:.2f} ×"  # noqa: RUF001
+
+
+def named(number: int, name: str) -> Html:
+    """Return the name of an arm with its color in drawings."""
+    return join([swatch(number), Html(" "), name])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from keyhole.reports import figures
+from keyhole.reports import explained, figures
 from keyhole.reports.markup import Column, Html, figure, grid, legend, page, paragraph, plural, section, table
 
 _NO_TERMS = ("epoch", "rate", "loss")
@@ -58,6 +58,7 @@ def _curves(arms: list[Mapping[str, Any]]) -> Html:
             for number, arm in enumerate(arms)
             if all(term in record for record in arm["history"])
         ]
-        drawn = figures.curves(lines, f"{term} over the epochs", title=term, width_in=4.4)
+        title = explained.TERM_NAMES.get(term, term)
+        drawn = figures.curves(lines, f"{title} over the epochs", title=title, width_in=4.4)
         drawings.append(figure(drawn, f"{term}, mean of an epoch."))
     return grid(drawings, kind="grid two")

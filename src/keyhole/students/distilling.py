@@ -35,6 +35,7 @@ from keyhole.hints.moments import ObserveConfig
 from keyhole.hints.selection import SELECTORS, Rule
 from keyhole.models.layers import Layer, layers
 from keyhole.models.network import Network
+from keyhole.plans import key
 from keyhole.progress import Progress, silent
 from keyhole.runtime import choose_device
 from keyhole.students.survival import layer_survival, surviving_hints
@@ -67,16 +68,16 @@ class StudentPlan:
             :func:`interpolated`). Below 1 for a student that begins with a file alone.
     """
 
-    name: str = ""
-    student: str = "compact-112-s"
-    terms: str = "embedding"
-    hints: str | None = None
-    count: int = 3
-    metric: str = "r2_cca"
-    balance: str = "weights"
-    samples: int = 2000
-    seed: int = 0
-    wise_ft: float = 1.0
+    name: str = key("", (str,), "a text")
+    student: str = key("compact-112-s", (str,), "a text")
+    terms: str = key("embedding", (str,), "a text such as 'embedding,relations'")
+    hints: str | None = key(None, (str,), "a text")
+    count: int = key(3, (int,), "a whole number", least=1)
+    metric: str = key("r2_cca", (str,), "a text")
+    balance: str = key("weights", (str,), "a text")
+    samples: int = key(2000, (int,), "a whole number", least=2)
+    seed: int = key(0, (int,), "a whole number", least=0)
+    wise_ft: float = key(1.0, (int, float), "a number", later=True)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from keyhole.errors import SettingError, WeightsError
+from keyhole.errors import SettingError, WeightsError, reason_of
+from keyhole.libraries import optional
 
 
 class OnnxTeacher(nn.Module):
@@ -34,7 +34,7 @@ class OnnxTeacher(nn.Module):
 
     def __init__(self, path: Path, *, output: str | None = None) -> None:
         super().__init__()
-        onnx, runtime = _library("onnx"), _library("onnxruntime")
+        onnx, runtime = (optional(name, user="Tapping an ONNX file") for name in ("onnx", "onnxruntime"))
         try:
             model = onnx.load(str(path))
             tensors = _sums(model.graph)
@@ -51,7 +51,7 @@ class OnnxTeacher(nn.Module):
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # of a dozen types, none of them public
-            reason = " ".join(str(error).split())[:200]
+            reason = reason_of(error)
             raise WeightsError(f"{path} is no ONNX file that can be run ({reason}). Copy it again.") from error
         if output is None and len(first) == 1:
             output = first[0]
@@ -105,10 +105,3 @@ def _sums(graph: Any) -> list[str]:
         for node in graph.node
         if node.op_type == "Add" and not any(name in constants for name in node.input)
     ]
-
-
-def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise SettingError(f"Tapping an ONNX file needs {name}. Install it: pip install 'keyhole[export]'.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -63,6 +64,14 @@ class FaceViews:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.crops)
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of the faces and of whom they show."""
+        digest = hashlib.sha256("\n".join(self.classes).encode(errors="backslashreplace"))
+        digest.update(self.labels.numpy().tobytes())
+        for part in torch.split(self.crops, 1024):
+            digest.update(part.numpy().tobytes())
+        return digest.hexdigest()
 
     def subset(self, positions: Sequence[int] | Int64[Tensor, " m"]) -> FaceViews:
         """Return the images at these positions of this split, in that order."""
@@ -297,6 +306,6 @@ def _crop(album: Album, name: str) -> np.ndarray:
     if photo.shape[:2] != (SIDE_PX, SIDE_PX):
         raise DataError(
             f"{name} of {album.root} is {photo.shape[1]} x {photo.shape[0]}; expected aligned crops of 112 x 112. "
-            "Align the photos first."
+            "Make them first: keyhole faces crop."
         )
     return photo

@@ -21,6 +21,7 @@ from typing import Any
 
 from keyhole.errors import RunError
 from keyhole.files import read_json, write_json, write_text
+from keyhole.runs import difference
 
 Keep = Callable[[str, Callable[[], str]], str]  # what was chosen under a name, else what a function chooses now
 
@@ -42,7 +43,7 @@ class Board:
 
     def __init__(self, path: Path, *, beat_s: float = BEAT_S, dead_after_s: float = DEAD_AFTER_S) -> None:
         self.path, self.beat_s, self.dead_after_s = path, beat_s, dead_after_s
-        self.owner = f"{_machine()} {os.getpid()} {uuid.uuid4().hex}"
+        self.owner = f"{_machine()} {os.getpid()} {_started(os.getpid())}-{uuid.uuid4().hex}"
         try:
             for folder in (self.cells, self.leases, self.cohorts):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,7 @@ class Board:
             done = self.result(cell)
             if done is not None and done["recipe"] != _as_told(recipe, done["recipe"]):
                 raise RunError(
-                    f"{self.path} holds cell {name!r} of another recipe: {_difference(done['recipe'], recipe)}. "
+                    f"{self.path} holds cell {name!r} of another recipe: {difference(done['recipe'], recipe)}. "
                     "Choose another --out, or name the changed cell anew."
                 )
 
@@ -157,7 +158,7 @@ class Board:
         now = json.loads(json.dumps(dict(recipe)))
         before = json.loads(self.settle(what, lambda: json.dumps(now)))
         if before != _as_told(now, before):
-            raise RunError(f"{self.path} holds another {what}: {_difference(before, now)}. Choose another --out.")
+            raise RunError(f"{self.path} holds another {what}: {difference(before, now)}. Choose another --out.")
 
     @contextmanager
     def hold(self, wanted: Sequence[str], most: int, *, least: int = 1) -> Iterator[list[str]]:
@@ -246,8 +247,12 @@ class Board:
             age_s = self._now() - lease.stat().st_mtime
         except OSError:
             return False
-        if len(owner) == 3 and owner[0] == _machine() and owner[1].isdecimal() and not _runs(int(owner[1])):
-            return False
+        if len(owner) == 3 and owner[0] == _machine() and owner[1].isdecimal():
+            if not _runs(int(owner[1])):
+                return False
+            began = owner[2].rpartition("-")[0]
+            if began and (now := _started(int(owner[1]))):  # known here, however long it was suspended
+                return began == now
         return age_s < self.dead_after_s
 
     def _now(self) -> float:
@@ -281,6 +286,15 @@ def _machine() -> str:
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
+def _started(process: int) -> str:
+    """Return when a process of this machine began, in the system's own count; empty where it does not tell."""
+    try:
+        told = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return told.rpartition(")")[2].split()[19]
+
+
 def _runs(process: int) -> bool:
     try:
         os.kill(process, 0)
@@ -297,13 +311,3 @@ _LATER = ("data_sha256",)  # what recipes did not tell from the beginning
 def _as_told(recipe: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe without what an earlier version did not tell in the one that is there."""
     return {key: value for key, value in recipe.items() if key not in _LATER or key in before}
-
-
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> str:
-    for key in (*old, *new):
-        if old.get(key) != new.get(key):
-            a, b = old.get(key), new.get(key)
-            if isinstance(a, dict) and isinstance(b, dict):
-                return _difference(a, b, f"{path}{key}.")
-            return f"{path}{key} is {json.dumps(a)} there and {json.dumps(b)} now"
-    return "nothing"

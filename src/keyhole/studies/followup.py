@@ -8,8 +8,8 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from keyhole.arms import ArmPlan
 from keyhole.distillation.terms import parse_terms
+from keyhole.plans import ArmPlan
 from keyhole.studies.plan import Comparison, Study
 
 FRESH_SEEDS = 6

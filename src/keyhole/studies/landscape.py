@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from keyhole.arms import ArmPlan
+from keyhole.plans import ArmPlan
 from keyhole.studies.plan import Comparison, Study
 from keyhole.studies.replay import Replayed, replay_searches
 from keyhole.studies.standings import (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from fnmatch import fnmatchcase
@@ -12,16 +13,16 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
-from keyhole.arms import ArmPlan, parse_count, read_arm, settled_before
 from keyhole.distillation.config import TrainConfig
 from keyhole.errors import DataError, SettingError, unknown_name
 from keyhole.files import read_toml, sha256
+from keyhole.plans import ArmPlan, beside, parse_count, read_arm, settled_before
 
 _OWN = ".safetensors"
 _FILES = (_OWN, ".pt", ".pth", ".bin", ".json")
 EVERY = "combinations"  # as hints: all combinations of candidate layers
 
-_KEYS = (
+KEYS = (
     "teacher", "weights", "data", "root", "seeds", "holdout", "students_per_pass", "baseline", "train", "arm",
     "comparison",
 )  # fmt: skip
@@ -226,8 +227,8 @@ def read_study(path: Path) -> Study:
 
 def _study(path: Path, value: Mapping[str, Any]) -> Study:
     for key in value:
-        if key not in _KEYS:
-            raise unknown_name("key of a study", key, _KEYS)
+        if key not in KEYS:
+            raise unknown_name("key of a study", key, KEYS)
     teacher = _of_kind(value, "teacher", str, "a text")
     weights = _of_kind(value, "weights", str, "a path", None)
     root = _of_kind(value, "root", str, "a path", None)
@@ -246,7 +247,7 @@ def _study(path: Path, value: Mapping[str, Any]) -> Study:
         seeds=tuple(seeds),
         holdout=_at_least(value, "holdout", 5000, 0),
         students_per_pass=_at_least(value, "students_per_pass", 8, 1),
-        arms=_unique(_beside(path, plan) for table in tables for plan in expand(table)),
+        arms=_unique(beside(path, plan) for table in tables for plan in expand(table)),
         baseline=_of_kind(value, "baseline", str, "the name of an arm", None),
         comparisons=_comparisons(_of_kind(value, "comparison", list, "[[comparison]] tables", [])),
     )
@@ -275,16 +276,6 @@ def _names(table: Mapping[str, Any], key: str) -> tuple[str, ...]:
     if not isinstance(names, list) or not names or not all(isinstance(one, str) for one in names):
         raise SettingError(f"{key} of a [[comparison]] is {given!r}; expected names of arms.")
     return tuple(names)
-
-
-def _beside(path: Path, plan: ArmPlan) -> ArmPlan:
-    """Return the plan with the paths in it taken from the folder of the study file."""
-    found = plan
-    if plan.student.endswith(_OWN):
-        found = replace(found, student=str(path.parent / plan.student))
-    if isinstance(plan.hints, str) and plan.hints.endswith(".json"):
-        found = replace(found, hints=str(path.parent / plan.hints))
-    return found
 
 
 _REQUIRED = object()
@@ -349,17 +340,28 @@ def expand(table: Any) -> Iterator[ArmPlan]:
             telling = [key for key in many if len(many[key]) > 1] or [key for key in ("terms", "hints") if key in table]
             chosen["name"] = " ".join(str(chosen[key]) for key in telling) or str(chosen.get("student", "arm"))
         else:
-            try:
-                chosen["name"] = named.format(**{key: chosen[key] for key in chosen if key != "name"})
-            except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
-                raise SettingError(
-                    f"name {named!r} of an [[arm]] names {error}, which is none of its keys {', '.join(table)}."
-                ) from error
+            chosen["name"] = _filled(named, {key: chosen[key] for key in chosen if key != "name"})
             if not chosen["name"].strip():
                 raise SettingError(f"name {named!r} of an [[arm]] comes to nothing; expected a text, or leave it out.")
-        plan = read_arm(chosen)
+        plan = read_arm(chosen, ArmPlan())
         parse_count(str(plan.count))
         yield plan
+
+
+def _filled(name: str, keys: Mapping[str, Any]) -> str:
+    """Return a name with the values of keys in braces; doubled braces stand for themselves."""
+
+    def part(found: re.Match[str]) -> str:
+        text = found[0]
+        if text in ("{{", "}}"):
+            return text[0]
+        if text[1:-1] not in keys:
+            raise SettingError(
+                f"name {name!r} of an [[arm]] names {text!r}, which is none of its keys {', '.join(keys)} in braces."
+            )
+        return str(keys[text[1:-1]])
+
+    return re.sub(r"\{\{|\}\}|\{[^{}]*\}|[{}]", part, name)
 
 
 def _unique(plans: Iterator[ArmPlan]) -> tuple[ArmPlan, ...]:

@@ -8,7 +8,6 @@ import time
 
 import numpy as np
 
-from keyhole.arms import ArmPlan, parse_count
 from keyhole.data.splits import Split
 from keyhole.errors import SettingError
 from keyhole.hints.choice import CONSENSUS, ChoiceConfig, choose_hints
@@ -18,6 +17,7 @@ from keyhole.hints.selection import HINT_RULES, QUALITY, Rule, select
 from keyhole.hints.similarity import ALWAYS, METRICS, consensus
 from keyhole.models.layers import layers
 from keyhole.models.network import Network
+from keyhole.plans import ArmPlan, parse_count
 from keyhole.progress import Progress, silent
 from keyhole.runtime import choose_device
 from keyhole.studies.board import Board, Keep

@@ -6,12 +6,11 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from keyhole.arms import ArmMaker, ArmPlan, parse_count, settled_before
+from keyhole.arms import ArmMaker
 from keyhole.data.sources import Data
 from keyhole.data.splits import Split, hold_out
 from keyhole.distillation.arm import Arm
@@ -23,6 +22,7 @@ from keyhole.distillation.training import Checkpointing, fit
 from keyhole.errors import DivergenceError, RunError, SettingError
 from keyhole.models.layers import Layer, layers
 from keyhole.models.network import Network, fingerprint
+from keyhole.plans import ArmPlan, parse_count, settled_before
 from keyhole.progress import Progress, silent
 from keyhole.runtime import choose_device, choose_precision, describe
 from keyhole.studies.board import Board
@@ -177,14 +177,16 @@ def search_hints(
     rungs = plan_search(search, total, train.epochs)
     board.agree("search", _recipe(teacher, data, plan, search, train))
     kept, held_out = hold_out(data.train, search.holdout)
-    maker = ArmMaker(teacher, kept, train, progress=progress)
+    maker = ArmMaker(teacher, kept, train, keep=board.settle, progress=progress)
     names = [layer.name for layer in candidates]
     drawn = draw_combinations(names, int(plan.count), rungs[0].students, seed=search.seed)
     arms = {layers: maker.make(replace(plan, name="+".join(layers), hints=layers)) for layers in drawn}
     if not next(iter(arms.values())).hints:
         raise SettingError(f"Terms {plan.terms} have no use for hints; add one that has, such as hint or at.")
     ground = _Ground(board, teacher, data.classes, kept, held_out, train, search.students_per_pass, progress, note)
-    with _alone(board):
+    with board.hold([_LEASE], 1) as held:
+        ground = replace(ground, held=held)
+        ground.check()
         tried, cost, seconds = _climb(ground, rungs, arms)
     return Found(
         teacher=teacher.name,
@@ -274,14 +276,6 @@ def _recipe(teacher: Network, data: Data, plan: ArmPlan, search: SearchConfig, t
     }
 
 
-@contextmanager
-def _alone(board: Board) -> Iterator[None]:
-    with board.hold([_LEASE], 1) as held:
-        if not held:
-            raise RunError(f"Another process is at work in {board.path}. Wait for it, or choose another --out.")
-        yield
-
-
 @dataclass(frozen=True)
 class _Ground:
     """What all groups of a search have in common."""
@@ -295,6 +289,12 @@ class _Ground:
     students_per_pass: int
     progress: Progress
     note: Callable[[str], None]
+    held: Sequence[str] = ()
+
+    def check(self) -> None:
+        """Stop where another process is at work, from the beginning on or since this one had stalled."""
+        if not self.held:
+            raise RunError(f"Another process is at work in {self.board.path}. Wait for it, or choose another --out.")
 
     def checkpoint(self, group: str) -> Path:
         return self.board.cohorts / f"{group}.safetensors"
@@ -304,6 +304,7 @@ class _Ground:
         names = [arm.name for arm in members]
         if (record := self.board.result(group)) is not None and record["recipe"] == {"arms": names, "until": until}:
             return record
+        self.check()
         self.note(f"{group}: {len(members)} students to epoch {until}")
         if before and not self.checkpoint(group).is_file():
             regroup(before, names, self.checkpoint(group))
@@ -344,6 +345,7 @@ def _climb(
             seconds += record["seconds"]
             tried |= {combo: _tried(combo, arms[combo].name, record, tried.get(combo)) for combo in climbing
                       if arms[combo] in members}  # fmt: skip
+        ground.check()
         for path in before:  # only now: until here a stop loses nothing
             path.unlink(missing_ok=True)
         before = [ground.checkpoint(group) for group in groups]

@@ -19,7 +19,7 @@ from keyhole.distillation.arm import Arm
 from keyhole.distillation.cohort import Cohort
 from keyhole.distillation.experiment import Result, percent, run_cohort
 from keyhole.errors import DataError, RunError, SettingError
-from keyhole.files import read_json, write_json
+from keyhole.files import read_json, sweep, write_json
 from keyhole.models.network import InputSpec, Network, count_macs, fingerprint
 from keyhole.models.zoo import build, save
 from keyhole.progress import Progress, silent
@@ -204,6 +204,7 @@ def _run_together(
     progress: Progress,
 ) -> Result:
     folder.mkdir(exist_ok=True)
+    sweep(folder)
     write_json(folder / "cells.json", [cell.id for cell in cells])
     result = run_cohort(
         [arms[cell.plan.name] for cell in cells],

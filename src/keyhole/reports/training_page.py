@@ -1,14 +1,12 @@
-"""Whole reports: one HTML file each, with its pictures inside, that needs no network and no script."""
+"""The report of a training or a cohort: what each student reached, and how it came there."""
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from keyhole.hints.choice import Hints
-from keyhole.reports import explained, figures, hint_parts
+from keyhole.reports import explained, figures
 from keyhole.reports.markup import (
     NOTHING,
     Column,
@@ -20,45 +18,16 @@ from keyhole.reports.markup import (
     grid,
     join,
     legend,
+    named,
     page,
     paragraph,
     plural,
     section,
-    swatch,
     table,
+    times,
 )
 
 _NO_TERMS = ("arm", "epoch", "rate", "loss", "held_out_top1")
-
-
-def hints_page(hints: Hints) -> str:
-    """Return the report about which layers of a teacher should teach, as one HTML file.
-
-    Args:
-        hints: What :func:`keyhole.hints.choice.choose_hints` found.
-
-    Example:
-        >>> from keyhole.data.sources import default_input, open_data
-        >>> from keyhole.hints.choice import ChoiceConfig, choose_hints
-        >>> from keyhole.models.zoo import build
-        >>> teacher = build("resnet14", classes=10, input=default_input("digits"))
-        >>> images = open_data("digits").train
-        >>> hints_page(choose_hints(teacher, images, config=ChoiceConfig(samples=100, draws=5)))[:15]
-        '<!DOCTYPE html>'
-    """
-    return page(
-        hint_parts.title(hints),
-        "Keyhole: hint points",
-        hint_parts.lead(hints),
-        hint_parts.hint_table(hints),
-        section("How alike the layers are", hint_parts.map_figure(hints)),
-        hint_parts.silhouette_section(hints),
-        hint_parts.stability_section(hints),
-        hint_parts.metrics_section(hints),
-        hint_parts.other_maps_section(hints),
-        hint_parts.time_section(hints),
-        hint_parts.limits_section(hints),
-    )
 
 
 def training_page(result: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:
@@ -143,7 +112,7 @@ def _result_table(result: Mapping[str, Any]) -> Html:
     for number, arm in enumerate(arms):
         kinds = ("top1", "top5", "held_out_top1") if held_out else ("top1", "top5")
         scores = [f"{arm[top][when]:.2f}" if arm[top] else NOTHING for top in kinds for when in ("last", "best")]
-        rows.append([_named(number, arm), *scores, str(arm["best_epoch"])])
+        rows.append([named(number, arm["name"]), *scores, str(arm["best_epoch"])])
     return table(columns, rows, strong=[0] if teacher else [])
 
 
@@ -159,17 +128,9 @@ def _size_table(result: Mapping[str, Any]) -> Html:
         sizes = [amount(arm["parameters"]), amount(arm["macs"])]
         if teacher:
             saved = arm["compression"]
-            sizes += [_times(saved["parameters"]), _times(saved["macs"])] if saved else [NOTHING, NOTHING]
-        rows.append([_named(number, arm), code(arm["student"]), _terms(arm), *sizes])
+            sizes += [times(saved["parameters"]), times(saved["macs"])] if saved else [NOTHING, NOTHING]
+        rows.append([named(number, arm["name"]), code(arm["student"]), _terms(arm), *sizes])
     return table(columns, rows, strong=[0] if teacher else [])
-
-
-def _named(number: int, arm: Mapping[str, Any]) -> Html:
-    return join([swatch(number), Html(" "), arm["name"]])
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:.2f} ×"  # noqa: RUF001
 
 
 def _terms(arm: Mapping[str, Any]) -> Html:
@@ -247,7 +208,7 @@ def _rate_section(names: Sequence[str], log: Sequence[Mapping[str, Any]], many: 
 
 def _hints_section(arms: Sequence[Mapping[str, Any]], taught: bool) -> Html:
     rows = [
-        [_named(number, arm), code(pair["student"]), _with_weight(pair)]
+        [named(number, arm["name"]), code(pair["student"]), _with_weight(pair)]
         for number, arm in enumerate(arms)
         for pair in arm["hints"]
     ]
@@ -261,72 +222,3 @@ def _hints_section(arms: Sequence[Mapping[str, Any]], taught: bool) -> Html:
 def _with_weight(pair: Mapping[str, Any]) -> Html:
     weight = pair.get("weight", 1)
     return code(pair["teacher"]) if weight == 1 else join([code(pair["teacher"]), Html(f" times {weight:g}")])
-
-
-def demo_page(summary: Mapping[str, Any], *, hints: Hints | None = None) -> str:
-    """Return the report about the demonstration, in which the same students are trained with several seeds.
-
-    Args:
-        summary: ``title``, ``note``, ``teacher``, ``arms`` with one ``top1`` a seed, and ``paired`` differences, all
-            in percent; the ends of an interval are None with a single seed.
-        hints: The choice of the hints, to be shown as well.
-    """
-    arms, teacher = summary["arms"], summary["teacher"]
-    seeds = max((len(arm["top1"]) for arm in arms), default=0)
-    rows = [(arm["name"], arm["top1"]) for arm in arms]
-    line = (teacher["name"], teacher["top1"]) if teacher else None
-    told = f"Top-1 of each arm over {plural(seeds, 'seed')}"
-    caption = "One dot a seed; the upright bar is their mean." if seeds > 1 else "One seed only."
-    dots = figure(figures.dots(rows, line, told), caption) if rows else ""
-    parts = [
-        paragraph(summary["note"], "note"),
-        section("What the students reach", _demo_table(summary), dots),
-        _paired_section(summary["paired"]),
-    ]
-    if hints is not None:
-        told = paragraph(f"{hint_parts.title(hints)}.")
-        shown = (hint_parts.lead(hints), hint_parts.hint_table(hints), hint_parts.map_figure(hints))
-        parts.append(section("Which layers teach", told, *shown))
-    return page(summary["title"], "Keyhole: demonstration", *parts)
-
-
-def _demo_table(summary: Mapping[str, Any]) -> Html:
-    teacher = summary["teacher"]
-    heads = ["top-1, %: mean", "standard deviation", "lowest", "highest", "seeds"]
-    heads += ["parameters", "fewer by", "MACs fewer by"]
-    columns = [Column("", number=False), *(Column(head) for head in heads)]
-    rows = []
-    if teacher:
-        spread = [NOTHING] * 3
-        sizes = [amount(teacher["parameters"]), NOTHING, NOTHING]
-        rows.append([f"{teacher['name']} (teacher)", f"{teacher['top1']:.2f}", *spread, "1", *sizes])
-    for number, arm in enumerate(summary["arms"]):
-        values, saved = arm["top1"], arm["compression"]
-        deviation = f"{statistics.stdev(values):.2f}" if len(values) > 1 else NOTHING
-        ends = [f"{min(values):.2f}", f"{max(values):.2f}"]
-        scores = [f"{statistics.fmean(values):.2f}", deviation, *ends, str(len(values))]
-        fewer = [_times(saved["parameters"]), _times(saved["macs"])] if saved else [NOTHING, NOTHING]
-        rows.append([_named(number, arm), *scores, amount(arm["parameters"]), *fewer])
-    return table(columns, rows, strong=[0] if teacher else [])
-
-
-def _paired_section(pairs: Sequence[Mapping[str, Any]]) -> Html:
-    if not pairs:
-        return Html("")
-    rows, lines = [], []
-    for pair in pairs:
-        low, high = pair["low"], pair["high"]
-        known = low is not None and high is not None
-        verdict = ("yes" if low <= 0 <= high else "no") if known else NOTHING
-        ends = f"{low:+.2f} to {high:+.2f}" if known else NOTHING
-        rows.append([f"{pair['name']} minus {pair['against']}", f"{pair['mean']:+.2f}", ends, verdict])
-        lines.append((f"{pair['name']} minus {pair['against']}", pair["mean"], low, high))
-    heads = [Column("seed by seed", number=False)]
-    heads += [Column(head) for head in ("mean, points", "95 % interval", "includes 0")]
-    drawn = figures.intervals(lines, "Paired differences in top-1 with their intervals")
-    told = "Each student is compared with the one of the same seed. "
-    if all(pair["low"] is None for pair in pairs):
-        told += "One seed gives no interval, so no difference here can be told from chance."
-    else:
-        told += "Where the interval includes 0, the difference cannot be told from chance."
-    return section("Differences", table(heads, rows), figure(drawn, told))
