@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ import torch
 import pattern_faces
 from keyhole import exporting
 from keyhole.errors import DivergenceError, SettingError, UnknownNameError
-from keyhole.exporting import Prepared, export
+from keyhole.exporting import Exported, Prepared, export
 from keyhole.faces.compact import compact, form_of
 from keyhole.faces.models import load_face_model, save_face_model
 from keyhole.faces.preparation import Licenses
@@ -34,6 +37,19 @@ def images() -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, 3, 24, 24)).astype(np.float32))
 
 
+@pytest.fixture(scope="module")
+def exported(
+    network: Prepared, images: torch.Tensor, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Exported]:
+    """The network in a form and precision, made once, in a folder of its own."""
+
+    @cache
+    def made(ending: str, precision: str) -> Exported:
+        return export(network, tmp_path_factory.mktemp("exported") / f"x{ending}", images, precision=precision)
+
+    return made
+
+
 def test_preparation_is_inside(network: Prepared, images: torch.Tensor) -> None:
     blue_first = images.flip(1)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in ((120.0, 125.0, 130.0), (60.0, 61.0, 62.0)))
@@ -44,29 +60,70 @@ def test_preparation_is_inside(network: Prepared, images: torch.Tensor) -> None:
 @pytest.mark.parametrize("ending", [".onnx", ".xml"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_a_file_gives_what_the_network_gives(
-    network: Prepared, images: torch.Tensor, tmp_path: Path, ending: str, precision: str
+    network: Prepared,
+    images: torch.Tensor,
+    exported: Callable[[str, str], Exported],
+    ending: str,
+    precision: str,
 ) -> None:
-    path = tmp_path / f"x{ending}"
-    found = export(network, path, images, precision=precision)
-    again = np.concatenate(list(exporting._run(path, images[:5])))
+    found = exported(ending, precision)
+    again = np.concatenate(list(exporting._run(found.path, images[:5])))
     with torch.no_grad():
         expected = network(images[:5]).numpy()
     worst = np.abs(again - expected).max() / np.abs(expected).max()
     assert worst <= {"fp32": 1e-3, "fp16": 2e-2, "int8": 0.5}[precision]
     assert found.cosine > {"fp32": 0.99999, "fp16": 0.999, "int8": 0.95}[precision]
     assert found.checked == 40
-    assert found.size_bytes == sum(each.stat().st_size for each in tmp_path.iterdir())
+    assert found.size_bytes == sum(each.stat().st_size for each in found.path.parent.iterdir())
     if precision == "fp32":
         assert found.size_bytes > 4 * sum(weight.numel() for weight in network.parameters())
 
 
-def test_half_and_integers_are_smaller(network: Prepared, images: torch.Tensor, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ending", "weights"), [(".onnx", ".onnx"), (".xml", ".bin")])
+def test_half_and_integers_are_smaller(exported: Callable[[str, str], Exported], ending: str, weights: str) -> None:
     sizes = [
-        export(network, tmp_path / f"{precision}.onnx", images[:8], precision=precision).size_bytes
-        for precision in ("fp32", "fp16", "int8")
+        exported(ending, precision).path.with_suffix(weights).stat().st_size for precision in ("fp32", "fp16", "int8")
     ]
     assert sizes[0] > 1.6 * sizes[1]
     assert sizes[0] > 1.7 * sizes[2]  # what stays whole is a fifth of this small network
+
+
+def test_an_ir_in_integers_computes_in_integers(exported: Callable[[str, str], Exported]) -> None:
+    import openvino
+
+    kinds = {}
+    for precision in ("fp16", "int8"):
+        graph = openvino.Core().read_model(str(exported(".xml", precision).path)).get_ops()
+        kinds[precision] = [f"{op.get_type_name()} {op.get_output_element_type(0).get_type_name()}" for op in graph]
+    assert kinds["int8"].count("FakeQuantize f32") > 20
+    assert kinds["int8"].count("Constant i8") > 10
+    assert not any(kind.startswith("FakeQuantize") or kind.endswith(" i8") for kind in kinds["fp16"])
+
+
+def rows_at(cosines: list[float]) -> np.ndarray:
+    """Rows that lie so to the first axis."""
+    return np.array([(cosine, math.sqrt(1 - cosine**2)) for cosine in cosines], np.float32)
+
+
+AXIS = np.array([(1, 0)] * 2, np.float32)
+
+
+def test_integers_may_turn_outputs_by_a_mean_cosine_of_95_hundredths() -> None:
+    worst, cosine, least = exporting._compared(rows_at([0.92, 1.0]), AXIS, Path("x.xml"), "int8")
+    assert worst == pytest.approx(math.sqrt(1 - 0.92**2), abs=1e-6)
+    assert (cosine, least) == pytest.approx((0.96, 0.92), abs=1e-6)
+    with pytest.raises(DivergenceError, match=r"another direction than the network: mean cosine 0\.940, expected at"):
+        exporting._compared(rows_at([0.88, 1.0]), AXIS, Path("x.xml"), "int8")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_numbers_that_are_none_and_other_shapes_are_refused(precision: str) -> None:
+    broken = AXIS.copy()
+    broken[1, 1] = np.nan
+    for found, shape in ((broken, "(2, 2)"), (AXIS[:1], "(1, 2)"), (AXIS[:, :1], "(2, 1)")):
+        with pytest.raises(DivergenceError) as caught:
+            exporting._compared(found, AXIS, Path("x.onnx"), precision)
+        assert f"x.onnx gives {shape} instead of (2, 2), or NaN" in str(caught.value)
 
 
 def test_what_is_wrong_is_told_and_nothing_is_written(

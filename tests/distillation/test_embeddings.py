@@ -173,3 +173,9 @@ def test_what_is_wrong_is_told() -> None:
     for settings in ({"margin": -0.1}, {"margin": 2.0}, {"scale": 0.0}, {"people": 1}):
         with pytest.raises(SettingError, match="expected 0 to pi / 2, above 0, and at least 2 people"):
             MarginSoftmax(**{"size": 4, "people": 3, **settings})  # type: ignore[arg-type]
+
+
+def test_a_margin_is_the_published_one_where_none_is_given() -> None:
+    embeddings, people = torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    found = MarginSoftmax(4, 3)(embeddings, people)
+    assert found.item() == MarginSoftmax(4, 3, margin=0.5, scale=64.0)(embeddings, people).item()

@@ -107,7 +107,10 @@ def test_half_precision_gives_nearly_the_same() -> None:
         torch.arange(64),
         tuple("abcdefghij"),
     )
+    seen: list[torch.dtype] = []
+    network.module.conv1.register_forward_hook(lambda *given: seen.append(given[2].dtype))
     full, half = (evaluate(network, split, precision=precision) for precision in ("fp32", "bf16"))
+    assert seen == [torch.float32, torch.bfloat16]
     assert half.top5 == pytest.approx(full.top5, abs=0.1)
     assert network.module.conv1.weight.dtype == torch.float32
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from keyhole.distillation.adapters import HintAdapter
+from keyhole.distillation.adapters import HintAdapter, VariationalHead
 from keyhole.distillation.arm import Arm, told_loss
 from keyhole.distillation.embeddings import attention_similarity_loss
 from keyhole.distillation.losses import attention_loss, decoupled_loss, similarity_preserving_loss
@@ -198,3 +198,27 @@ def test_blanks_do_not_count_and_cost_nothing() -> None:
     assert parse_terms(" ce = 1, dkd ( beta = 2 ) = 3 ") == parse_terms("ce=1,dkd(beta=2)=3")
     with pytest.raises(UnknownNameError):
         parse_terms("a" + " " * 100_000 + "(")  # read in a time that grows with its length alone
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_hints_of_vid_weigh_as_three(count: int) -> None:
+    student, teacher = torch.randn(6, 3, 4, 4), torch.randn(6, 4, 4, 4)
+    pairs = tuple(HintPair(f"t{i}", f"s{i}") for i in range(count))
+    features = {pair.student: student for pair in pairs}, {pair.teacher: teacher for pair in pairs}
+    view = View(torch.zeros(6, 2), features[0], None, features[1], torch.zeros(6, dtype=torch.int64), torch.arange(6))
+    term = build_term(Term("vid", 1.0), Setting(pairs, [(3, 4)] * count))
+    heads = [part for part in term.modules() if isinstance(part, VariationalHead)]
+    expected = 3 * torch.stack([head(student, teacher) for head in heads]).mean()
+    torch.testing.assert_close(term(view), expected)
+
+
+@pytest.mark.parametrize("name", ["crd", "margin"])
+def test_what_a_term_draws_comes_from_its_seed(name: str) -> None:
+    def drawn(seed: int) -> dict[str, torch.Tensor]:
+        setting = Setting((HintPair("t", "s"),), [(3, 4)], labels=torch.arange(20) % 4, seed=seed, outputs=8, classes=4)
+        torch.manual_seed(0)
+        return build_term(Term(name, 1.0), setting).state_dict()
+
+    first, again, other = drawn(1), drawn(1), drawn(2)
+    assert all(torch.equal(tensor, again[key]) for key, tensor in first.items())
+    assert any(not torch.equal(tensor, other[key]) for key, tensor in first.items())

@@ -15,7 +15,9 @@ from keyhole.data.splits import Batch, MemorySplit
 from keyhole.distillation.arm import Arm
 from keyhole.distillation.balance import gradient_scales
 from keyhole.distillation.cohort import Cohort
-from keyhole.distillation.config import TrainConfig
+from keyhole.distillation.config import TrainConfig, make_optimizer
+from keyhole.distillation.evaluation import Accuracy
+from keyhole.distillation.group import ALONE
 from keyhole.distillation.terms import HintPair, Term, View, parse_terms
 from keyhole.distillation.training import Checkpointing, Outcome, fit
 from keyhole.errors import (
@@ -335,6 +337,21 @@ def test_any_optimizer_goes_on_bit_for_bit(
         fit(cohort_of(arm("ce", toy_input)), toy_split, checkpointing=kept)
 
 
+def test_adamw_takes_the_steps_of_its_equations() -> None:
+    rate, decay, b1, b2 = 0.1, 0.2, 0.8, 0.999
+    weight = nn.Parameter(torch.tensor([1.0]))
+    config = TrainConfig(epochs=1, optimizer="adamw", lr=rate, momentum=b1, weight_decay=decay)
+    optimizer = make_optimizer([weight], config)
+    expected, first, second = 1.0, 0.0, 0.0
+    for step, gradient in enumerate((0.5, -2.0, 0.1), start=1):
+        weight.grad = torch.tensor([gradient])
+        optimizer.step()
+        first, second = b1 * first + (1 - b1) * gradient, b2 * second + (1 - b2) * gradient**2
+        expected -= rate * decay * expected
+        expected -= rate * (first / (1 - b1**step)) / (math.sqrt(second / (1 - b2**step)) + 1e-8)
+        assert weight.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_run_that_ends_an_epoch_early_goes_on_bit_for_bit(
     tmp_path: Path, toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec
 ) -> None:
@@ -634,6 +651,30 @@ def test_balanced_arms_learn_and_are_resumed_bit_for_bit(
     assert not same(plain, whole[0])
 
 
+def test_balanced_terms_keep_their_weights(toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec) -> None:
+    one = replace(arm("ce=1,kd=3", toy_input), balance="gradients")
+    cohort = cohort_of(one, teacher=toy_teacher, train=toy_split)
+    (learner,) = cohort.learners
+    cohort.train_mode()
+    learner.look(next(cohort.lessons(toy_split.training_batches(8, seed=0, epoch=0))), "fp32", ALONE)
+    found, scales = learner.told_sums(), learner.scales
+    assert scales["kd"] != 1
+    assert found["loss"] == pytest.approx(scales["ce"] * found["ce"] + 3 * scales["kd"] * found["kd"], rel=1e-5)
+
+
+def test_the_balance_is_looked_at_every_so_many_steps(
+    toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("keyhole.distillation.learner.BALANCE_EVERY", 2)
+    cohort = cohort_of(replace(arm("ce,kd", toy_input), balance="gradients"), teacher=toy_teacher, train=toy_split)
+    cohort.train_mode()
+    seen = []
+    for lesson in cohort.lessons(toy_split.training_batches(8, seed=0, epoch=0)):
+        cohort.step(lesson, 0.05)
+        seen.append(cohort.learners[0].scales["kd"])
+    assert seen[0] == seen[1] != seen[2] == seen[3] != seen[4] == seen[5]
+
+
 def test_a_balance_that_does_not_exist(toy_input: InputSpec) -> None:
     with pytest.raises(UnknownNameError, match="Unknown balance 'gradient'; nearest known: gradients"):
         replace(arm("ce", toy_input), balance="gradient")
@@ -674,10 +715,26 @@ def test_the_best_epoch_is_that_of_the_held_out_images(toy_split: MemorySplit, t
     scores = [record["held_out_top1"] for record in outcome.history]
     assert scores[outcome.best_epoch - 1] == max(scores)
     assert max(scores[outcome.best_epoch :], default=-1) < max(scores)  # of equals the last
-    shorter = replace(config, epochs=outcome.best_epoch, milestones=())
-    if not any(round(m * 4) < outcome.best_epoch for m in config.milestones):
-        last = fit(cohort_of(arm("ce", toy_input), config=shorter), toy_split).outcomes[0].last
-        assert all(torch.equal(tensor, weights(last)[name]) for name, tensor in weights(outcome.best).items())
+
+
+def test_the_best_weights_are_those_of_their_epoch(
+    toy_split: MemorySplit, toy_input: InputSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.9, 0.5, 0.4])
+    monkeypatch.setattr(
+        "keyhole.distillation.training.evaluate", lambda *_, **__: Accuracy(next(scores), top5=1.0, images=12)
+    )
+    cohort = cohort_of(arm("ce", toy_input), config=replace(CONFIG, epochs=3))
+    copies: list[dict[str, torch.Tensor]] = []
+
+    def log(_record: dict[str, Any]) -> None:
+        copies.append({name: tensor.clone() for name, tensor in weights(cohort.learners[0].network).items()})
+
+    outcome = fit(cohort, toy_split, toy_split.subset(range(12)), log=log).outcomes[0]
+    assert outcome.best_epoch == 1
+    for found, epoch in ((outcome.best, 0), (outcome.last, 2)):
+        assert all(torch.equal(tensor, copies[epoch][name]) for name, tensor in weights(found).items())
+    assert any(not torch.equal(tensor, copies[2][name]) for name, tensor in copies[0].items())
 
 
 @pytest.mark.parametrize("held_out", [False, True])

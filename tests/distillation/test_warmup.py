@@ -21,12 +21,13 @@ def warmed(steps: int, train: MemorySplit, teacher: Network, config: TrainConfig
     return warm_up("resnet8", teacher.input, train, config=config, steps=steps, teacher=teacher)
 
 
-def test_the_steps_are_those_of_plain_training(toy_split: MemorySplit, toy_teacher: Network) -> None:
-    found = warmed(8, toy_split, toy_teacher)  # an epoch has six
+@pytest.mark.parametrize("decay", [5e-4, 0.1])
+def test_the_steps_are_those_of_plain_training(toy_split: MemorySplit, toy_teacher: Network, decay: float) -> None:
+    found = warmed(8, toy_split, toy_teacher, replace(CONFIG, weight_decay=decay))  # an epoch has six
     torch.manual_seed(3)
     network = build("resnet8", classes=3, input=toy_teacher.input)
     network.module.train()
-    optimizer = torch.optim.SGD(network.module.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(network.module.parameters(), lr=0.05, momentum=0.9, weight_decay=decay)
     batches = [*toy_split.training_batches(8, seed=3, epoch=0), *toy_split.training_batches(8, seed=3, epoch=1)][:8]
     for batch in batches:
         optimizer.zero_grad()

@@ -153,6 +153,41 @@ def test_blur_noise_and_codec_vary_from_image_to_image() -> None:
     assert camera.draw(10, 7) == camera.draw(4000, 7)[:10]
 
 
+def test_no_choice_moves_another() -> None:
+    def drawn(text: str) -> tuple[Degradation, ...]:
+        return parse_distribution(text).draw(4000, seed=5)
+
+    values = drawn("uniform-ratio:0.1-0.9;methods=cv2-area+pil-box,blur=0.5-4,noise=1-20,jpeg=10-90")
+    some = drawn("fixed:8;blur=1@0.5,noise=1@0.5,jpeg=50@0.5")
+    columns = {
+        "size": [each.face_px for each in values],
+        "down": [each.down == "pil-box" for each in values],
+        "up": [each.up == "pil-box" for each in values],
+        "blur": [each.blur_sigma_px for each in values],
+        "noise": [each.noise_sigma for each in values],
+        "jpeg": [each.quality for each in values],
+        "webp": [each.quality for each in drawn("fixed:8;webp=10-90")],
+        "any blur": [each.blur_sigma_px > 0 for each in some],
+        "any noise": [each.noise_sigma > 0 for each in some],
+        "any jpeg": [each.codec is not None for each in some],
+        "any webp": [each.codec is not None for each in drawn("fixed:8;webp=50@0.5")],
+        "share": [each.face_px == 8 for each in drawn("fixed:8;share=0.5")],
+    }
+    correlations = np.corrcoef(np.array(list(columns.values()), float)) - np.eye(len(columns))
+    one, other = np.unravel_index(np.abs(correlations).argmax(), correlations.shape)
+    names = list(columns)
+    assert np.abs(correlations).max() < 0.05, f"{names[one]} and {names[other]}"
+
+
+@pytest.mark.parametrize("codecs", ["jpeg=30@0.5,webp=60@0.5", "webp=60@0.5,jpeg=30@0.5"])
+def test_an_image_that_both_codecs_come_to_goes_through_webp(codecs: str) -> None:
+    both = [each.codec for each in parse_distribution(f"fixed:8;{codecs}").draw(400, 5)]
+    jpeg = [each.codec for each in parse_distribution("fixed:8;jpeg=30@0.5").draw(400, 5)]
+    webp = [each.codec for each in parse_distribution("fixed:8;webp=60@0.5").draw(400, 5)]
+    assert both == [by_webp or by_jpeg for by_jpeg, by_webp in zip(jpeg, webp, strict=True)]
+    assert sum(one is not None and other is not None for one, other in zip(jpeg, webp, strict=True)) > 50
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -308,3 +308,11 @@ def test_informative_hints_are_chosen_with_their_stability(knowing: tuple[Networ
     assert same.information == {}
     with pytest.raises(DataError, match="needs labeled images"):
         choose_hints(network, replace(split, classes=()), rule, config=config)
+
+
+def test_auto_looks_at_ten_clusters_at_most_and_of_equals_takes_the_fewest(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = row(*[8] * 14)
+    found = select(many, alike(*range(0, 98, 7)), Rule(count=None))
+    assert max(found.silhouettes) == 10
+    monkeypatch.setattr("keyhole.hints.selection._silhouettes", lambda *_: {2: 0.5, 3: 0.5, 4: 0.4})
+    assert len(select(STAGES, alike(*PLACES), Rule(count=None)).hints) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from keyhole.errors import SettingError
 from keyhole.faces.compact import form_of
 from keyhole.faces.distributions import parse_distribution
 from keyhole.students.blends import Blending, with_blends
+from keyhole.students.turning import turned_places
 from keyhole.students.views import FaceViews, read_faces
 
 FORM = form_of("compact-112-s").preparation
@@ -72,6 +74,23 @@ def test_shares_vary_over_the_face_between_the_two(faces: FaceViews) -> None:
     assert (uneven[:, 1:] - uneven[:, :-1]).abs().max() <= 20  # of 150: smooth, no border
 
 
+def test_a_face_gives_30_to_70_percent_of_the_whole(faces: FaceViews) -> None:
+    blends = with_blends(of(faces, gray(50), gray(200)), 150, seed=1, how=PLAIN).crops[2:]
+    shares = (blends[:, 0, 0, 0].float() - 50) / 150
+    assert 0.295 < shares.min() < 0.33
+    assert 0.67 < shares.max() < 0.705
+    assert float(shares.std()) == pytest.approx(0.4 / 12**0.5, abs=0.015)
+
+
+def test_each_of_the_two_is_mirrored_every_other_time(faces: FaceViews) -> None:
+    sided = torch.cat([gray(60)[:, :56], gray(180)[:, 56:]], dim=1)
+    halves = with_blends(of(faces, sided, sided), 200, seed=5, how=PLAIN).crops[2:].float().split(56, dim=2)
+    rise = halves[1].mean(dim=(1, 2, 3)) - halves[0].mean(dim=(1, 2, 3))
+    counts = [int(some.sum()) for some in (rise > 119, rise < -119, rise.abs() < 50)]  # neither, both, one of them
+    assert counts == [pytest.approx(50, abs=20), pytest.approx(50, abs=20), pytest.approx(100, abs=25)]
+    assert sum(counts) == 200
+
+
 def test_light_changes_brightness_and_barely_the_color(faces: FaceViews) -> None:
     lit = (
         with_blends(of(faces, gray(90), gray(90)), 400, seed=2, how=Blending(**NONE | {"light": 0.2})).crops[2:].float()
@@ -107,6 +126,19 @@ def test_tone_changes_contrast_and_color(faces: FaceViews) -> None:
     assert 0.03 < color.log().std(dim=0).min() < color.log().std(dim=0).max() < 0.12
 
 
+def test_tone_changes_saturation_by_itself(faces: FaceViews) -> None:
+    reddish = torch.tensor([30, -15, -15])
+    halves = torch.cat([gray(90)[:56] + reddish, gray(130)[56:] + reddish]).to(torch.uint8)
+    toned = with_blends(of(faces, halves, halves), 150, seed=2, how=Blending(**NONE | {"tone": 0.2})).crops[2:]
+    toned = toned[(toned.flatten(1) < 255).all(dim=1) & (toned.flatten(1) > 0).all(dim=1)].double()
+    assert len(toned) > 145
+    dark, bright = toned[:, 0, 0], toned[:, 111, 0]
+    middle = (dark + bright) / 2 / (bright - dark)  # of each color, whatever its brightness and the contrast
+    saturation = ((middle[:, 0] - middle[:, 1]) * 40 / 45).log()
+    assert 0.16 < saturation.std() < 0.24
+    assert saturation.mean().abs() < 0.05
+
+
 def test_a_head_turns_to_both_sides(faces: FaceViews) -> None:
     ramp = torch.arange(112).add(70).to(torch.uint8)
     across = ramp[None, :, None].expand(112, 112, 3)
@@ -119,6 +151,23 @@ def test_a_head_turns_to_both_sides(faces: FaceViews) -> None:
     assert ahead.min() < -1
     assert ahead.max() > 1
     assert 1 < ahead.std() < 8
+
+
+def test_a_head_turns_up_and_down_by_half_as_much(faces: FaceViews) -> None:
+    line = torch.arange(112)
+    ramp = (line * 2 + 16).to(torch.uint8)[:, None, None].expand(112, 112, 3)
+    blends = with_blends(of(faces, ramp, ramp), 50, seed=3, how=Blending(**NONE | {"turn": 12.0})).crops[2:]
+
+    def bend(rows: torch.Tensor) -> torch.Tensor:
+        return rows[:, 68:74, 54:59].mean(dim=(1, 2)) - rows[:, 68:74, [30, 82]].mean(dim=(1, 2))
+
+    degrees = torch.linspace(-15, 15, 11)
+    places = torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1).float().expand(11, -1, -1, -1)
+    bends = bend(turned_places(places, torch.zeros(11), degrees)[..., 1])
+    order = bends.argsort()
+    found = np.interp(bend((blends[..., 0].float() - 16) / 2), bends[order], degrees[order])
+    assert 4.5 < found.std() < 7.5
+    assert abs(found.mean()) < 3
 
 
 def test_a_single_face_or_a_negative_number_is_refused(faces: FaceViews) -> None:

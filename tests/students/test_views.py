@@ -6,30 +6,35 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
+import oracles
 import pattern_faces
+from keyhole.data.splits import Share
 from keyhole.distillation.cohort import Cohort
 from keyhole.distillation.config import TrainConfig
-from keyhole.distillation.training import Checkpointing, fit
+from keyhole.distillation.training import Checkpointing, Outcome, fit
 from keyhole.errors import DataError, SettingError, UnknownNameError
-from keyhole.faces.compact import form_of
-from keyhole.faces.degradation import degrade, image_seeds
-from keyhole.faces.distributions import parse_distribution
-from keyhole.faces.models import load_face_model
+from keyhole.faces.compact import compact, form_of
+from keyhole.faces.degradation import Degradation, degrade, image_seeds
+from keyhole.faces.distributions import Distribution, parse_distribution
+from keyhole.faces.models import load_face_model, save_face_model
+from keyhole.faces.preparation import Licenses
 from keyhole.hints.choice import Choice, Hints
 from keyhole.hints.selection import Rule
 from keyhole.models.layers import Layer, tap
+from keyhole.models.network import Network
 from keyhole.students.distilling import StudentPlan, distill, plan_arm, save_student
 from keyhole.students.survival import layer_survival, surviving_hints
-from keyhole.students.teachers import load_teacher
-from keyhole.students.views import FaceViews, Who, drawn, in_form, read_faces
+from keyhole.students.teachers import FaceTeacher, input_of, load_teacher
+from keyhole.students.views import FaceViews, Who, _mixed, drawn, in_form, read_faces
 
 CAMERA = parse_distribution("fixed:8,12,24")
+NOISY = parse_distribution("fixed:12;noise=8")
 SMALL = form_of("compact-24-s").preparation
 CONFIG = TrainConfig(epochs=2, batch_size=8, lr=0.02, precision="fp32", device="cpu", compile="off")
 
@@ -146,11 +151,46 @@ def test_an_epoch_goes_on_where_it_stopped_and_others_differ(faces: FaceViews) -
     assert int((plain.views % 2).sum()) == 0
 
 
-def test_a_test_sees_sharp_faces_or_small_ones(faces: FaceViews) -> None:
+def by_index(faces: FaceViews, *, augment: bool, seed: int = 0, epoch: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """What students see in an epoch, and which are mirrored, in the order of the faces."""
+    (batch,) = faces.training_batches(len(faces), seed=seed, epoch=epoch, augment=augment)
+    assert batch.views is not None
+    order = batch.indices.argsort()
+    return batch.images[order], batch.views[order] % 2
+
+
+@pytest.mark.parametrize("other", [{"epoch": 1}, {"seed": 1}])
+def test_the_camera_and_mirroring_change_with_epoch_and_seed(faces: FaceViews, other: dict[str, int]) -> None:
+    assert torch.equal(by_index(faces, augment=False)[0], by_index(faces, augment=False)[0])
+    assert not torch.equal(by_index(faces, augment=False)[0], by_index(faces, augment=False, **other)[0])
+    assert not torch.equal(by_index(faces, augment=True)[1], by_index(faces, augment=True, **other)[1])
+
+
+def test_each_face_has_noise_of_its_own(faces: FaceViews) -> None:
+    (batch,) = replace(faces, camera=NOISY).training_batches(20, seed=3, epoch=1)
+    assert batch.views is not None
+    hows, seeds = NOISY.draw(20, _mixed(3, 1)), image_seeds(_mixed(3, 1), 20)
+    for row, view, seen in zip(batch.indices.tolist(), batch.views.tolist(), batch.images, strict=True):
+        crop = faces.crops[row].flip(1) if view % 2 else faces.crops[row]
+        assert torch.equal(seen, in_form(degrade(crop[None], hows[row], seed=[seeds[row]]), SMALL)[0])
+
+
+def test_shares_of_processes_make_up_the_whole_batch(faces: FaceViews) -> None:
+    noisy = replace(faces, camera=NOISY)
+    whole = list(noisy.training_batches(10, seed=3, epoch=1))
+    shares = [list(noisy.training_batches(5, seed=3, epoch=1, share=Share(number, 2))) for number in range(2)]
+    assert len(whole) == 2
+    for batch, *parts in zip(whole, *shares, strict=True):
+        for name in ("images", "labels", "indices", "views"):
+            assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
+
+
+@pytest.mark.parametrize("camera", [CAMERA, NOISY])
+def test_a_test_sees_sharp_faces_or_small_ones(faces: FaceViews, camera: Distribution) -> None:
     sharp = torch.cat([batch.images for batch in faces.batches(7)])
     assert torch.equal(sharp, in_form(faces.crops, faces.shown))
-    small = torch.cat([batch.images for batch in replace(faces, small_seed=5).batches(7)])
-    expected = degrade(faces.crops, CAMERA.draw(20, 5), seed=image_seeds(5, 20))
+    small = torch.cat([batch.images for batch in replace(faces, small_seed=5, camera=camera).batches(7)])
+    expected = degrade(faces.crops, camera.draw(20, 5), seed=image_seeds(5, 20))
     assert torch.equal(small, in_form(expected, faces.shown))
 
 
@@ -181,6 +221,103 @@ def test_layers_of_a_published_network_survive_less_as_faces_shrink(shared: Path
     assert all(0 <= less[name] < more[name] <= 1 for name in names)
 
 
+def test_survival_is_how_alike_pooled_features_are(faces: FaceViews, toy_teacher: Network) -> None:
+    names = ["layer1.0", "layer3.1"]
+    one_size = replace(faces, camera=parse_distribution("fixed:6"))  # the same for all, in whatever order
+    found = layer_survival(toy_teacher, one_size, names, samples=500, seed=2)
+    pooled = []
+    for crops in (faces.crops, degrade(faces.crops, Degradation(6))):
+        with torch.no_grad(), tap(toy_teacher.module.eval(), names) as features:
+            toy_teacher(in_form(crops, faces.shown))
+        pooled.append([features[name].double().mean(dim=(2, 3)).numpy() for name in names])
+    expected = [oracles.linear_cka(sharp, small) for sharp, small in zip(*pooled, strict=True)]
+    assert list(found.values()) == pytest.approx(expected, abs=1e-4)
+    assert max(expected) < 0.99
+    some = [layer_survival(toy_teacher, one_size, names, samples=12, seed=seed) for seed in (2, 3)]
+    assert abs(some[0]["layer3.1"] - found["layer3.1"]) > 1e-3
+    assert abs(some[0]["layer3.1"] - some[1]["layer3.1"]) > 1e-3
+
+
+class _Looking(torch.nn.Module):
+    """Keeps all that it and its copies are shown."""
+
+    seen: ClassVar[list[torch.Tensor]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 8, 16, 16)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen.append(images.detach().clone())
+        return self.first(images).mean(dim=(2, 3))
+
+
+@pytest.fixture
+def looking(faces: FaceViews) -> FaceTeacher:
+    _Looking.seen.clear()
+    network = Network("looking", _Looking().eval(), input_of(faces.shown), 8)
+    return FaceTeacher(network, faces.shown, Licenses(), None, None)
+
+
+def seen_sharp(faces: FaceViews) -> list[int]:
+    """Which of the faces it was shown as they are, one after the other; a mirrored one counts 20 more."""
+    crops = torch.cat([faces.crops, faces.crops.flip(2)])
+    prepared = input_of(faces.shown).prepare(in_form(crops, faces.shown))
+    known = {image.contiguous().numpy().tobytes(): row for row, image in enumerate(prepared)}
+    seen = [image.contiguous().numpy().tobytes() for images in _Looking.seen for image in images]
+    return [known[image] for image in seen if image in known]
+
+
+def test_survival_looks_at_some_faces_sharp_and_as_the_camera_gives_them(
+    faces: FaceViews, looking: FaceTeacher
+) -> None:
+    noisy = replace(faces, camera=parse_distribution("fixed:8,12,24;noise=8"))
+    chosen = []
+    for seed in (0, 1):
+        _Looking.seen.clear()
+        layer_survival(looking.network, noisy, ["first"], samples=12, seed=seed)
+        rows = seen_sharp(faces)
+        assert len(rows) == len(set(rows)) == 12
+        small = degrade(faces.crops[rows], noisy.camera.draw(12, seed), seed=image_seeds(seed, 12))
+        expected = looking.network.input.prepare(in_form(small, faces.shown))
+        assert torch.equal(torch.cat(_Looking.seen)[-12:], expected)
+        chosen.append(sorted(rows))
+    assert chosen[0] != chosen[1]
+
+
+def test_a_teacher_is_asked_once_about_each_face_and_each_mirrored_one(faces: FaceViews, looking: FaceTeacher) -> None:
+    arm = plan_arm(StudentPlan(student="compact-24-s"), looking, faces, device="cpu")
+    distill([arm], looking, faces, replace(CONFIG, epochs=4))
+    epochs = [list(faces.training_batches(8, seed=CONFIG.seed, epoch=epoch)) for epoch in range(4)]
+    views = torch.cat([batch.views for batches in epochs for batch in batches])
+    assert len(views) == 64
+    assert sorted(seen_sharp(faces)) == (views // 2 + 20 * (views % 2)).unique().tolist()
+
+
+def test_the_product_of_central_and_surviving_decides() -> None:
+    layers = tuple(Layer(name, "block", 4, (8, 8), 9) for name in "abcdef")
+    matrix = np.ones((6, 6))
+    matrix[1, :] = matrix[:, 1] = 0.4
+    matrix[1, 1] = 1.0
+    assert matrix[:2].mean(axis=1) == pytest.approx([0.9, 0.5])
+    found = Hints(
+        "t",
+        "x",
+        (),
+        "r2_cca",
+        Rule(),
+        layers,
+        {"r2_cca": Choice(("a",), (tuple("abcdef"),), {})},
+        {"r2_cca": matrix},
+        {},
+    )
+    survival = dict.fromkeys("cdef", 0.1)
+    assert surviving_hints(found, survival | {"a": 0.4, "b": 0.75}) == (
+        "b",
+    )  # 0.36 and 0.375; their sums are 1.3, 1.25
+    assert surviving_hints(found, survival | {"a": 0.4, "b": 0.7}) == ("a",)
+
+
 def test_centers_that_fall_apart_are_passed_over() -> None:
     layers = tuple(Layer(name, "block", 4, (8, 8), 9) for name in "abcd")
     matrix = np.array([[1, 0.9, 0.5, 0], [0.9, 1, 0.8, 0], [0.5, 0.8, 1, 0], [0, 0, 0, 1.0]])
@@ -198,10 +335,6 @@ def test_centers_that_fall_apart_are_passed_over() -> None:
 
 @pytest.fixture(scope="module")
 def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from keyhole.faces.compact import compact
-    from keyhole.faces.models import save_face_model
-    from keyhole.faces.preparation import Licenses
-
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
     network = compact("compact-48-s").eval()
@@ -234,6 +367,27 @@ def test_students_learn_and_are_used_like_any_model(teacher_file: Path, root: Pa
         expected = torch.nn.functional.normalize(outcomes[0].last(in_form(faces.crops, SMALL)))
     torch.testing.assert_close(model.embed(crops), expected, rtol=0, atol=1e-3)
     assert json.dumps(model.licenses.data)
+
+
+def test_a_student_tells_the_terms_of_what_it_learned_from(
+    teacher_file: Path, faces: FaceViews, tmp_path: Path
+) -> None:
+    first, path = tmp_path / "first.safetensors", tmp_path / "student.safetensors"
+    save_face_model(
+        first, compact("compact-24-s").eval(), "compact-24-s", SMALL, licenses=Licenses(weights="MIT", data="mine")
+    )
+    teacher = replace(load_teacher(teacher_file), licenses=Licenses("GPL", "research only", "faces of nobody"))
+    of_first = ("; of the weights it began with: MIT", "; of the weights it began with: mine")
+    for student, begun in (("compact-24-s", ("", "")), (str(first), of_first)):
+        arm = plan_arm(StudentPlan(student=student), teacher, faces, device="cpu")
+        network = arm.build(256)
+        save_student(path, Outcome(arm, network, network, 1, ()), teacher=teacher, about={})
+        told = load_face_model(path, threads=1, device="cpu").licenses
+        assert told == Licenses(
+            code="Apache-2.0",
+            weights=f"trained here; of the teacher: research only{begun[0]}",
+            data=f"see the recipe; of the teacher: faces of nobody{begun[1]}",
+        )
 
 
 def test_a_student_may_begin_with_an_earlier_one(teacher_file: Path, root: Path, tmp_path: Path) -> None:

@@ -170,6 +170,38 @@ def test_of_many_that_want_a_dead_owners_cell_one_gets_it(board: Board) -> None:
             assert sorted(found, key=len) == [[]] * 7 + [["a"]]
 
 
+def test_what_a_takeover_left_that_was_killed_is_swept(board: Board) -> None:
+    stale(board, "a", "another-machine 1 0123", 1000)
+    guard = board.leases / "a.takeover"
+    guard.touch()
+    with board.hold(["a"], 1) as mine:
+        assert mine == []
+    assert guard.exists()  # whoever made it may be at it right now
+    os.utime(guard, (0, 0))
+    with board.hold(["a"], 1) as mine:
+        assert mine == []
+    assert not guard.exists()
+    with board.hold(["a"], 1) as mine:
+        assert mine == ["a"]
+    assert list(board.leases.iterdir()) == []
+
+
+def test_a_cell_that_was_finished_right_before_its_lease_is_not_held(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = Board._take
+
+    def late(self: Board, cell: str) -> bool:
+        if cell == "a":
+            Board(board.path).finish("a", {"recipe": {}})
+        return take(self, cell)
+
+    monkeypatch.setattr(Board, "_take", late)
+    with board.hold(["a", "b"], 1) as mine:
+        assert mine == ["b"]
+        assert not board.is_held("a")
+
+
 def test_a_changed_recipe_names_the_cell_and_the_setting(board: Board) -> None:
     board.finish("a", {"recipe": {"train": {"lr": 0.1, "epochs": 2}, "holdout": 5}})
     board.check_recipes({"a": ("kd, seed 0", {"train": {"lr": 0.1, "epochs": 2}, "holdout": 5}), "b": ("x", {})})

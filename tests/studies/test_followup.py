@@ -45,6 +45,30 @@ def test_the_baseline_weighs_its_terms_as_the_others_do(tmp_path: Path, terms: s
     assert all(weights(other) == weights(bare) for other in others)
 
 
+@pytest.mark.parametrize("terms", ["ce,dkd(beta=2),hint", "dist(gamma=0.5),at", "ce=1.23456789,hint"])
+def test_the_baseline_has_the_terms_of_the_others_with_their_settings(tmp_path: Path, terms: str) -> None:
+    bare, *others = fresh_study(study(tmp_path), replace(PLAN, terms=terms), CHOICES).arms
+    for other in others:
+        wanted = [term for term in parse_terms(other.terms) if not term.needs_hints]
+        assert wanted == list(parse_terms(bare.terms))
+
+
+def test_the_baseline_sees_and_softens_as_the_others_do(tmp_path: Path) -> None:
+    plan = replace(PLAN, student_size=24, temperature=3.5)
+    bare, *others = fresh_study(study(tmp_path), plan, CHOICES).arms
+    for other in others:
+        assert (bare.student, bare.student_size, bare.temperature, bare.balance) == (
+            other.student, other.student_size, other.temperature, other.balance
+        )  # fmt: skip
+    assert (bare.student, bare.student_size, bare.temperature) == ("resnet8", 24, 3.5)
+
+
+def test_all_arms_of_a_seed_learn_from_one_pass(tmp_path: Path) -> None:
+    choices = {f"choice {k}": (f"layer{k}.0",) for k in range(6)}
+    assert fresh_study(study(tmp_path), PLAN, choices).students_per_pass == 7  # and the one without hints
+    assert fresh_study(study(tmp_path), PLAN, CHOICES).students_per_pass == 4  # as it was
+
+
 @pytest.mark.parametrize("name", ["searched", 'a "quoted" {name} with \\ and ü', "line\nbreak"])
 def test_a_study_written_is_the_study_read(tmp_path: Path, name: str) -> None:
     asked = (Comparison("what is *asked*", (name,), ("stage ends", "no hints")),)

@@ -104,6 +104,41 @@ def test_where_layers_matter_it_says_so_and_finds_which() -> None:
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["standings"]
 
 
+def test_where_layers_matter_less_than_the_seed_it_says_so() -> None:
+    found = surveyed(world({"l3.1": 0.5, "l1.0": -0.4}, 0.8, seeds=6))
+    assert found.spread is not None
+    assert found.spread.p is not None
+    assert found.spread.p < 0.05
+    assert found.spread.between < found.spread.noise
+    assert found.sentence.startswith(
+        "Which layers are taken matters, but less than the seed does. Over 20 combinations"
+    )
+
+
+GOOD, POOR, POORER = ("l2.1", "l3.0", "l3.1"), ("l1.0", "l2.0", "l2.1"), ("l1.0", "l1.1", "l2.0")
+
+
+@pytest.mark.parametrize(
+    ("takes", "words"),
+    [
+        ([GOOD], "Cluster centers are better than {0} % of the other combinations: 1 better than the average"),
+        ([POOR], "Cluster centers are better than {0} % of the other combinations: 1 worse than the average"),
+        (
+            [POOR, GOOD, POORER],
+            "The 3 different choices of cluster centers are better than {0} to {1} % of the other combinations: "
+            "1 better and 2 worse than the average",
+        ),
+    ],
+)
+def test_it_tells_whether_centers_are_better_or_worse(takes: list[tuple[str, ...]], words: str) -> None:
+    rules = dict(zip(("kmeans r2_cca", "segments r2_cca", "kmeans linear_cka"), takes, strict=False))
+    found = survey(GROUP, world(DEEP, 0.1), rules=rules)
+    assert found is not None
+    places = [100 * each.better_than for each in found.standings]
+    ends = [f"{end:.0f}" for end in (min(places), max(places))]
+    assert f"{words.format(*ends)} combination beyond chance." in found.sentence
+
+
 def test_where_layers_do_not_matter_it_does_not_claim_it() -> None:
     claims = pays = 0
     for draw in range(60):
@@ -158,6 +193,24 @@ def test_a_standing_worked_by_hand() -> None:
     assert standing.better_low is not None
     assert standing.better_high is not None
     assert 0 <= standing.better_low <= standing.better_high <= 1
+
+
+def test_held_out_images_tell_as_much_of_test_images_as_their_ranks_agree() -> None:
+    tops = {("a",): (60.0, 61.0), ("b",): (62.0, 63.0), ("c",): (64.0, 65.0), ("d",): (66.0, 67.0)}
+    held = {("a",): 30.0, ("b",): 10.0, ("c",): 20.0, ("d",): 40.0}
+    cells: list[Any] = [
+        cell(combo[0], seed, tops[combo][seed], held_out_top1={"last": held[combo] + seed})
+        for combo in tops for seed in (0, 1)
+    ]  # fmt: skip
+    # ranks differ by 2, 1, 1 and 0: 1 - 6 * 6 / (4 * 15)
+    assert surveyed_of(tops, cells).held_out_tells == pytest.approx(0.4)
+
+
+def test_a_place_is_certain_where_runs_hardly_vary() -> None:
+    found = surveyed(world({layer: 2.0**k for k, layer in enumerate(LAYERS)}, 0.01))
+    for each in found.standings:
+        assert (each.better_low, each.better_high) == (each.better_than, each.better_than)
+        assert each.better_than == pytest.approx((20 - each.rank) / 19)
 
 
 def test_an_arm_beside_the_combinations_stands_where_it_would_come_in() -> None:

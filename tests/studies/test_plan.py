@@ -99,6 +99,7 @@ def test_the_recipe_of_a_cell_holds_what_decides_it_and_nothing_else(tmp_path: P
     assert moved.recipe(cell) == recipe
     for changed in (
         replace(study, holdout=1),
+        replace(study, data="cifar10"),
         replace(study, config=replace(study.config, lr=0.1)),
         replace(study, teacher="resnet32"),
     ):

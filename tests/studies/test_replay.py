@@ -8,13 +8,12 @@ import pytest
 from keyhole.errors import ShapeError
 from keyhole.studies.replay import replay_searches
 
-RANDOM = np.random.default_rng(0)
-
 
 def curves(rows: int, seeds: int, epochs: int, noise: float) -> tuple[np.ndarray, np.ndarray]:
-    true = RANDOM.normal(size=(rows, 1))
-    top1 = 60 + true + noise * RANDOM.normal(size=(rows, seeds))
-    early = noise * RANDOM.normal(size=(rows, seeds, epochs)) * np.linspace(3, 1, epochs)
+    random = np.random.default_rng(0)
+    true = random.normal(size=(rows, 1))
+    top1 = 60 + true + noise * random.normal(size=(rows, seeds))
+    early = noise * random.normal(size=(rows, seeds, epochs)) * np.linspace(3, 1, epochs)
     return true[:, :, None] + early, top1
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -65,12 +66,17 @@ def test_what_a_rule_cannot_do_is_left_out(toy_teacher: Network, toy_split: Memo
 
 
 def test_a_folder_is_looked_at_once(
-    toy_teacher: Network, toy_split: MemorySplit, found: dict[str, tuple[str, ...]], tmp_path: Path
+    toy_teacher: Network,
+    toy_split: MemorySplit,
+    found: dict[str, tuple[str, ...]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    board = Board(tmp_path)
+    board, clock = Board(tmp_path), iter((100.0, 102.5, 200.0, 201.0))
+    monkeypatch.setattr("keyhole.studies.rules.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     rules, seconds = settled_rules(board, toy_teacher, toy_split, PLAN, device="cpu")
     assert rules == found
-    assert seconds > 0
+    assert seconds == 2.5
     (kept,) = tmp_path.glob("look-*.txt")
     kept.write_text('{"seconds": 7, "layers": {"uniform": ["layer1.0"]}}')
     assert settled_rules(board, toy_teacher, toy_split, PLAN, device="cpu") == ({"uniform": ("layer1.0",)}, 7.0)

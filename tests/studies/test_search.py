@@ -140,6 +140,10 @@ def test_another_search_is_refused(teacher: Network, digits: Data, tmp_path: Pat
     other = build("resnet14", classes=10, input=teacher.input)
     with pytest.raises(RunError, match="teacher_sha256 is"):
         searched(other, digits, tmp_path, **quick)
+    with pytest.raises(RunError, match='data is "digits" there and "cifar10" now'):
+        searched(teacher, replace(digits, name="cifar10"), tmp_path, **quick)
+    with pytest.raises(RunError, match="images is 120 there and 119 now"):
+        searched(teacher, replace(digits, train=digits.train.subset(range(119))), tmp_path, **quick)
     with Board(tmp_path).hold(["search"], 1), pytest.raises(RunError, match="Another process is at work"):
         searched(teacher, digits, tmp_path, **quick)
 

@@ -50,6 +50,10 @@ def test_the_parts_of_the_spread_from_sums_cell_by_cell(rows: int, seeds: int) -
     assert found.noise**2 == pytest.approx(rest)
     assert found.between**2 == pytest.approx(max(0, (across - rest) / seeds))
     assert found.share == pytest.approx(max(0, (across - rest) / (across + (seeds - 1) * rest)))
+    freedom = (rows - 1, (rows - 1) * (seeds - 1))
+    ends = [across / rest / stats.f.isf(0.025, *freedom), across / rest * stats.f.isf(0.025, *reversed(freedom))]
+    low, high = (float(np.sqrt(max(0, rest * (end - 1) / seeds))) for end in ends)
+    assert (found.between_low, found.between_high) == pytest.approx((low, high))
     assert found.share_low <= found.share <= found.share_high
     assert found.between_low <= found.between <= found.between_high
 
@@ -102,10 +106,10 @@ def test_draws_of_true_values_are_drawn_towards_the_mean_as_far_as_noise_reaches
     assert np.abs(draws.mean(axis=0) - expected).max() < 0.06
     assert draws.std(axis=0).mean() == pytest.approx(np.sqrt(kept * found.noise**2 / 2), rel=0.02)
     assert np.array_equal(draws, draw_true_values(means, found))
-    nothing = spread_of(drawn(30, 2, 0.0, 1.0, 3))
+    nothing = spread_of(np.array([[60.0, 61.0], [61.0, 60.0], [60.0, 61.0]]))
     assert nothing is not None
-    if nothing.between == 0:
-        assert np.ptp(draw_true_values(np.arange(30.0), nothing)) == 0
+    assert (nothing.between, nothing.noise > 0) == (0, True)
+    assert np.ptp(draw_true_values(np.arange(3.0), nothing)) == 0
 
 
 def test_rank_correlation_is_that_of_scipy() -> None:

@@ -125,6 +125,58 @@ def test_the_verdict_of_a_study() -> None:
     assert judge(cells, ["kd", "better", "same", "wild"], baseline="same").gaps[0].against == "same"
 
 
+def test_what_is_sure_alone_is_not_sure_among_several() -> None:
+    cells = grid(kd=[60.0, 60.0, 60.0], near=[60.64, 61.0, 61.36], other=[60.0, 61.0, 59.5])
+    asked = [Comparison("asked", ("near",), ("kd",)), Comparison("beside", ("other",), ("kd",))]
+    found = judge(cells, ["kd", "near", "other"], comparisons=asked)
+    for gap in (found.gaps[0], found.comparisons[0]):
+        assert gap.p is not None
+        assert gap.corrected is not None
+        assert gap.p < 0.05 <= gap.corrected
+    assert "This study cannot tell any of 2 arms from kd beyond chance" in found.sentence
+    assert "better" not in found.sentence
+    assert "asked: +1.00 points (95 % interval +0.11 to +1.89), which cannot be told from chance." in found.sentence
+    alone = judge(cells, ["kd", "near"], comparisons=asked[:1]).sentence
+    assert "Of 1 arms compared with kd, 1 better beyond chance" in alone
+    assert "asked: +1.00 points (95 % interval +0.11 to +1.89), beyond chance." in alone
+
+
+FACING_KD: dict[str, list[float | None]] = {
+    "kd": [60.0, 61.0, 62.0], "strong": [61.9, 63.0, 64.1], "stronger": [62.9, 64.0, 65.1],
+    "weak": [60.5, 60.5, 62.3], "bad": [57.9, 59.0, 60.1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arms", "words"),
+    [
+        (["strong"], "Of 1 arms compared with kd, 1 better beyond chance (Holm-corrected p below 0.05)."),
+        (["bad"], "Of 1 arms compared with kd, 1 worse beyond chance (Holm-corrected p below 0.05)."),
+        (["weak"], "This study cannot tell the one arm from kd beyond chance (Holm-corrected p below 0.05)."),
+        (
+            ["strong", "weak", "bad"],
+            "Of 3 arms compared with kd, 1 better and 1 worse beyond chance (Holm-corrected p below 0.05); "
+            "of the other 1 it cannot tell.",
+        ),
+        (["strong", "stronger", "bad"], "Of 3 arms compared with kd, 2 better and 1 worse beyond chance"),
+    ],
+)
+def test_it_tells_how_many_arms_are_better_and_how_many_worse(arms: list[str], words: str) -> None:
+    assert words in judge(grid(**FACING_KD), ["kd", *arms]).sentence
+
+
+@pytest.mark.parametrize("arms", [["strong", "weak", "bad"], ["strong", "weak", "bad", "stronger"]])
+def test_an_answer_tells_whether_it_is_beyond_chance(arms: list[str]) -> None:
+    asked = [Comparison(f"is {arm} better", (arm,), ("kd",)) for arm in arms]
+    told = judge(grid(**FACING_KD), list(FACING_KD), comparisons=asked).sentence
+    assert "is strong better: +2.00 points (95 % interval +1.75 to +2.25), beyond chance." in told
+    assert "is bad better: -2.00 points (95 % interval -2.25 to -1.75), beyond chance." in told
+    unsure = "is weak better: +0.10 points (95 % interval -1.21 to +1.41), which cannot be told from chance."
+    assert (unsure in told) is (len(arms) == 3)  # of more, those that are sure
+    many = "Of 4 comparisons that were asked for, 1 cannot be told from chance."
+    assert (many in told) is (len(arms) == 4)
+
+
 def test_a_verdict_that_cannot_be_sure_says_so() -> None:
     one = judge(grid(kd=[60.0], hints=[61.0]), ["kd", "hints"])
     assert "With one seed nothing can be said about chance" in one.sentence

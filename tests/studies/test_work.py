@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from keyhole.arms import ArmMaker
@@ -132,6 +136,27 @@ def test_another_teacher_of_the_same_name_is_another_recipe(
         run_study(one, other, digits, board)
 
 
+def test_other_images_of_a_folder_are_another_recipe(study: Study, teacher: Network, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for part, label, i in product(("train", "test"), range(10), range(2)):
+        path = tmp_path / "images" / part / f"{label}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+    board = Board(tmp_path / "study")
+    one = replace(study, data="folder", arms=study.arms[:1], seeds=(0,), holdout=0)
+
+    def run(root: Path) -> int:
+        return run_study(one, teacher, open_data("folder", root, input=teacher.input), board)
+
+    assert run(tmp_path / "images") == 1
+    shutil.copytree(tmp_path / "images", tmp_path / "moved")
+    assert run(tmp_path / "moved") == 0
+    larger = random.integers(0, 256, (16, 16), dtype=np.uint8)
+    Image.fromarray(larger).save(tmp_path / "moved" / "train" / "3" / "0.png")
+    with pytest.raises(RunError, match=r"another recipe: data_sha256\.train is"):
+        run(tmp_path / "moved")
+
+
 def test_a_cell_that_diverges_is_recorded_and_the_rest_goes_on(
     study: Study, teacher: Network, digits: Data, tmp_path: Path
 ) -> None:
@@ -199,6 +224,18 @@ def test_looking_ahead_runs_nothing(study: Study, teacher: Network, digits: Data
     assert (after.cells, after.done, after.passes) == (6, 3, 2)
     run_study(study, teacher, digits, board)
     assert look_ahead(study, teacher, digits, board).hours is None
+
+
+def test_hours_and_passes_are_those_of_all_epochs_of_all_cohorts(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("keyhole.studies.work._seconds_a_step", lambda *_: 36.0)
+    study = replace(study, config=replace(study.config, epochs=3))
+    seen = look_ahead(study, teacher, digits, Board(tmp_path))
+    assert seen.passes == 3 * 4
+    # of 120 images 7 batches; teacher and students are alike, and a student has 3 of its operations: two of them were
+    # timed, 1 + 2 * 3, and for each of two seeds there is one more cohort of a single one, 1 + 3
+    assert seen.hours == pytest.approx(36 * 3 * 7 * 2 * (7 + 4) / 7 / 3600)
 
 
 def killed_after(steps: int) -> Callable[..., Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
@@ -29,7 +28,6 @@ class Arm:
         hints: Which of its layers learn from which layers of the teacher.
         balance: ``weights`` takes the terms as they are; ``gradients`` first scales each so that its gradient in the
             student's weights is as large as that of the first term, so that weights tell how hard each one pulls.
-        start: Weights that it begins with; None draws them.
     """
 
     name: str
@@ -38,7 +36,6 @@ class Arm:
     terms: tuple[Term, ...]
     hints: tuple[HintPair, ...] = ()
     balance: str = "weights"
-    start: Path | None = None
 
     def __post_init__(self) -> None:
         """Check the name of the balance."""
@@ -47,7 +44,7 @@ class Arm:
 
     def build(self, classes: int) -> Network:
         """Return the student as it is before any step; random weights are drawn from the global state."""
-        return build(self.student, classes=classes, input=self.input, weights=self.start)
+        return build(self.student, classes=classes, input=self.input)
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class Distribution(ABC):
                 replace(each, down=self.methods[down], up=self.methods[up])
                 for each, (down, up) in zip(drawn, chosen, strict=True)
             ]
-        for name, spread in self.varied:
+        for name, spread in sorted(self.varied, key=lambda one: list(_VARIED).index(one[0])):  # webp comes last
             random = np.random.default_rng((_VARIED[name], seed)).random((n, 2))
             values = spread.low + (spread.high - spread.low) * random[:, 0]
             has = random[:, 1] < spread.share

@@ -22,9 +22,7 @@ from keyhole.faces.description import Description, parse_description, read_descr
 from keyhole.faces.edgeface import EDGEFACES, load_edgeface
 from keyhole.faces.mobilefacenet import load_mobilefacenet
 from keyhole.faces.openvino_ir import IrModule, rebuild
-from keyhole.faces.preparation import Licenses as Licenses
-from keyhole.faces.preparation import Preparation as Preparation
-from keyhole.faces.preparation import prepare
+from keyhole.faces.preparation import Licenses, Preparation, prepare
 from keyhole.faces.registry import KNOWN_MODELS, check_file, installed, known_by_sha256
 from keyhole.faces.runtimes import (
     Network,

@@ -120,10 +120,10 @@ def legend(names: Sequence[str]) -> Html:
     return Html(f'<ul class="legend">{items}</ul>')
 
 
-def figure(drawing: str, caption: str = "", *, kind: str = "") -> Html:
+def figure(drawing: str, caption: str = "") -> Html:
     """Return a drawing with the words under it."""
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return Html(f'<figure class="{kind}"><div class="wide">{drawing}</div>{below}</figure>')
+    return Html(f'<figure><div class="wide">{drawing}</div>{below}</figure>')
 
 
 def grid(figures: Sequence[str], *, kind: str = "grid") -> Html:

@@ -381,15 +381,15 @@ def save_student(
         about = {**about, "wise_ft": wise_ft}
     if isinstance(module, Upright):
         module = module.network
-    name, begun = outcome.arm.student, ""
+    name, begun = outcome.arm.student, {"weights": "", "data": ""}
     if name not in COMPACT:
         first = load_face_model(name, device="cpu")
-        begun = f"; of the weights it began with: {first.licenses.weights}"
+        begun = {part: f"; of the weights it began with: {getattr(first.licenses, part)}" for part in begun}
         about = {**about, "began_with": first.sha256}
         name = _architecture(name) or name
     terms = Licenses(
         code="Apache-2.0",
-        weights=f"trained here; of the teacher: {teacher.licenses.weights}{begun}",
-        data=f"see the recipe; of the teacher: {teacher.licenses.data}",
+        weights=f"trained here; of the teacher: {teacher.licenses.weights}{begun['weights']}",
+        data=f"see the recipe; of the teacher: {teacher.licenses.data}{begun['data']}",
     )
     save_face_model(path, module, name, how, licenses=terms, about=about)

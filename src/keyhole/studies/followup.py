@@ -8,7 +8,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from keyhole.distillation.terms import parse_terms
+from keyhole.distillation.terms import Term, parse_terms
 from keyhole.plans import ArmPlan
 from keyhole.studies.plan import Comparison, Study
 
@@ -55,9 +55,9 @@ def fresh_study(
 
 
 def _without_hints(plan: ArmPlan) -> ArmPlan | None:
-    """Return the plan without its terms of hints, the others at the same weights; None where it has no others."""
+    """Return the plan without its terms of hints, the others as they are; None where it has no others."""
     terms = parse_terms(plan.terms, temperature=plan.temperature, equal=plan.balance == "gradients")
-    kept = [f"{term.name}={term.weight:g}" for term in terms if not term.needs_hints]
+    kept = [_written(term) for term in terms if not term.needs_hints]
     if not kept:
         return None
     return ArmPlan(
@@ -68,6 +68,18 @@ def _without_hints(plan: ArmPlan) -> ArmPlan | None:
         temperature=plan.temperature,
         balance=plan.balance,
     )
+
+
+def _written(term: Term) -> str:
+    """Return a term as :func:`parse_terms` reads it, with its setting and its weight."""
+    setting = "" if term.knob is None else f"({term.knob[0]}={_exact(term.knob[1])})"
+    return f"{term.name}{setting}={_exact(term.weight)}"
+
+
+def _exact(value: float) -> str:
+    """Return the shortest text that is read as the same number."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def study_toml(study: Study) -> str:

@@ -93,20 +93,19 @@ def read(
     )
 
 
-def people_in(root: Path, folds: Sequence[int], *, pairs: Path | None = None) -> frozenset[str]:
+def people_in(root: Path, folds: Sequence[int]) -> frozenset[str]:
     """Return who is shown in the pairs of some folds; in LFW nobody is in the pairs of two folds.
 
     Args:
         root: As in :func:`read`.
         folds: The folds, from 1.
-        pairs: The official ``pairs.txt``; None: the one under or beside the root.
 
     Raises:
         SettingError: A fold that there is not, or none.
         DataError: ``pairs.txt`` is missing or not of its official form.
     """
     with open_album(root) as album:
-        lines, _ = _pairs(*_pairs_text(album, pairs))
+        lines, _ = _pairs(*_pairs_text(album, None))
     every = {line.fold for line in lines}
     if not folds or not set(folds) <= every:
         raise SettingError(f"LFW: folds {sorted(folds)} asked for, expected some of 1 to {max(every)}.")
