@@ -87,3 +87,19 @@ def test_the_command(photos: Path, yunet: Path, tmp_path: Path) -> None:
     assert "bob/3.jpg" in found.err
     told = keyhole("faces", "crop", photos, "--detector", yunet, "--out", tmp_path / "crops").out
     assert "0 crops written, 3 were there; 2 people" in told
+
+
+def test_small_faces_of_a_wide_frame_are_found_where_they_are_looked_for(
+    photos: Path, yunet: Path, tmp_path: Path
+) -> None:
+    """A face of 30 pixels in a frame of 1920 has 10 where 640 are looked at."""
+    frame = Image.new("RGB", (1920, 1080), (90, 100, 110))
+    frame.paste(Image.open(photos / "ann" / "1.jpg").resize((56, 56)), (900, 500))
+    (tmp_path / "wide").mkdir()
+    frame.save(tmp_path / "wide" / "ann.png")
+    command = ("faces", "crop", tmp_path / "wide", "--detector", yunet, "--out", tmp_path / "out", "--json")
+    assert keyhole(*command).json["without_face"] == ["ann.png"]
+    assert keyhole(*command, "--detect-px", 1920).json["written"] == 1
+    found = keyhole(*command, "--detect-px", 9)
+    assert found.code == 1
+    assert "side_px is 9" in found.err

@@ -30,7 +30,31 @@ File = Annotated[Path, typer.Option(help="The file to write; only its owner can 
 
 
 @dataclass(frozen=True)
-class ModelOptions:
+class DetectionOptions:
+    """How closely photos are searched for faces."""
+
+    detect_px: Annotated[
+        int, typer.Option(help="Long side at which photos are searched; faces below some 10 pixels there are missed.")
+    ] = 640
+    detect_enlarge: Annotated[
+        float,
+        typer.Option(help="Search photos so many times larger, 1 to 8: smaller faces, in the square of the time."),
+    ] = 1.0
+
+    def open_detector(self, path: Path) -> Detector:
+        """Return a detector that searches so."""
+        from keyhole.faces.detection import Detector
+
+        return Detector(path, side_px=self.detect_px, enlarge=self.detect_enlarge)
+
+    def told(self) -> dict[str, Any]:
+        """Return the options for a recipe, silent about how photos are searched where that is the usual way."""
+        usual = vars(DetectionOptions())
+        return {name: value for name, value in vars(self).items() if name not in usual or value != usual[name]}
+
+
+@dataclass(frozen=True)
+class ModelOptions(DetectionOptions):
     """A face model, and what finds faces for it."""
 
     model: Annotated[
@@ -55,9 +79,7 @@ class ModelOptions:
 
     def find(self) -> Detector | None:
         """Return the detector, where one is given."""
-        from keyhole.faces.detection import Detector
-
-        return None if self.detector is None else Detector(self.detector)
+        return None if self.detector is None else self.open_detector(self.detector)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def evaluate(
     setting = conditions.conditions()
     fitted = f.matcher_of(matcher, setting.match)
     told = o.recipe(
-        {**vars(use), **vars(protocol), **vars(conditions), "matcher": matcher, "precision": "fp32"},
+        {**use.told(), **vars(protocol), **vars(conditions), "matcher": matcher, "precision": "fp32"},
         of_machine=("threads",),
     )
     with open_run(out, "faces evaluate", told, resume=True) as run:
@@ -84,7 +84,7 @@ def factors(
     extents = tuple(f.extent(part) for part in varied.margins.split(","))
     also, matchers = varied.also or (), [str(path) for path in varied.matcher or ()]
     told = o.recipe(
-        {**vars(use), **vars(protocol), **vars(varied), "matcher": matchers, "precision": "fp32"},
+        {**use.told(), **vars(protocol), **vars(varied), "matcher": matchers, "precision": "fp32"},
         of_machine=("threads",),
     )
     told["files"] |= o.fingerprints([*also, *matchers])

@@ -156,6 +156,7 @@ def frames(
     clip: Annotated[Path, typer.Argument(help="An animated file (GIF, WebP), or a folder or zip of frames.")],
     out: o.Out,
     detector: Annotated[Path, typer.Option(help="YuNet's ONNX file.")],
+    search: f.DetectionOptions,
     crops: Annotated[
         bool, typer.Option("--crops", help="Also write the aligned faces, a folder a person; only their owner can.")
     ] = False,
@@ -169,19 +170,25 @@ def frames(
     Writes result.json and report.html to OUT. With --crops, OUT/tracks is a probe for 'faces identify --frames'.
     """
     from keyhole.faces.clips import clip_digest, clip_length, crop_writer, follow, read_clip
-    from keyhole.faces.detection import Detector
     from keyhole.files import write_json, write_text
     from keyhole.reports.watchlist_page import clip_page
     from keyhole.runs import open_run
 
     told = o.recipe(
-        {"clip": str(clip), "detector": str(detector), "crops": crops, "precision": "fp32", "device": "cpu"}
+        {
+            "clip": str(clip),
+            "detector": str(detector),
+            "crops": crops,
+            "precision": "fp32",
+            "device": "cpu",
+            **search.told(),
+        }
     )
     told["files"] |= {str(clip): clip_digest(clip)}
     with open_run(out, "faces frames", told, resume=True) as run:
         pictures = o.progress_bar()(read_clip(clip), label="frames", total=clip_length(clip))
         sink = {"sink": crop_writer(run.path / "tracks")} if crops else {}
-        found = follow(pictures, Detector(detector), keep_crops=examples, **sink)
+        found = follow(pictures, search.open_detector(detector), keep_crops=examples, **sink)
         if crops and not found.tracks:
             o.note("No face was found, so there are no crops.")
         write_text(run.path / "report.html", clip_page(found, name=clip.name, examples=examples), private=examples)
@@ -194,6 +201,7 @@ def crop(
     photos: Annotated[Path, typer.Argument(help="Folder or zip: PERSON/*.jpg, or one photo a person.")],
     out: o.Out,
     detector: Annotated[Path, typer.Option(help="YuNet's ONNX file.")],
+    search: f.DetectionOptions,
     json: o.Json = False,
 ) -> None:
     """Cut the largest face out of each photo, aligned to 112 x 112: what 'faces distill' and 'export' take.
@@ -203,10 +211,9 @@ def crop(
     Writes PERSON/PHOTO.png to OUT, readable by its owner only. The same command goes on after a stop.
     """
     from keyhole.faces.cropping import crop_folder
-    from keyhole.faces.detection import Detector
     from keyhole.faces.samples import counted, shortened
 
-    found = crop_folder(photos, Detector(detector), out, progress=o.progress_bar())
+    found = crop_folder(photos, search.open_detector(detector), out, progress=o.progress_bar())
     if found.without_face:
         o.note(f"No face was found in {counted(len(found.without_face), 'photo')}: {shortened(found.without_face)}.")
     if found.several:

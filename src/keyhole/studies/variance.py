@@ -139,7 +139,8 @@ def draw_true_values(
     center = float(means.mean())
     random = np.random.default_rng([seed, 7])
     drawn = random.standard_normal((_DRAWS, len(means)))
-    return np.asarray(center + kept * (means - center) + math.sqrt(kept * noise) * drawn)
+    open_part = max(math.sqrt(kept * noise), 1e-9 * math.sqrt(noise))  # where all are alike, any order is as likely
+    return np.asarray(center + kept * (means - center) + open_part * drawn)
 
 
 def rank_correlation(a: Float[np.ndarray, " rows"], b: Float[np.ndarray, " rows"]) -> float | None:
