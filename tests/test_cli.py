@@ -800,6 +800,16 @@ def test_a_call_that_is_no_call_is_one_line(words: str, told: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_a_question_that_nobody_answers_is_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "keyhole", "faces", "models", "--download", "yunet-n-640"],
+        capture_output=True, text=True, stdin=subprocess.DEVNULL, env={**os.environ, "KEYHOLE_MODELS": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("Error: Stopped at a question.")
+    assert "Traceback" not in done.stderr
+
+
 def test_a_call_without_a_command_shows_what_there_is() -> None:
     done = subprocess.run([sys.executable, "-m", "keyhole"], capture_output=True, text=True)
     assert "distill" in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,8 +16,8 @@ import torch
 
 import pattern_faces
 from keyhole import exporting
-from keyhole.errors import DivergenceError, SettingError, UnknownNameError
-from keyhole.exporting import Exported, Prepared, export
+from keyhole.errors import DivergenceError, RunError, SettingError, UnknownNameError, WeightsError
+from keyhole.exporting import Exported, Prepared, export, load_exported
 from keyhole.faces.compact import compact, form_of
 from keyhole.faces.models import load_face_model, save_face_model
 from keyhole.faces.preparation import Licenses
@@ -235,6 +236,8 @@ def test_a_classifier_is_exported(tmp_path: Path, cifar100_root: Path) -> None:
         in keyhole("evaluate", "--model", tmp_path / "x.onnx", "--weights", "a", *told).err
     )
     assert "no such file" in keyhole("evaluate", "--model", tmp_path / "none.onnx", *told).err
+    (tmp_path / "x.onnx.toml").write_text("")
+    assert "is a face model" in keyhole("evaluate", "--model", tmp_path / "x.onnx", *told).err
     (tmp_path / "bad.onnx").write_bytes(b"text")
     broken = keyhole("evaluate", "--model", tmp_path / "bad.onnx", *told)
     assert broken.code == 1
@@ -252,3 +255,30 @@ def test_a_network_of_gray_images_is_exported_and_measured(tmp_path: Path) -> No
         keyhole("export", "--model", student, "--data", "digits", "--samples", 32, "--out", path)
         again = keyhole("evaluate", "--model", path, "--data", "digits", "--json").json
         assert again["top1"] == pytest.approx(here["top1"], abs=0.3)
+
+
+def test_a_file_that_takes_so_many_images_and_no_other_number_is_told(network: Prepared, tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    with warnings.catch_warnings(action="ignore"):  # the exporter tells of its own successor
+        example = (torch.zeros(1, 3, 24, 24),)
+        torch.onnx.export(network, example, path, input_names=["images"], output_names=["output"], dynamo=False)
+    with pytest.raises(WeightsError, match="it takes 1 images at a time, and no other number"):
+        load_exported(path)
+
+
+def test_an_export_that_cannot_be_written_leaves_the_earlier_one(
+    network: Prepared, images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.xml"
+    export(network, path, images[:4])
+    before = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+
+    def full(target: Path, data: bytes) -> None:
+        if target.name.startswith(".x.bin"):
+            raise RunError("No space left on device")
+        target.write_bytes(data)
+
+    monkeypatch.setattr("keyhole.exporting.write_bytes", full)
+    with pytest.raises(RunError, match="No space left"):
+        export(network, path, images[:4], precision="fp16")
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == before

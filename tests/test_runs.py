@@ -239,6 +239,12 @@ def test_a_run_goes_on_with_what_it_began_with(tmp_path: Path) -> None:
             run.check("teacher-sha256", "13", "teacher")
 
 
+def test_a_run_of_an_earlier_version_that_told_of_fewer_files_goes_on(tmp_path: Path) -> None:
+    begin(tmp_path, files={"a.pt": "12"})
+    assert begin(tmp_path, resume=True, files={"a.pt": "12", "b.pt": "13"}).resumed
+    assert "files.a.pt" in refused(tmp_path, resume=True, files={"a.pt": "14", "b.pt": "13"})
+
+
 def test_what_stands_under_machine_may_differ(tmp_path: Path) -> None:
     begin(tmp_path / "run", machine={"device": "cuda"})
     assert begin(tmp_path / "run", resume=True, machine={"device": "cpu"}).resumed

@@ -13,7 +13,7 @@ import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,12 +132,24 @@ def export(
             files[path.with_suffix(".bin")] = made.with_suffix(".bin")
         found = np.concatenate([rows for rows in _run(made, images)])
         told = _compared(found, expected, path, precision)
-        if len(files) > 1:  # a stop between the two shall not leave a graph beside weights that are not its own
-            path.unlink(missing_ok=True)
-        for target, source in reversed(files.items()):
-            write_bytes(target, source.read_bytes())
+        _put(files)
     size = sum(target.stat().st_size for target in files)
     return Exported(path, precision, size, *told, len(images))
+
+
+def _put(files: Mapping[Path, Path]) -> None:
+    """Put files that belong together where they shall stand: what can fail comes first, and the graph goes last."""
+    fresh = {target: target.with_name(f".{target.name}.fresh") for target in files}
+    try:
+        for target, source in files.items():
+            write_bytes(fresh[target], source.read_bytes())
+        if len(files) > 1:  # a stop between the two shall not leave a graph beside weights that are not its own
+            next(iter(files)).unlink(missing_ok=True)
+        for target in reversed(fresh):
+            fresh[target].replace(target)
+    finally:
+        for path in fresh.values():
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -259,7 +271,7 @@ class ExportedFile(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the output (n, d) for images of values from 0 to 255."""
-        return torch.from_numpy(self.run(images.float().contiguous().cpu().numpy()))
+        return torch.from_numpy(self.run(images.float().contiguous().cpu().numpy())).to(images.device)
 
 
 def load_exported(path: Path) -> Network:
@@ -270,13 +282,19 @@ def load_exported(path: Path) -> Network:
 
     Raises:
         WeightsError: The file is missing, broken, or none of :func:`export`.
-        SettingError: Its runtime is not installed.
+        SettingError: Its runtime is not installed, or it is a face model.
     """
     if not path.is_file():
         raise WeightsError(f"Cannot read {path}: no such file. Name one of 'keyhole export'.")
+    if path.with_name(f"{path.name}.toml").is_file():
+        raise SettingError(
+            f"{path} is a face model ({path.name}.toml lies beside it): 'keyhole faces evaluate' measures it."
+        )
     try:
         run, taken, given = (_open_onnx if path.suffix == ".onnx" else _open_ir)(path)
         (channels, height, width), outputs = map(int, taken[1:]), int(given[1])
+        if isinstance(taken[0], int) and taken[0] > 0:
+            raise ValueError(f"it takes {taken[0]} images at a time, and no other number")
     except KeyholeError:
         raise
     except Exception as error:  # of a dozen types: not a whole file, or no images go in
@@ -291,7 +309,7 @@ _Opened = tuple[Callable[[np.ndarray], np.ndarray], Sequence[Any], Sequence[Any]
 
 
 def _open_onnx(path: Path) -> _Opened:
-    session = _needed("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = optional("onnxruntime", user=path.name).InferenceSession(str(path), providers=["CPUExecutionProvider"])
     shapes = {each.name: each.shape for each in (*session.get_inputs(), *session.get_outputs())}
 
     def run(images: np.ndarray) -> np.ndarray:
@@ -301,7 +319,9 @@ def _open_onnx(path: Path) -> _Opened:
 
 
 def _open_ir(path: Path) -> _Opened:
-    compiled = _needed("openvino").Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = (
+        optional("openvino", user=path.name).Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    )
     taken, given = (
         [side.get_length() if side.is_static else 0 for side in port.partial_shape]
         for port in (compiled.input(_INPUT), compiled.output(_OUTPUT))

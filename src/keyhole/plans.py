@@ -63,7 +63,7 @@ class ArmPlan:
     hints: str | tuple[str, ...] | None = key(None, (str, list, tuple), "a text or a list of layers")
     balance: str = key("weights", (str,), "a text")
     match: str = key("order", (str,), "a text")
-    match_steps: int = key(200, (int,), "a whole number", least=1, later=True)
+    match_steps: int = key(200, (int,), "a whole number", least=0, later=True)
     hint_weights: str = key("equal", (str,), "a text", later=True)
     metric: str = key("r2_cca", (str,), "a text")
     count: int | str = key(3, (int, str), "a whole number or 'auto'")
@@ -72,6 +72,9 @@ class ArmPlan:
     samples: int = key(10_000, (int,), "a whole number", least=1)
     layers: str | None = key(None, (str,), "a text")
     seed: int = key(0, (int,), "a whole number", least=0)
+
+
+_USUAL: Any = ArmPlan()
 
 
 def settled_before(settings: Mapping[str, Any], kind: type = ArmPlan) -> dict[str, Any]:
@@ -106,12 +109,12 @@ def parse_count(text: str) -> int | None:
     return None if text == "auto" else int(text)
 
 
-def read_cohort(path: Path, base: P) -> tuple[P, ...]:
+def read_cohort(path: Path, base: P = _USUAL) -> tuple[P, ...]:
     """Return the plans of a TOML file of ``[[arm]]`` tables; files that it names are taken from its folder.
 
     Args:
         path: The file.
-        base: What a table does not say, such as ``ArmPlan()``.
+        base: What a table does not say; its fields are the keys.
 
     Raises:
         DataError: The file cannot be read, or is no TOML.
@@ -126,7 +129,7 @@ def read_cohort(path: Path, base: P) -> tuple[P, ...]:
     return tuple(beside(path, read_arm(table, base), of=table) for table in value["arm"])
 
 
-def read_arm(table: Any, base: P) -> P:
+def read_arm(table: Any, base: P = _USUAL) -> P:
     """Return the plan of one ``[[arm]]`` table.
 
     Args:

@@ -208,6 +208,9 @@ def _check_same(out: Path, told: Mapping[str, Any]) -> None:
     before, now = (
         {"processes": 1} | {k: v for k, v in each["arguments"].items() if k != _MACHINE} for each in (old, told)
     )
+    if isinstance(before.get("files"), dict) and isinstance(now.get("files"), dict):
+        # an earlier version did not tell of all files; that another one is named shows in the option that names it
+        now = {**now, "files": {name: digest for name, digest in now["files"].items() if name in before["files"]}}
     if before != now:
         raise RunError(f"{out} holds another run: {difference(before, now)}. Choose another --out.")
 

@@ -196,6 +196,8 @@ def test_weights_of_hints_are_numbers_from_zero(weight: float) -> None:
 
 def test_blanks_do_not_count_and_cost_nothing() -> None:
     assert parse_terms(" ce = 1, dkd ( beta = 2 ) = 3 ") == parse_terms("ce=1,dkd(beta=2)=3")
+    with pytest.raises(SettingError, match="Weight '5 0' of term kd is no number"):
+        parse_terms("kd = 5 0")
     with pytest.raises(UnknownNameError):
         parse_terms("a" + " " * 100_000 + "(")  # read in a time that grows with its length alone
 

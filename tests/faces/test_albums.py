@@ -129,6 +129,11 @@ def test_an_archive_cannot_hold_more_than_it_says(tmp_path: Path) -> None:
 
 
 def test_rare_ways_of_packing_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "b.zip", "w", zipfile.ZIP_BZIP2) as packed:
+        packed.writestr("model.bin", b"1")
+    assert open_album(tmp_path / "b.zip").names() == ()  # what is never read does not matter
+    put(tmp_path, "icons/Icon\r", b"")
+    assert open_album(tmp_path / "icons").names() == ()
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_BZIP2) as packed:
         packed.writestr("a.jpg", b"1")
     with pytest.raises(DataError, match=r"'a.jpg' of .* is packed in a rare way"):

@@ -82,3 +82,14 @@ def test_a_name_of_a_model_leads_nowhere_else(
     study_factors([odd], closed, SETTING, folder=tmp_path / "a" / "parts")
     (part,) = (path for path in tmp_path.rglob("*") if path.is_file())
     assert part.parent == tmp_path / "a" / "parts"
+
+
+def test_a_part_that_an_earlier_version_kept_is_found(
+    models: list[FaceModel], closed: IdentificationSet, tmp_path: Path
+) -> None:
+    plain = replace(models[0], name="blind")
+    whole = study_factors([plain], closed, SETTING, folder=tmp_path)
+    (part,) = tmp_path.iterdir()
+    part.rename(tmp_path / "blind_None.json")
+    assert study_factors([plain], closed, SETTING, folder=tmp_path) == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["blind_None.json"]

@@ -86,6 +86,7 @@ def test_plans_that_make_no_sense_are_told(toy: Path) -> None:
         {**plan, "steps": [{**first, "name": "a.b"}]},
         {**plan, "steps": plan["steps"][:1]},
         {**plan, "steps": [{**first, "shapes": [[10**9, 0, 1, 1]]}]},  # no weights, and a bias of so many
+        {**plan, "steps": [{**first, "shapes": [[40_000, 40_000, 1, 1]], "bias": -40_000}]},
     ):
         with pytest.raises(WeightsError, match="no network that can be built again"):
             rebuild(broken, state)

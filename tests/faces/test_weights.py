@@ -188,6 +188,10 @@ def test_a_file_cannot_ask_for_more_memory_than_it_holds(tmp_path: Path) -> None
     (tmp_path / "b.pkl").write_bytes(pickled(_Called("_codecs", "encode", [[1], [1]], "latin1")))
     with pytest.raises(WeightsError, match="list, where a text is expected"):
         read_weights(tmp_path / "b.pkl")
+    state = b"cnumpy\ndtype\n(S'u1'\ntR(I3\n(lp0\nNNNI-1\nI-1\nI0\ntb."
+    (tmp_path / "c.pkl").write_bytes(state)
+    with pytest.raises(WeightsError, match="where a text is expected"):
+        read_weights(tmp_path / "c.pkl")
 
 
 def test_files_without_names_are_refused(tmp_path: Path) -> None:

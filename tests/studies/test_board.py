@@ -160,6 +160,32 @@ def test_a_process_of_this_machine_is_alive_as_long_as_it_runs(board: Board) -> 
         assert not board.is_held("b")
 
 
+def test_a_dead_process_that_nobody_reaped_holds_nothing(board: Board) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "print(open('/proc/self/stat').read())"], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    with child.stdout as told:
+        started = told.read().decode().rpartition(")")[2].split()[19]
+    deadline = time.time() + 20
+    while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z" and time.time() < deadline:
+        time.sleep(0.02)
+    machine = board.owner.split()[0]
+    stale(board, "a", f"{machine} {child.pid} {started}-0123", 1)
+    assert not board.is_held("a")
+    child.wait()
+
+
+def test_a_lease_that_is_gone_is_not_ours(tmp_path: Path) -> None:
+    board = Board(tmp_path, beat_s=0.02)
+    with board.hold(["a", "b"], 2) as mine:
+        assert board.owns("a")
+        (board.leases / "a.lease").unlink()  # another took it over, came to the end, and released it
+        assert not board.owns("a")
+        deadline = time.time() + 20
+        while "a" in mine and time.time() < deadline:
+            time.sleep(0.02)
+        assert mine == ["b"]
+
+
 def test_of_many_that_want_a_dead_owners_cell_one_gets_it(board: Board) -> None:
     for _ in range(20):
         stale(board, "a", "another-machine 1 0123", 1000)

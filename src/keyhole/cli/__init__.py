@@ -43,12 +43,9 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except _MISUSE as error:
-        if "\n" in error.message:  # of a call without a command, which is its help
-            error.show()
-            raise SystemExit(1) from None
-        command = "keyhole" if error.ctx is None else error.ctx.command_path
-        told = error.format_message().rstrip(".")
-        _fail(f"{told}{'' if told.endswith('?') else '.'} See {command} --help.")
+        _refuse(error)
+    except typer.Abort:  # of a question that nobody answered
+        _fail("Stopped at a question. Answer it in a terminal, or see --help for the option that does.")
     except KeyholeError as error:
         if getattr(error, "__notes__", None):  # that of the first process, which tells it
             raise SystemExit(1) from None
@@ -65,6 +62,16 @@ def main() -> None:
                 "Stopped. A run of train or distill goes on with --resume, any other when it is run again.", err=True
             )
         raise SystemExit(code or 0)
+
+
+def _refuse(error: Any) -> NoReturn:
+    """Tell of a call that is none in one line; a call without a command gets the help that it asks for."""
+    if "\n" in error.message:
+        error.show()
+        raise SystemExit(1) from None
+    command = "keyhole" if error.ctx is None else error.ctx.command_path
+    told = error.format_message().rstrip(".")
+    _fail(f"{told}{'' if told.endswith('?') else '.'} See {command} --help.")
 
 
 def _fail(message: str) -> NoReturn:

@@ -94,6 +94,7 @@ def train(
     with join_group(training.device) as group, open_run(out, "train", arguments, resume=resume, group=group) as run:
         spec = _needed(o.input_spec(model, images.data, expects), model)
         opened = open_data(images.data, images.root, input=spec, workers=images.workers, progress=o.progress_bar())
+        group.check_same(opened.fingerprint())
         group.told(lambda: _check_images(run, opened))
         arm = Arm(model, model, spec, parse_terms("ce"))
         _run(run, [arm], opened, config, holdout=holdout, group=group, as_json=json)
@@ -150,6 +151,7 @@ def distill(
             maker = ArmMaker(opened, kept, config, keep=run.settle, progress=o.progress_bar(), note=o.note)
             return [maker.make(plan) for plan in plans]
 
+        group.check_same({"teacher": fingerprint(opened), **data.fingerprint()})
         arms = group.told(chosen)
         _run(run, arms, data, config, teacher=opened, holdout=holdout, group=group, as_json=json)
 

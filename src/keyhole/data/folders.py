@@ -162,7 +162,9 @@ def _open(path: Path, channels: int) -> Image.Image:
                 image = image.convert("RGBA")
             return image.convert("L" if channels == 1 else "RGB")
     except Exception as error:  # the decoders raise nearly anything on broken bytes
-        raise DataError(f"Cannot read the image {path}: {error}. Repair or remove it.") from error
+        raise DataError(
+            f"Cannot read the image {path}: {error}. Expected JPEG, PNG, WebP or BMP; convert, repair or remove it."
+        ) from error
 
 
 def _random_view(image: Image.Image, size_px: tuple[int, int], random: np.random.Generator) -> Image.Image:

@@ -421,7 +421,7 @@ def parse_terms(text: str, *, temperature: float | None = None, equal: bool = Fa
         >>> parse_terms("ce,dkd(beta=2)")[1].knob
         ('beta', 2.0)
     """
-    given = ["".join(part.split()) for part in text.split(",") if part.strip()]
+    given = ["".join(map(str.strip, re.split("([=()])", part))) for part in text.split(",") if part.strip()]
     parts = [found.groups() if (found := _TERM.fullmatch(part)) else (part, None, None, None) for part in given]
     names = [name.strip() for name, *_ in parts]
     if not names or len(set(names)) < len(names):

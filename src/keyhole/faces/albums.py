@@ -19,7 +19,8 @@ PICTURE_ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".
 MAX_FILE_BYTES = 320 * 2**20
 
 _PIECE_BYTES = 2**20
-_OF_SYSTEMS = {"thumbs.db", "desktop.ini", "__macosx"}
+_OF_SYSTEMS = {"thumbs.db", "desktop.ini", "__macosx", "icon\r"}
+_READ = PICTURE_ENDINGS | {".csv", ".txt"}
 
 
 class Album:
@@ -208,7 +209,10 @@ def _archive_entries(root: Path, listed: list[zipfile.ZipInfo]) -> dict[str, tup
             raise DataError(f"{root} holds the link {name!r}, expected files. Pack the file itself.")
         if info.is_dir() or name.endswith("/"):
             continue
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        rare = info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        if rare and PurePosixPath(name).suffix.lower() not in _READ:
+            continue
+        if rare:
             raise DataError(
                 f"{name!r} of {root} is packed in a rare way, expected deflate. Pack it anew, or unpack it."
             )
@@ -239,6 +243,8 @@ def _add(
 ) -> None:
     composed = unicodedata.normalize("NFC", name)
     if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in composed):  # such lines and bytes go to reports
+        if PurePosixPath(composed).suffix.lower() not in _READ:
+            return
         raise DataError(f"{root} holds {composed!a}, a name with control characters or bytes that are no UTF-8. "
                         "Rename it.")  # fmt: skip
     if composed in entries:

@@ -190,8 +190,9 @@ class Pipeline:
 
     @property
     def camera(self) -> str:
-        """The camera of a gallery's small views, in words; empty without a matcher, which alone has such views."""
-        return "" if self.matcher is None else str(replace(self.enrolling().setting.how, face_px=SIDE_PX))
+        """The camera of a gallery's small views, in words; empty where no matcher tells of one."""
+        told = self.matcher is not None and isinstance(self.matcher.about.get("camera"), dict)
+        return str(replace(self.enrolling().setting.how, face_px=SIDE_PX)) if told else ""
 
     def doubts(self) -> tuple[str, ...]:
         """Return the note on a matcher that was fitted for another camera than the one of the setting."""

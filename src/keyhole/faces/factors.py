@@ -154,7 +154,7 @@ def study_factors(
     for model in models:
         for margin in margins:
             here = replace(setting, margin=margin)
-            path = None if folder is None else folder / _part_name(model, margin)
+            path = None if folder is None else _part_path(folder, model, margin)
             matcher = by_model.get((model.fingerprint, margin))
             part = _kept(path, model, protocol, here, matcher)
             if part is None:
@@ -169,10 +169,13 @@ def study_factors(
     return _told(right, main, protocol, setting, _notes(models))
 
 
-def _part_name(model: FaceModel, margin: float | None) -> str:
-    """Return the name of a part's file; a model's own name may hold what leads elsewhere."""
+def _part_path(folder: Path, model: FaceModel, margin: float | None) -> Path:
+    """Return where a part is kept; the name of a model may hold what leads elsewhere."""
     readable = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in model.name)[:60]
-    return f"{readable}-{model.fingerprint[:8]}_{margin}.json"
+    earlier = folder / f"{model.name}_{margin}.json"  # as earlier versions called it
+    if earlier.parent == folder and earlier.is_file():
+        return earlier
+    return folder / f"{readable}-{model.fingerprint[:8]}_{margin}.json"
 
 
 def _part(found: Evaluation) -> dict[str, Any]:

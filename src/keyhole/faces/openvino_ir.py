@@ -161,7 +161,7 @@ def rebuild(plan: Mapping[str, Any], weights: Mapping[str, Tensor]) -> IrModule:
             known.add(step.name)
         if plan["result"] not in known:
             raise ValueError(f"no step gives {plan['result']!r}")
-        asked = sum(math.prod(shape) + shape[0] * step.bias for step in steps for shape in step.shapes if shape)
+        asked = sum(math.prod(shape) + shape[0] * bool(step.bias) for step in steps for shape in step.shapes if shape)
         if (
             asked > 2 * sum(tensor.numel() for tensor in weights.values()) + 1000
             or min((side for step in steps for shape in step.shapes for side in shape), default=1) < 1

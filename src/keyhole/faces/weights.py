@@ -131,17 +131,22 @@ READERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
+def _plain(text: Any) -> str:
+    """Return a text of a pickle; of anything else even its description may be without end."""
+    if not isinstance(text, str | bytes):
+        raise pickle.UnpicklingError(f"{type(text).__name__}, where a text is expected")
+    return _text(text)
+
+
 class _Kind:
     """A NumPy type in a pickle: a number type of one letter and a size, or objects."""
 
     def __init__(self, name: Any, *_: Any) -> None:
-        if not isinstance(name, str | bytes):
-            raise pickle.UnpicklingError(f"{type(name).__name__}, where the name of a type is expected")
-        self.name = _text(name)
+        self.name = _plain(name)
         self.order = "|"
 
     def __setstate__(self, state: Any) -> None:
-        self.order = _text(state[1])
+        self.order = _plain(state[1])
 
     def numpy(self) -> np.dtype[Any]:
         if not _PLAIN.fullmatch(self.name):
@@ -196,9 +201,7 @@ def _mapping(pairs: Any = (), *_: Any) -> dict[Any, Any]:
 
 
 def _encoded(text: Any, *_: Any) -> bytes:
-    if not isinstance(text, str):  # what a list says of itself doubles with each level
-        raise pickle.UnpicklingError(f"{type(text).__name__}, where a text is expected")
-    return text.encode("latin1")
+    return _plain(text).encode("latin1")
 
 
 # what a pickle of arrays may name; every target is ours, and none calls what it is given

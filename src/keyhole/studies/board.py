@@ -271,10 +271,17 @@ class Board:
         while not stop.wait(self.beat_s):
             for cell in list(held):
                 with suppress(OSError):
-                    if self._lease(cell).read_text(encoding="utf-8") == self.owner:
+                    if self.owns(cell):
                         os.utime(self._lease(cell))
                     elif cell in held:
                         held.remove(cell)
+
+    def owns(self, cell: str) -> bool:
+        """Return whether the lease of a cell is ours, and has not been taken over since this process stalled."""
+        try:
+            return self._lease(cell).read_text(encoding="utf-8") == self.owner
+        except FileNotFoundError:
+            return False
 
 
 def _machine() -> str:
@@ -288,11 +295,16 @@ def _machine() -> str:
 
 def _started(process: int) -> str:
     """Return when a process of this machine began, in the system's own count; empty where it does not tell."""
+    return "".join(_told_of(process)[19:20])
+
+
+def _told_of(process: int) -> list[str]:
+    """Return what the system tells of a process, from its state on; nothing where it does not."""
     try:
-        told = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""
-    return told.rpartition(")")[2].split()[19]
+        told = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return told.rpartition(")")[2].split()
 
 
 def _runs(process: int) -> bool:
@@ -302,7 +314,7 @@ def _runs(process: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    return _told_of(process)[:1] not in (["Z"], ["X"])  # dead, though nobody has taken notice
 
 
 _LATER = ("data_sha256",)  # what recipes did not tell from the beginning

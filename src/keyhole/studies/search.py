@@ -293,7 +293,7 @@ class _Ground:
 
     def check(self) -> None:
         """Stop where another process is at work, from the beginning on or since this one had stalled."""
-        if not self.held:
+        if not self.held or not self.board.owns(_LEASE):
             raise RunError(f"Another process is at work in {self.board.path}. Wait for it, or choose another --out.")
 
     def checkpoint(self, group: str) -> Path:
