@@ -44,7 +44,8 @@ def main() -> None:
         code = app(standalone_mode=False)
     except _MISUSE as error:
         _refuse(error)
-    except typer.Abort:  # of a question that nobody answered
+    except typer.Abort:  # of a question that nobody answered, whose line is still open
+        typer.echo(err=True)
         _fail("Stopped at a question. Answer it in a terminal, or see --help for the option that does.")
     except KeyholeError as error:
         if getattr(error, "__notes__", None):  # that of the first process, which tells it
