@@ -231,7 +231,7 @@ table{border-collapse:collapse;font-size:.93rem;margin:6px 0 10px;font-variant-n
 th,td{text-align:left;padding:6px 22px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}
 th{font-weight:600;color:var(--soft);font-size:.85rem;vertical-align:bottom}
 th.n,td.n{text-align:right;white-space:nowrap}
-td.t{min-width:8.5em;max-width:26em;overflow-wrap:anywhere}
+td.t{min-width:min(15em,34vw);max-width:26em;overflow-wrap:anywhere}
 td code{overflow-wrap:normal;white-space:pre}
 tr.strong td{font-weight:650}
 .span{display:block;height:8px;min-width:1px;background:#0072B2;border-radius:2px;margin-top:8px}
