@@ -160,7 +160,7 @@ def test_a_missing_library_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type, name: str
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(SettingError, match=rf"toy\.onnx needs {name}\. Install it: pip install 'keyhole\[faces\]'"):
+    with pytest.raises(SettingError, match=rf"toy\.onnx needs {name}\. Install it: pip install {name}\."):
         kind(write_onnx(tmp_path / "toy.onnx"), size_px=SIDE)
 
 
