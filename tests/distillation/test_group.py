@@ -138,7 +138,7 @@ def test_a_cohort_distilled_by_two_processes(distilled: tuple[Path, subprocess.C
     assert value["processes"] == 2
     assert [arm["name"] for arm in value["arms"]] == ["ce", "ce,kd"]
     assert json.loads((out / "result.json").read_text()) == value
-    names = {"recipe.json", "result.json", "log.jsonl", "report.html", "0-ce", "1-ce-kd"}
+    names = {"recipe.json", "result.json", "log.jsonl", "report.html", "teacher-sha256.txt", "0-ce", "1-ce-kd"}
     assert {path.name for path in out.iterdir()} == names
     assert len((out / "log.jsonl").read_text().splitlines()) == 2
     assert json.loads((out / "recipe.json").read_text())["arguments"]["processes"] == 2
