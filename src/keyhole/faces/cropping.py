@@ -70,12 +70,10 @@ def crop_folder(root: Path, detector: Detector, out: Path, *, progress: Progress
     with open_people(root) as album:
         samples = people_of(album)
         places = {sample.path: out / sample.identity / f"{PurePosixPath(sample.path).stem}.png" for sample in samples}
-        if len(set(places.values())) < len(places):
-            seen: dict[Path, str] = {}
-            for path, place in places.items():
-                if place in seen:
-                    raise DataError(f"{seen[place]} and {path} of {root} would become one crop. Rename one of them.")
-                seen[place] = path
+        first_of: dict[Path, str] = {}
+        for path, place in places.items():
+            if (other := first_of.setdefault(place, path)) != path:
+                raise DataError(f"{other} and {path} of {root} would become one crop. Rename one of them.")
         chunks = range(0, len(samples), _AT_A_TIME)
         for first in progress(chunks, label=f"cropping, {_AT_A_TIME} photos a step", total=len(chunks)):
             part = samples[first : first + _AT_A_TIME]

@@ -230,7 +230,7 @@ code{font:.92em ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",mo
 table{border-collapse:collapse;font-size:.93rem;margin:6px 0 10px;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:6px 22px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}
 th{font-weight:600;color:var(--soft);font-size:.85rem;vertical-align:bottom}
-th.n,td.n{text-align:right;white-space:nowrap}
+th.n,td.n{text-align:right}td.n{white-space:nowrap}
 td.t{min-width:min(15em,34vw);max-width:26em;overflow-wrap:anywhere}
 td code{overflow-wrap:normal;white-space:pre}
 tr.strong td{font-weight:650}
