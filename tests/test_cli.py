@@ -31,7 +31,7 @@ from keyhole.models.layers import layers
 from keyhole.models.network import InputSpec
 from keyhole.models.zoo import build, load, save
 
-COMMANDS = ("hints", "search", "train", "distill", "study", "evaluate", "layers", "demo")
+COMMANDS = ("hints", "search", "train", "distill", "study", "evaluate", "figures", "layers", "demo")
 DIGITS = ("--data", "digits")
 QUICK = (*DIGITS, "--precision", "fp32", "--device", "cpu")
 
@@ -329,6 +329,18 @@ def test_an_untrained_teacher_is_told(tmp_path: Path) -> None:
     found = keyhole("hints", "--teacher", "resnet8", *DIGITS, *options, "--out", tmp_path)
     assert found.err.startswith("Warning: resnet8 is right on ")
     assert found.json["teacher"] == "resnet8"
+
+
+def test_figures_takes_the_drawings_of_a_report(runs: Path, looked: Ran, tmp_path: Path) -> None:
+    assert looked.code == 0, looked.err
+    value = keyhole("figures", runs / "hints" / "report.html", "--out", tmp_path / "figures", "--json").json
+    assert {each["file"] for each in value["figures"]} == names_in(tmp_path / "figures")
+    assert value["figures"][0]["shows"].startswith("Similarity of the layers of")
+    told = keyhole("figures", runs / "hints" / "hints.json", "--out", tmp_path / "figures")
+    assert (told.code, told.out) == (1, "")
+    assert told.err.splitlines() == [
+        "Error: The page holds no drawing of Keyhole. Name the report.html of a command such as 'keyhole hints'."
+    ]
 
 
 # --- distill ---------------------------------------------------------------------------------------------------------

@@ -93,6 +93,23 @@ def write_json(path: Path, value: Any, *, private: bool = False) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n", private=private)
 
 
+def read_text(path: Path, kind: str) -> str:
+    """Return the text of a UTF-8 file.
+
+    Args:
+        path: The file.
+        kind: What is expected there, for the error: ``"a JSON file"``.
+
+    Raises:
+        DataError: The file cannot be read.
+        UnicodeDecodeError: It holds bytes that are no text; a ``ValueError`` like those of JSON and TOML.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}. Expected {kind} there.") from error
+
+
 def read_json(path: Path) -> Any:
     """Return the value of a JSON file.
 
@@ -100,9 +117,7 @@ def read_json(path: Path) -> Any:
         DataError: The file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}. Expected a JSON file there.") from error
+        return json.loads(read_text(path, "a JSON file"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error}). Write it anew, or name another file.") from error
 
@@ -114,9 +129,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         DataError: The file is missing or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}. Expected a TOML file there.") from error
+        return tomllib.loads(read_text(path, "a TOML file"))
     except (ValueError, RecursionError) as error:  # of TOML, or of bytes that are no text
         raise DataError(f"{path} is not TOML: {error}.") from error
 

@@ -16,7 +16,7 @@ from keyhole.cli import faces
 from keyhole.cli.distill import distill, train
 from keyhole.cli.export import export
 from keyhole.cli.hints import hints
-from keyhole.cli.look import demo, evaluate, layers
+from keyhole.cli.look import demo, evaluate, figures, layers
 from keyhole.cli.options import process_number
 from keyhole.cli.search import search
 from keyhole.cli.study import study
@@ -32,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (hints, search, train, distill, study, evaluate, export, layers, demo):
+for command in (hints, search, train, distill, study, evaluate, export, figures, layers, demo):
     app.command()(command)
 app.add_typer(faces.app, name="faces")
 

@@ -1,4 +1,4 @@
-"""``keyhole evaluate``, ``keyhole layers`` and ``keyhole demo``."""
+"""``keyhole evaluate``, ``keyhole layers``, ``keyhole figures`` and ``keyhole demo``."""
 
 from __future__ import annotations
 
@@ -114,6 +114,28 @@ def layers(
         "\n".join(lines),
         as_json=json,
     )
+
+
+@o.command
+def figures(
+    report: Annotated[Path, typer.Argument(help="A report.html of any command.")],
+    out: Annotated[Path, typer.Option(help="Folder for the figures.")],
+    json: o.Json = False,
+) -> None:
+    """Take the figures out of a report as SVG files, for a paper, slides or a README.
+
+    Example: keyhole figures OUT/report.html --out FIGURES
+
+    Each is light, on white, and has its legend in it.
+    """
+    from keyhole.files import write_text
+    from keyhole.reports.drawings import read_drawings
+
+    found = read_drawings(report)
+    for drawing in found:
+        write_text(out / f"{drawing.name}.svg", drawing.svg)
+    value = [{"file": f"{drawing.name}.svg", "shows": drawing.told} for drawing in found]
+    o.emit({"figures": value}, "\n".join(f"{each['file']}  {each['shows']}" for each in value), as_json=json)
 
 
 @o.command

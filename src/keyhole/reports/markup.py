@@ -167,6 +167,16 @@ def page(title: str, kicker: str, *parts: str) -> str:
     )
 
 
+def variables() -> dict[str, str]:
+    """Return the colors that a page has by light, by the names that its drawings know them by.
+
+    Example:
+        >>> variables()["paper"]
+        '#fff'
+    """
+    return dict(re.findall(r"--(\w+):(#\w+)", _STYLE.partition("}")[0]))
+
+
 def count(number: float) -> str:
     """Return a whole number with its thousands set apart."""
     return f"{number:,.0f}"
