@@ -20,7 +20,7 @@ from typing import Any
 from keyhole.cli.face_options import integers
 from keyhole.faces.comparison import Pipeline, Setting
 from keyhole.faces.evaluation import evaluate
-from keyhole.faces.models import load_face_model
+from keyhole.faces.models.face_model import load_face_model
 from keyhole.faces.protocols.named import read_protocol
 from keyhole.files import write_json
 from keyhole.progress import bar

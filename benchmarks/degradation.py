@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from keyhole.faces.degradation import Degradation, degrade
-from keyhole.faces.distributions import FixedSizes, LogUniform
+from keyhole.faces.images.degradation import Degradation, degrade
+from keyhole.faces.images.distributions import FixedSizes, LogUniform
 from keyhole.runtime import describe
 
 CASES = {

@@ -1,6 +1,6 @@
 """Fit and measure the estimate of effective resolution on the Face Research Lab London Set.
 
-    python benchmarks/effective_resolution.py fit --root london_faces.zip --out src/keyhole/faces/resolution.json
+    python benchmarks/effective_resolution.py fit --root london_faces.zip --out src/keyhole/faces/images/resolution.json
     python benchmarks/effective_resolution.py measure --root london_faces.zip [--lfw lfw112.zip]
         --out docs/results/faces/effective-resolution.json
 
@@ -25,9 +25,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from keyhole.faces.degradation import Degradation, degrade
-from keyhole.faces.resampling import METHODS, resample
-from keyhole.faces.resolution import BLUR_SIGMA_PX, CROP_PX, band_powers, effective_face_px
+from keyhole.faces.images.degradation import Degradation, degrade
+from keyhole.faces.images.resampling import METHODS, resample
+from keyhole.faces.images.resolution import BLUR_SIGMA_PX, CROP_PX, band_powers, effective_face_px
 
 SIZES = tuple(range(8, 65))
 FEW_SIZES = (8, 12, 16, 24, 32, 48, 64)
@@ -184,7 +184,7 @@ def fit(root: Path, out: Path, steps: int) -> None:
         if step % 500 == 0:
             print(step, float(loss), flush=True)
     stored = {
-        "what": "effective face resolution: log10 band powers to log of face_px; see keyhole.faces.resolution",
+        "what": "effective face resolution: log10 band powers to log of face_px; see keyhole.faces.images.resolution",
         "fitted_on": "Face Research Lab London Set, DeBruine & Jones 2017, doi:10.6084/m9.figshare.5047666, CC BY 4.0",
         "made_by": "benchmarks/effective_resolution.py fit",
         "mean": _rounded(mean),

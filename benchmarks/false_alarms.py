@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from keyhole.faces.albums import open_album
-from keyhole.faces.degradation import Degradation, degrade
-from keyhole.faces.photos import decode_photo
+from keyhole.faces.images.albums import open_album
+from keyhole.faces.images.degradation import Degradation, degrade
+from keyhole.faces.images.photos import decode_photo
 from keyhole.files import write_json
 
 SIZES = (24, 16, 12, 10, 8)

@@ -19,7 +19,7 @@ import faiss
 import numpy as np
 import torch
 
-from keyhole.faces.search import search
+from keyhole.faces.watchlist.search import search
 from keyhole.runtime import describe
 
 

@@ -15,7 +15,7 @@ import argparse
 import csv
 from pathlib import Path, PurePosixPath
 
-from keyhole.faces.albums import open_album
+from keyhole.faces.images.albums import open_album
 
 ROLES = {"neutral": "gallery", "smiling": "probe"}
 

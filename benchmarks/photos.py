@@ -22,10 +22,10 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from keyhole.faces.alignment import align, similarity_transform
-from keyhole.faces.detection import Detector, choose
-from keyhole.faces.photos import Photo, decode_photo
-from keyhole.faces.threads import cores, in_order
+from keyhole.faces.images.alignment import align, similarity_transform
+from keyhole.faces.images.detection import Detector, choose
+from keyhole.faces.images.photos import Photo, decode_photo
+from keyhole.faces.images.threads import cores, in_order
 
 TEMPLATE_128 = 128 * np.array(
     [[0.3156, 0.4616], [0.6827, 0.4616], [0.5003, 0.6405], [0.3495, 0.8247], [0.6534, 0.8247]]

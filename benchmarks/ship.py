@@ -1,6 +1,7 @@
 """Make the face model of the package from a finished run of 'keyhole faces distill'.
 
-    python benchmarks/ship.py RUN/student.safetensors src/keyhole/faces/keyhole-face.safetensors --data "portraits ..."
+    python benchmarks/ship.py RUN/student.safetensors src/keyhole/faces/models/keyhole-face.safetensors \
+        --data "portraits ..."
 
 Written in half precision, where that loses no more than rounding; description and recipe stay, and what it was trained
 on is said in words.
@@ -12,8 +13,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from keyhole.faces.models import load_face_model, save_face_model
-from keyhole.faces.runtimes import TorchNetwork
+from keyhole.faces.models.face_model import load_face_model, save_face_model
+from keyhole.faces.models.runtimes import TorchNetwork
 from keyhole.files import read_tensors
 
 

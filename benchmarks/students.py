@@ -21,9 +21,9 @@ import torch
 from keyhole.cli.face_options import integers
 from keyhole.faces.comparison import Pipeline, Setting
 from keyhole.faces.evaluation import evaluate
-from keyhole.faces.models import FaceModel, load_face_model
+from keyhole.faces.models.face_model import FaceModel, load_face_model
+from keyhole.faces.models.runtimes import TorchNetwork
 from keyhole.faces.protocols.named import read_protocol
-from keyhole.faces.runtimes import TorchNetwork
 from keyhole.models.network import Network, count_macs
 from keyhole.runtime import describe
 from keyhole.students.teachers import file_of, input_of

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from keyhole.faces.albums import open_album
-from keyhole.faces.degradation import Degradation, degrade, image_seeds
-from keyhole.faces.photos import decode_photo
+from keyhole.faces.images.albums import open_album
+from keyhole.faces.images.degradation import Degradation, degrade, image_seeds
+from keyhole.faces.images.photos import decode_photo
 from keyhole.faces.protocols import lfw
 
 

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 import pattern_faces
-from keyhole.faces.compact import compact, form_of
-from keyhole.faces.models import save_face_model
-from keyhole.faces.photos import told_face_px
-from keyhole.faces.preparation import Licenses
+from keyhole.faces.images.photos import told_face_px
+from keyhole.faces.models.compact import compact, form_of
+from keyhole.faces.models.face_model import save_face_model
+from keyhole.faces.models.preparation import Licenses
 from keyhole.files import read_tensors
 from test_cli import Ran, keyhole
 

@@ -11,10 +11,10 @@ from typing import Any
 from keyhole.cli.students import FacesOptions, StudentOptions
 from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.terms import TERMS
-from keyhole.faces.degradation import parse_degradation
-from keyhole.faces.description import KEYS, parse_description
-from keyhole.faces.distributions import DISTRIBUTIONS, parse_distribution
-from keyhole.faces.samples import read_manifest
+from keyhole.faces.images.degradation import parse_degradation
+from keyhole.faces.images.distributions import DISTRIBUTIONS, parse_distribution
+from keyhole.faces.models.description import KEYS, parse_description
+from keyhole.faces.protocols.samples import read_manifest
 from keyhole.plans import ArmPlan
 from keyhole.students.distilling import StudentPlan
 from keyhole.studies import plan

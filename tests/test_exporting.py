@@ -18,9 +18,9 @@ import pattern_faces
 from keyhole import exporting
 from keyhole.errors import DivergenceError, RunError, SettingError, UnknownNameError, WeightsError
 from keyhole.exporting import Exported, Prepared, export, load_exported
-from keyhole.faces.compact import compact, form_of
-from keyhole.faces.models import load_face_model, save_face_model
-from keyhole.faces.preparation import Licenses
+from keyhole.faces.models.compact import compact, form_of
+from keyhole.faces.models.face_model import load_face_model, save_face_model
+from keyhole.faces.models.preparation import Licenses
 from test_cli import keyhole
 
 

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from keyhole.errors import DataError
-from keyhole.faces import photos as files
-from keyhole.faces.alignment import align, face_px_of
 from keyhole.faces.cropping import crop_folder
-from keyhole.faces.detection import Detector
-from keyhole.faces.distributions import FixedSizes
-from keyhole.faces.preparation import Preparation, arcface_template
+from keyhole.faces.images import photos as files
+from keyhole.faces.images.alignment import align, face_px_of
+from keyhole.faces.images.detection import Detector
+from keyhole.faces.images.distributions import FixedSizes
+from keyhole.faces.models.preparation import Preparation, arcface_template
 from keyhole.students.views import read_faces
 from test_cli import keyhole
 

@@ -11,13 +11,13 @@ from PIL import Image
 
 import pattern_faces
 from keyhole.errors import DataError, SettingError
-from keyhole.faces.albums import open_album
-from keyhole.faces.alignment import TEMPLATE_112, align, crop_box, face_px_of, widen
-from keyhole.faces.degradation import Degradation, degrade
 from keyhole.faces.embedding import Crops, crop_samples, degraded, embed_crops, in_form, shown_px
-from keyhole.faces.models import load_face_model
-from keyhole.faces.preparation import ARCFACE_112, Preparation, arcface_template
-from keyhole.faces.samples import Sample
+from keyhole.faces.images.albums import open_album
+from keyhole.faces.images.alignment import TEMPLATE_112, align, crop_box, face_px_of, widen
+from keyhole.faces.images.degradation import Degradation, degrade
+from keyhole.faces.models.face_model import load_face_model
+from keyhole.faces.models.preparation import ARCFACE_112, Preparation, arcface_template
+from keyhole.faces.protocols.samples import Sample
 
 ALIGNED = Preparation(112, template=ARCFACE_112)
 LARGE = Preparation(128, template=arcface_template(128))
@@ -86,7 +86,7 @@ def test_a_box_is_cut_with_the_margins_of_model_and_setting(root: Path) -> None:
 
 
 def test_a_wall_has_no_face_and_its_place_is_kept(root: Path, shared: Path) -> None:
-    from keyhole.faces.detection import Detector
+    from keyhole.faces.images.detection import Detector
 
     yunet = Detector(shared / "data" / "faces" / "models" / "yunet_n_640_640.onnx")
     Image.fromarray(np.full((90, 90, 3), 128, np.uint8)).save(root / "wall.png")

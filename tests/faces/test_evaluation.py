@@ -12,12 +12,12 @@ import pytest
 import pattern_faces
 from keyhole.errors import DataError, KeyholeError, SettingError
 from keyhole.faces.comparison import Pipeline, Setting, compare, crops_of
-from keyhole.faces.degradation import Degradation
 from keyhole.faces.evaluation import evaluate, fit
+from keyhole.faces.images.degradation import Degradation
 from keyhole.faces.matching import Matcher
-from keyhole.faces.models import FaceModel, load_face_model
+from keyhole.faces.models.face_model import FaceModel, load_face_model
 from keyhole.faces.protocols import folder, lfw
-from keyhole.faces.samples import IdentificationSet, PairSet, Sample
+from keyhole.faces.protocols.samples import IdentificationSet, PairSet, Sample
 from keyhole.progress import silent
 
 QUICK = Setting(draws=100)

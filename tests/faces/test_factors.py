@@ -13,9 +13,9 @@ from keyhole.errors import RunError, SettingError
 from keyhole.faces.comparison import Pipeline, Setting
 from keyhole.faces.evaluation import evaluate
 from keyhole.faces.factors import Condition, study_factors
-from keyhole.faces.models import FaceModel, load_face_model
+from keyhole.faces.models.face_model import FaceModel, load_face_model
 from keyhole.faces.protocols import folder
-from keyhole.faces.samples import IdentificationSet
+from keyhole.faces.protocols.samples import IdentificationSet
 
 SETTING = Setting(probe_px=(112.0, 3.0), match=("none", "resolution"), draws=100)
 

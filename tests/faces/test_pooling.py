@@ -8,7 +8,7 @@ import pytest
 from keyhole.errors import SettingError, ShapeError, UnknownNameError
 from keyhole.faces.matching import Matcher
 from keyhole.faces.pooling import check_poolings, frame_quality, frame_weights, grouped, pool, tracks_of
-from keyhole.faces.samples import Sample
+from keyhole.faces.protocols.samples import Sample
 
 
 def frame(identity: str, track: str = "", camera: str = "") -> Sample:

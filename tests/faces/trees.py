@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from keyhole.faces.albums import open_album
-from keyhole.faces.samples import IdentificationSet, PairSet, Sample
+from keyhole.faces.images.albums import open_album
+from keyhole.faces.protocols.samples import IdentificationSet, PairSet, Sample
 
 Embedder = Callable[[int, str], np.ndarray]
 SIZE = 640

@@ -10,7 +10,7 @@ import torch
 
 import pattern_faces
 from keyhole.errors import DataError, SettingError
-from keyhole.faces.distributions import parse_distribution
+from keyhole.faces.images.distributions import parse_distribution
 from keyhole.students.apart import Apart, leave_out, people_apart
 from keyhole.students.teachers import FaceTeacher, load_teacher
 from keyhole.students.views import FaceViews, Who, read_faces

@@ -8,8 +8,8 @@ import torch
 
 import pattern_faces
 from keyhole.errors import SettingError
-from keyhole.faces.compact import form_of
-from keyhole.faces.distributions import parse_distribution
+from keyhole.faces.images.distributions import parse_distribution
+from keyhole.faces.models.compact import form_of
 from keyhole.students.blends import Blending, with_blends
 from keyhole.students.turning import turned_places
 from keyhole.students.views import FaceViews, read_faces

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import pattern_faces
-from keyhole.faces.distributions import parse_distribution
+from keyhole.faces.images.distributions import parse_distribution
 
 RUNS = Path(__file__).resolve().parents[2] / "docs" / "results" / "students" / "runs.sh"
 

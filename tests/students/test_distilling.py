@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from keyhole.errors import SettingError
-from keyhole.faces.compact import compact
+from keyhole.faces.models.compact import compact
 from keyhole.students.distilling import interpolated
 
 

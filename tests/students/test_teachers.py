@@ -10,7 +10,7 @@ import torch
 
 from face_toys import SIDE, toy_rows, toy_weights, write_onnx, write_toml
 from keyhole.errors import SettingError
-from keyhole.faces.preparation import Preparation, arcface_template
+from keyhole.faces.models.preparation import Preparation, arcface_template
 from keyhole.students.onnx_teacher import OnnxTeacher
 from keyhole.students.teachers import input_of, load_teacher
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from keyhole.faces.alignment import TEMPLATE_112, similarity_transform
+from keyhole.faces.images.alignment import TEMPLATE_112, similarity_transform
 from keyhole.students.turning import FURTHEST, turned_places
 
 LINE = torch.arange(112.0)

@@ -19,11 +19,11 @@ from keyhole.distillation.cohort import Cohort
 from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.training import Checkpointing, Outcome, fit
 from keyhole.errors import DataError, SettingError, UnknownNameError
-from keyhole.faces.compact import compact, form_of
-from keyhole.faces.degradation import Degradation, degrade, image_seeds
-from keyhole.faces.distributions import Distribution, parse_distribution
-from keyhole.faces.models import load_face_model, save_face_model
-from keyhole.faces.preparation import Licenses
+from keyhole.faces.images.degradation import Degradation, degrade, image_seeds
+from keyhole.faces.images.distributions import Distribution, parse_distribution
+from keyhole.faces.models.compact import compact, form_of
+from keyhole.faces.models.face_model import load_face_model, save_face_model
+from keyhole.faces.models.preparation import Licenses
 from keyhole.hints.choice import Choice, Hints
 from keyhole.hints.selection import Rule
 from keyhole.models.layers import Layer, tap

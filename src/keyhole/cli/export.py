@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from keyhole.exporting import Prepared
-    from keyhole.faces.distributions import Distribution
+    from keyhole.faces.images.distributions import Distribution
     from keyhole.students.views import FaceViews
 
 
@@ -67,7 +67,7 @@ def export(
     description is written beside it, OUT.toml (such as face.onnx.toml), which --model of 'keyhole faces' takes.
     """
     from keyhole.exporting import export as write
-    from keyhole.faces.models import is_face_model
+    from keyhole.faces.models.face_model import is_face_model
 
     if Path(model).resolve() == out.resolve():
         raise SettingError(f"--out is {out}, the model itself. Choose another file.")
@@ -122,7 +122,7 @@ def _of_faces(model: str, faces: Path, shown: ShownOptions, seed: int) -> tuple[
 
     from keyhole.cli.students import apart_of, read_people
     from keyhole.exporting import Prepared
-    from keyhole.faces.distributions import FixedSizes, parse_distribution
+    from keyhole.faces.images.distributions import FixedSizes, parse_distribution
     from keyhole.students.apart import people_apart
     from keyhole.students.onnx_teacher import OnnxTeacher
     from keyhole.students.teachers import load_teacher
@@ -156,7 +156,7 @@ def _some(views: FaceViews, camera: Distribution, shown: ShownOptions, seed: int
     import numpy as np
     import torch
 
-    from keyhole.faces.degradation import degrade, image_seeds
+    from keyhole.faces.images.degradation import degrade, image_seeds
 
     chosen = np.random.default_rng([seed, 7]).permutation(len(views))[: shown.samples]
     crops = views.crops[torch.from_numpy(chosen.copy())]

@@ -13,10 +13,10 @@ from keyhole.errors import SettingError
 
 if TYPE_CHECKING:
     from keyhole.faces.comparison import Pipeline, Setting
-    from keyhole.faces.detection import Detector
+    from keyhole.faces.images.detection import Detector
     from keyhole.faces.matching import Matcher
-    from keyhole.faces.models import FaceModel
-    from keyhole.faces.samples import IdentificationSet, PairSet
+    from keyhole.faces.models.face_model import FaceModel
+    from keyhole.faces.protocols.samples import IdentificationSet, PairSet
 
 Match = Annotated[
     str, typer.Option(help="none, resolution, resolution-estimated, fitted, fitted-estimated; several by commas.")
@@ -43,7 +43,7 @@ class DetectionOptions:
 
     def open_detector(self, path: Path) -> Detector:
         """Return a detector that searches so."""
-        from keyhole.faces.detection import Detector
+        from keyhole.faces.images.detection import Detector
 
         return Detector(path, side_px=self.detect_px, enlarge=self.detect_enlarge)
 
@@ -73,7 +73,7 @@ class ModelOptions(DetectionOptions):
 
     def open(self) -> FaceModel:
         """Return the model, ready to embed."""
-        from keyhole.faces.models import load_face_model
+        from keyhole.faces.models.face_model import load_face_model
 
         return load_face_model(self.model, device=self.device, threads=self.threads)
 
@@ -144,7 +144,7 @@ class CameraOptions(CropOptions):
     def setting(self, **more: Any) -> Setting:
         """Return them with more of an evaluation's setting, in the form of the library."""
         from keyhole.faces.comparison import Setting
-        from keyhole.faces.degradation import degradation_of, parse_settings
+        from keyhole.faces.images.degradation import degradation_of, parse_settings
 
         settings = {"face_px": 112, **parse_settings(self.degrade)}
         if settings["face_px"] != 112:

@@ -75,7 +75,7 @@ def factors(
     """
     from keyhole.faces.factors import study_factors
     from keyhole.faces.matching import load_matcher
-    from keyhole.faces.models import load_face_model
+    from keyhole.faces.models.face_model import load_face_model
     from keyhole.files import write_json, write_text
     from keyhole.reports.faces_page import factors_page
     from keyhole.runs import open_run
@@ -137,10 +137,10 @@ def models(
 
     Example: keyhole faces models --download opencv-sface
     """
-    from keyhole.faces import registry
+    from keyhole.faces.models import registry
 
     if download is None:
-        from keyhole.faces.models import SHIPPED, shipped_notice
+        from keyhole.faces.models.face_model import SHIPPED, shipped_notice
 
         names = list(registry.KNOWN_MODELS)
         notices = [shipped_notice(), *map(registry.notice, names)]

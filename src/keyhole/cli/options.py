@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _results: ContextVar[Any] = ContextVar("where results are printed")
 
-FACE_MODEL = "keyhole-face"  # of the package: keyhole.faces.models.SHIPPED, which takes a second to import
+FACE_MODEL = "keyhole-face"  # of the package: keyhole.faces.models.face_model.SHIPPED, which takes a second to import
 _NAMES = "resnet20, timm:NAME, package.module:function, or a .safetensors file of Keyhole"
 
 Teacher = Annotated[str, typer.Option(help=f"The teacher: {_NAMES}.")]
@@ -206,7 +206,7 @@ def fingerprints(names: Iterable[str]) -> dict[str, str]:
     names = list(names)
     found = {}
     if FACE_MODEL in names:
-        from keyhole.faces.models import shipped
+        from keyhole.faces.models.face_model import shipped
 
         found[FACE_MODEL] = sha256(shipped())
 

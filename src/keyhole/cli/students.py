@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from keyhole.distillation.arm import Arm
     from keyhole.distillation.config import TrainConfig
     from keyhole.distillation.training import Outcome
-    from keyhole.faces.distributions import Distribution
+    from keyhole.faces.images.distributions import Distribution
     from keyhole.runs import RunFolder
     from keyhole.students.apart import Apart
     from keyhole.students.distilling import FaceArm, StudentPlan
@@ -129,7 +129,7 @@ def distill(
     --wise-ft below 1 the trained weights as they are lie in trained.safetensors.
     """
     from keyhole.distillation.training import Checkpointing
-    from keyhole.faces.distributions import parse_distribution
+    from keyhole.faces.images.distributions import parse_distribution
     from keyhole.models.network import fingerprint
     from keyhole.plans import files_of, settled_before
     from keyhole.runs import open_run

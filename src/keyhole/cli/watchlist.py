@@ -28,8 +28,8 @@ def embed(
 
     With --matcher the gallery is also embedded at the sizes that the matcher compares.
     """
-    from keyhole.faces.enrollment import enroll_folder
-    from keyhole.faces.gallery import save_gallery
+    from keyhole.faces.watchlist.enrollment import enroll_folder
+    from keyhole.faces.watchlist.gallery import save_gallery
 
     f.check_file(out)
     gallery, faces = enroll_folder(use.pipeline(crop.setting()), folder, progress=o.progress_bar(), note=o.note)
@@ -59,10 +59,10 @@ def calibrate(
 
     Beside the thresholds, a report shows the scores that they rest on: thresholds.html.
     """
-    from keyhole.faces.calibration import Wanted
-    from keyhole.faces.calibration import calibrate as find
-    from keyhole.faces.gallery import load_gallery
-    from keyhole.faces.thresholds import save_thresholds
+    from keyhole.faces.watchlist.calibration import Wanted
+    from keyhole.faces.watchlist.calibration import calibrate as find
+    from keyhole.faces.watchlist.gallery import load_gallery
+    from keyhole.faces.watchlist.thresholds import save_thresholds
     from keyhole.files import write_text
     from keyhole.reports.watchlist_page import KICKER, calibration_page
 
@@ -105,9 +105,9 @@ def identify(
 
     Example: keyhole faces identify --model M.onnx --gallery g.safetensors --probe x.jpg --thresholds t.json
     """
-    from keyhole.faces.enrollment import identify as find
-    from keyhole.faces.enrollment import open_gallery
-    from keyhole.faces.thresholds import load_thresholds
+    from keyhole.faces.watchlist.enrollment import identify as find
+    from keyhole.faces.watchlist.enrollment import open_gallery
+    from keyhole.faces.watchlist.thresholds import load_thresholds
     from keyhole.files import write_text
     from keyhole.reports.watchlist_page import answers_page
 
@@ -138,7 +138,7 @@ def compare(
 
     Example: keyhole faces compare a.jpg b.jpg --model M.onnx --detector YUNET.onnx
     """
-    from keyhole.faces.enrollment import compare as measure
+    from keyhole.faces.watchlist.enrollment import compare as measure
     from keyhole.files import write_text
     from keyhole.reports.watchlist_page import comparison_page
 
@@ -169,7 +169,7 @@ def frames(
 
     Writes result.json and report.html to OUT. With --crops, OUT/tracks is a probe for 'faces identify --frames'.
     """
-    from keyhole.faces.clips import clip_digest, clip_length, crop_writer, follow, read_clip
+    from keyhole.faces.images.clips import clip_digest, clip_length, crop_writer, follow, read_clip
     from keyhole.files import write_json, write_text
     from keyhole.reports.watchlist_page import clip_page
     from keyhole.runs import open_run
@@ -211,7 +211,7 @@ def crop(
     Writes PERSON/PHOTO.png to OUT, readable by its owner only. The same command goes on after a stop.
     """
     from keyhole.faces.cropping import crop_folder
-    from keyhole.faces.samples import counted, shortened
+    from keyhole.faces.protocols.samples import counted, shortened
 
     found = crop_folder(photos, search.open_detector(detector), out, progress=o.progress_bar())
     if found.without_face:

@@ -11,19 +11,19 @@ import numpy as np
 from jaxtyping import Float
 
 from keyhole.errors import DataError, SettingError, reason_of
-from keyhole.faces.albums import open_album
-from keyhole.faces.degradation import Degradation
 from keyhole.faces.embedding import SIDE_PX, Crops, crop_samples, degraded, embed_crops, shown_px
+from keyhole.faces.images.albums import open_album
+from keyhole.faces.images.degradation import Degradation
+from keyhole.faces.images.resolution import effective_face_px
 from keyhole.faces.matching import Matcher, Views, check_modes, matched_scores
 from keyhole.faces.pooling import check_poolings
-from keyhole.faces.resolution import effective_face_px
-from keyhole.faces.samples import IdentificationSet, PairSet, Sample
+from keyhole.faces.protocols.samples import IdentificationSet, PairSet, Sample
 from keyhole.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from keyhole.faces.albums import Album
-    from keyhole.faces.detection import Detector
-    from keyhole.faces.models import FaceModel
+    from keyhole.faces.images.albums import Album
+    from keyhole.faces.images.detection import Detector
+    from keyhole.faces.models.face_model import FaceModel
 
 
 MOST_DRAWS = 100_000

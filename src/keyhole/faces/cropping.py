@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from keyhole.errors import DataError
-from keyhole.faces.detection import Detector
 from keyhole.faces.embedding import SIDE_PX, crop_samples
-from keyhole.faces.enrollment import open_people, people_of
-from keyhole.faces.photos import png_with_face_px
-from keyhole.faces.preparation import Preparation, arcface_template
+from keyhole.faces.images.detection import Detector
+from keyhole.faces.images.photos import png_with_face_px
+from keyhole.faces.models.preparation import Preparation, arcface_template
+from keyhole.faces.watchlist.enrollment import open_people, people_of
 from keyhole.files import write_bytes
 from keyhole.progress import Progress, silent
 
@@ -59,7 +59,7 @@ def crop_folder(root: Path, detector: Detector, out: Path, *, progress: Progress
 
     Reference:
         The template of ArcFace (Deng et al., 2019, https://arxiv.org/abs/1801.07698), fitted by
-        :func:`keyhole.faces.alignment.align`.
+        :func:`keyhole.faces.images.alignment.align`.
     """
     wanted = Preparation(SIDE_PX, template=arcface_template(SIDE_PX))
     found: set[str] = set()

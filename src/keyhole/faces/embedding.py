@@ -13,18 +13,18 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from keyhole.errors import DataError, SettingError
-from keyhole.faces.alignment import align, crop_box, face_px_of, retemplate, similarity_transform, widen
-from keyhole.faces.degradation import Degradation, degrade, image_seeds
-from keyhole.faces.detection import Detector, choose
-from keyhole.faces.photos import Photo, decode_photo
-from keyhole.faces.threads import in_order
+from keyhole.faces.images.alignment import align, crop_box, face_px_of, retemplate, similarity_transform, widen
+from keyhole.faces.images.degradation import Degradation, degrade, image_seeds
+from keyhole.faces.images.detection import Detector, choose
+from keyhole.faces.images.photos import Photo, decode_photo
+from keyhole.faces.images.threads import in_order
 from keyhole.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from keyhole.faces.albums import Album
-    from keyhole.faces.models import FaceModel
-    from keyhole.faces.preparation import Preparation
-    from keyhole.faces.samples import Sample
+    from keyhole.faces.images.albums import Album
+    from keyhole.faces.models.face_model import FaceModel
+    from keyhole.faces.models.preparation import Preparation
+    from keyhole.faces.protocols.samples import Sample
 
 SIDE_PX = 112
 FACE_PX = "face_px"  # attribute of an aligned crop: the side that it had in its photo

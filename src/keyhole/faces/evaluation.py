@@ -11,19 +11,19 @@ import numpy as np
 from jaxtyping import Bool
 
 from keyhole.errors import DataError, SettingError
-from keyhole.faces import identification, verification
 from keyhole.faces.comparison import Pipeline, Setting, Watched, compare, crops_of
-from keyhole.faces.degradation import Degradation
 from keyhole.faces.embedding import SIDE_PX, Crops, degraded
-from keyhole.faces.intervals import Interval, Resampling, Statistic, difference, interval
+from keyhole.faces.images.degradation import Degradation
 from keyhole.faces.matching import Matcher, fit_matcher
+from keyhole.faces.metrics import identification, verification
+from keyhole.faces.metrics.intervals import Interval, Resampling, Statistic, difference, interval
 from keyhole.faces.pooling import Tracks, frame_quality, frame_weights, grouped, pool, tracks_of
+from keyhole.faces.protocols.samples import IdentificationSet, PairSet, Sample
 from keyhole.faces.results import Evaluation, Example, Group, Row
-from keyhole.faces.samples import IdentificationSet, PairSet, Sample
 from keyhole.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from keyhole.faces.models import FaceModel
+    from keyhole.faces.models.face_model import FaceModel
 
 
 def evaluate(

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keyhole.errors import RunError, SettingError
-from keyhole.faces.albums import open_album
 from keyhole.faces.comparison import Pipeline, Setting
 from keyhole.faces.evaluation import evaluate
-from keyhole.faces.intervals import Interval, Resampling, Statistic, difference, interval, mean_statistic
+from keyhole.faces.images.albums import open_album
+from keyhole.faces.metrics.intervals import Interval, Resampling, Statistic, difference, interval, mean_statistic
+from keyhole.faces.protocols.samples import IdentificationSet, PairSet
 from keyhole.faces.results import Evaluation
-from keyhole.faces.samples import IdentificationSet, PairSet
 from keyhole.files import read_json, write_json
 from keyhole.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from keyhole.faces.detection import Detector
+    from keyhole.faces.images.detection import Detector
     from keyhole.faces.matching import Matcher
-    from keyhole.faces.models import FaceModel
+    from keyhole.faces.models.face_model import FaceModel
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from keyhole.errors import SettingError, ShapeError, unknown_name
 from keyhole.faces.matching import SHARP_PX, Matcher
-from keyhole.faces.samples import Sample
+from keyhole.faces.protocols.samples import Sample
 
 POOLINGS = ("best", "equal", "quality")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from keyhole.faces.intervals import Interval
+from keyhole.faces.metrics.intervals import Interval
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Sequence
 
 from keyhole.faces.factors import Factors
-from keyhole.faces.intervals import Interval
+from keyhole.faces.metrics.intervals import Interval
 from keyhole.faces.results import Evaluation, Row
 from keyhole.reports import face_figures, figures
 from keyhole.reports.markup import (

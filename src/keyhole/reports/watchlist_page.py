@@ -9,11 +9,11 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
-from keyhole.faces.calibration import Calibration
-from keyhole.faces.clips import Clip
-from keyhole.faces.enrollment import Compared
-from keyhole.faces.samples import counted
-from keyhole.faces.thresholds import Answer, Thresholds
+from keyhole.faces.images.clips import Clip
+from keyhole.faces.protocols.samples import counted
+from keyhole.faces.watchlist.calibration import Calibration
+from keyhole.faces.watchlist.enrollment import Compared
+from keyhole.faces.watchlist.thresholds import Answer, Thresholds
 from keyhole.reports import face_figures
 from keyhole.reports.markup import (
     NOTHING,
@@ -38,7 +38,7 @@ def calibration_page(found: Calibration) -> str:
     """Return the report of thresholds, as one HTML file that needs nothing else.
 
     Args:
-        found: What :func:`keyhole.faces.calibration.calibrate` found.
+        found: What :func:`keyhole.faces.watchlist.calibration.calibrate` found.
     """
     told = found.thresholds
     worst = max(level.fpir_bound for level in told.levels)
@@ -122,7 +122,7 @@ def comparison_page(found: Compared) -> str:
     """Return the report of two photos, as one HTML file that needs nothing else.
 
     Args:
-        found: What :func:`keyhole.faces.enrollment.compare` found.
+        found: What :func:`keyhole.faces.watchlist.enrollment.compare` found.
     """
     sizes = found.first_px, found.second_px
     pictures = [
@@ -142,7 +142,7 @@ def clip_page(found: Clip, *, name: str, examples: bool = False) -> str:
     """Return the report of a clip, as one HTML file that needs nothing else.
 
     Args:
-        found: What :func:`keyhole.faces.clips.follow` found.
+        found: What :func:`keyhole.faces.images.clips.follow` found.
         name: Of the clip.
         examples: Show the first, middle and best face of each track; only where the terms of the data allow it.
     """

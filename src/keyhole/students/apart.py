@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from keyhole.errors import DataError, SettingError
-from keyhole.faces.albums import open_album
+from keyhole.faces.images.albums import open_album
 from keyhole.faces.protocols import lfw
 from keyhole.models.frozen import freeze
 from keyhole.progress import Progress, silent

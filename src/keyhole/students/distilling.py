@@ -22,13 +22,13 @@ from keyhole.distillation.teaching import Keep
 from keyhole.distillation.terms import TERMS, HintPair, parse_terms
 from keyhole.distillation.training import Checkpointing, Outcome, fit
 from keyhole.errors import DataError, SettingError, unknown_name
-from keyhole.faces.compact import COMPACT, EMBEDDING, compact, form_of
-from keyhole.faces.description import read_description
-from keyhole.faces.models import SHIPPED, architecture_of, load_face_model, save_face_model
-from keyhole.faces.openvino_ir import IrModule, read_ir
-from keyhole.faces.preparation import Licenses, Preparation
-from keyhole.faces.registry import KNOWN_MODELS
-from keyhole.faces.runtimes import TorchNetwork
+from keyhole.faces.models.compact import COMPACT, EMBEDDING, compact, form_of
+from keyhole.faces.models.description import read_description
+from keyhole.faces.models.face_model import SHIPPED, architecture_of, load_face_model, save_face_model
+from keyhole.faces.models.openvino_ir import IrModule, read_ir
+from keyhole.faces.models.preparation import Licenses, Preparation
+from keyhole.faces.models.registry import KNOWN_MODELS
+from keyhole.faces.models.runtimes import TorchNetwork
 from keyhole.files import read_json
 from keyhole.hints.choice import ChoiceConfig, choose_hints
 from keyhole.hints.moments import ObserveConfig
@@ -54,8 +54,8 @@ class StudentPlan:
 
     Attributes:
         name: How it is called in tables.
-        student: A network of :data:`keyhole.faces.compact.COMPACT`, or a file whose weights it begins with: an OpenVINO
-            IR, or a ``.safetensors`` file such as an earlier student.
+        student: A network of :data:`keyhole.faces.models.compact.COMPACT`, or a file whose weights it begins with: an
+            OpenVINO IR, or a ``.safetensors`` file such as an earlier student.
         terms: Of its loss, such as ``embedding,hint=0.5``.
         hints: ``auto`` (cluster centers), ``surviving`` (centers that survive), another selector, a ``hints.json``, or
             layers by commas; None where no term needs any.
@@ -100,8 +100,8 @@ def student_network(name: str, size: int = EMBEDDING) -> tuple[Network, Preparat
     """Return a student before any step, and what it takes.
 
     Args:
-        name: Of :data:`keyhole.faces.compact.COMPACT`; or a file whose weights it begins with: an OpenVINO IR, perhaps
-            described in a ``.toml`` file, or a ``.safetensors`` file, such as an earlier student.
+        name: Of :data:`keyhole.faces.models.compact.COMPACT`; or a file whose weights it begins with: an OpenVINO IR,
+            perhaps described in a ``.toml`` file, or a ``.safetensors`` file, such as an earlier student.
         size: Numbers in an embedding; a file has its own.
 
     Raises:

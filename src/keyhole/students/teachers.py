@@ -8,12 +8,12 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from keyhole.errors import SettingError
-from keyhole.faces.description import read_description
-from keyhole.faces.models import SHIPPED, FaceModel, load_face_model, shipped
-from keyhole.faces.openvino_ir import IrModule, read_ir, residual_sums
-from keyhole.faces.preparation import Licenses, Preparation
-from keyhole.faces.registry import KNOWN_MODELS, installed
-from keyhole.faces.runtimes import TorchNetwork
+from keyhole.faces.models.description import read_description
+from keyhole.faces.models.face_model import SHIPPED, FaceModel, load_face_model, shipped
+from keyhole.faces.models.openvino_ir import IrModule, read_ir, residual_sums
+from keyhole.faces.models.preparation import Licenses, Preparation
+from keyhole.faces.models.registry import KNOWN_MODELS, installed
+from keyhole.faces.models.runtimes import TorchNetwork
 from keyhole.models.network import InputSpec, Network
 from keyhole.students.onnx_teacher import OnnxTeacher
 
@@ -54,8 +54,8 @@ def load_teacher(name_or_path: str | Path) -> FaceTeacher:
     """Return a face model as a teacher.
 
     Args:
-        name_or_path: A PyTorch model of any form that :func:`keyhole.faces.models.load_face_model` takes, an OpenVINO
-            IR, whose graph is read, or an ONNX file, whose intermediate results are made outputs.
+        name_or_path: A PyTorch model of any form that :func:`keyhole.faces.models.face_model.load_face_model` takes, an
+            OpenVINO IR, whose graph is read, or an ONNX file, whose intermediate results are made outputs.
 
     Raises:
         SettingError: The layers of the model cannot be tapped.

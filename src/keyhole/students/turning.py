@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from keyhole.faces.alignment import TEMPLATE_112, similarity_transform
+from keyhole.faces.images.alignment import TEMPLATE_112, similarity_transform
 
 FURTHEST = 25.0  # degrees to a side; beyond, the far cheek hides what lies behind it
 _HIGHEST = 15.0  # degrees up and down

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from keyhole.data.splits import WHOLE, Batch, Share, epoch_order, to_unit
 from keyhole.errors import DataError, SettingError
-from keyhole.faces.albums import Album, open_album
-from keyhole.faces.alignment import retemplate
-from keyhole.faces.degradation import degrade, image_seeds
-from keyhole.faces.distributions import Distribution
-from keyhole.faces.photos import decode_photo
-from keyhole.faces.preparation import Preparation
-from keyhole.faces.threads import in_order
+from keyhole.faces.images.albums import Album, open_album
+from keyhole.faces.images.alignment import retemplate
+from keyhole.faces.images.degradation import degrade, image_seeds
+from keyhole.faces.images.distributions import Distribution
+from keyhole.faces.images.photos import decode_photo
+from keyhole.faces.images.threads import in_order
+from keyhole.faces.models.preparation import Preparation
 from keyhole.progress import Progress, silent
 
 SIDE_PX = 112

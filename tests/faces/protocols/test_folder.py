@@ -10,9 +10,9 @@ import pytest
 
 from faces.trees import half_right, names, perfect, picture, put, score_matrix, zipped
 from keyhole.errors import DataError, SettingError
-from keyhole.faces.identification import fnir, fpir, rank_k, search
+from keyhole.faces.metrics.identification import fnir, fpir, rank_k, search
 from keyhole.faces.protocols import folder
-from keyhole.faces.samples import write_manifest
+from keyhole.faces.protocols.samples import write_manifest
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from faces.trees import (
     zipped,
 )
 from keyhole.errors import DataError, SettingError
-from keyhole.faces.identification import cmc_area, rank_k, search
+from keyhole.faces.metrics.identification import cmc_area, rank_k, search
 from keyhole.faces.protocols import icbrw
 
 PROBES = "annotations_ProbeImages.txt"

@@ -9,9 +9,9 @@ import pytest
 
 from faces.trees import Embedder, blind, half_right, lfw_tree, pair_scores, perfect, picture, put, zipped
 from keyhole.errors import DataError, SettingError
+from keyhole.faces.metrics.verification import equal_error_rate, fold_accuracy, tar_at_far
 from keyhole.faces.protocols import lfw
-from keyhole.faces.samples import PairSet, read_pairs, write_manifest
-from keyhole.faces.verification import equal_error_rate, fold_accuracy, tar_at_far
+from keyhole.faces.protocols.samples import PairSet, read_pairs, write_manifest
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from faces.trees import (
     zipped,
 )
 from keyhole.errors import DataError, SettingError
-from keyhole.faces.identification import cmc, cmc_area, rank_k, search
+from keyhole.faces.metrics.identification import cmc, cmc_area, rank_k, search
 from keyhole.faces.protocols import scface
 
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from keyhole.errors import DataError, SettingError
-from keyhole.faces.albums import PICTURE_ENDINGS, Album, open_album
-from keyhole.faces.samples import (
+from keyhole.faces.images.albums import PICTURE_ENDINGS, Album, open_album
+from keyhole.faces.protocols.samples import (
     IdentificationSet,
     Sample,
     Views,
@@ -30,7 +30,7 @@ def read(root: Path, *, manifest: Path | None = None, views: Views = "best") -> 
 
     A person is a folder below ``gallery`` or ``probes``, or one file there, whose name without ending is the person.
     Probes of people who are not in the gallery are non-mated searches. Where there is a ``manifest.csv`` and no folder
-    ``gallery``, that is read; its form is told at :func:`keyhole.faces.samples.read_manifest`.
+    ``gallery``, that is read; its form is told at :func:`keyhole.faces.protocols.samples.read_manifest`.
 
     The notes tell all that could change a figure unseen: pictures that are gallery and probe at once, one picture for
     two people, names that differ only in case or blanks, stray files, people who are not enrolled, a gallery of one.

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from keyhole.errors import DataError, SettingError
-from keyhole.faces.albums import Album, open_album, picture_size
-from keyhole.faces.samples import Box, IdentificationSet, Sample, counted, shortened, stray_note
+from keyhole.faces.images.albums import Album, open_album, picture_size
+from keyhole.faces.protocols.samples import Box, IdentificationSet, Sample, counted, shortened, stray_note
 
 SUBJECTS = 90
 PROBES_EACH = 5

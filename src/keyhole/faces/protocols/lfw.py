@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from keyhole.errors import DataError, SettingError
-from keyhole.faces.albums import PICTURE_ENDINGS, Album, open_album, picture_size
-from keyhole.faces.samples import PairSet, Sample, counted, shortened, stray_note
+from keyhole.faces.images.albums import PICTURE_ENDINGS, Album, open_album, picture_size
+from keyhole.faces.protocols.samples import PairSet, Sample, counted, shortened, stray_note
 
 FOLDS = 10
 PAIRS_EACH = 300

@@ -8,7 +8,7 @@ from typing import Any
 
 from keyhole.errors import SettingError, unknown_name
 from keyhole.faces.protocols import folder, icbrw, lfw, scface
-from keyhole.faces.samples import IdentificationSet, PairSet
+from keyhole.faces.protocols.samples import IdentificationSet, PairSet
 
 
 def read_protocol(name: str, root: Path, **settings: Any) -> IdentificationSet | PairSet:

@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from keyhole.errors import DataError, SettingError
-from keyhole.faces.albums import Album, open_album
-from keyhole.faces.samples import IdentificationSet, Sample, counted, shortened, stray_note
+from keyhole.faces.images.albums import Album, open_album
+from keyhole.faces.protocols.samples import IdentificationSet, Sample, counted, shortened, stray_note
 
 SUBJECTS = 130
 CAMERAS = (1, 2, 3, 4, 5)

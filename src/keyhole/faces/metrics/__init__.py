@@ -1,0 +1,1 @@
+"""Figures of verification and identification, and how sure each is."""

@@ -1,0 +1,219 @@
+"""Thresholds from searches of strangers: by the size that a probe shows, for a wanted rate of false alarms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from keyhole.errors import DataError, SettingError
+from keyhole.faces.comparison import Pipeline
+from keyhole.faces.metrics.identification import Searches
+from keyhole.faces.protocols.samples import Sample, shortened
+from keyhole.faces.watchlist.enrollment import Note, faces_of, no_note, open_people, people_of, seen_px
+from keyhole.faces.watchlist.gallery import Gallery, Hit, candidates
+from keyhole.faces.watchlist.thresholds import Threshold, Thresholds, level
+from keyhole.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What thresholds are asked for.
+
+    Attributes:
+        fpir: Share of searches of strangers that may raise an alarm, above 0 and below 1.
+        least_px: Below this nothing will be told, 1 to 1000.
+    """
+
+    fpir: float = 0.01
+    least_px: float = 8.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0 < self.fpir < 1:
+            raise SettingError(f"--fpir is {self.fpir}; expected a rate above 0 and below 1, such as 0.01.")
+        if not 1 <= self.least_px <= 1000:
+            raise SettingError(f"--least-px is {self.least_px}; expected 1 to 1000 px.")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Thresholds, and the scores that they rest on.
+
+    Attributes:
+        thresholds: What was found.
+        strangers: By size, the best score of each search of a stranger.
+        mates: By size, the score of the mate in each search of the enrolled, -infinity where it was not first; empty
+            where no photos of the enrolled were given.
+    """
+
+    thresholds: Thresholds
+    strangers: dict[float, Float[np.ndarray, " s"]]
+    mates: dict[float, Float[np.ndarray, " m"]]
+
+
+def calibrate(
+    pipeline: Pipeline,
+    gallery: Gallery,
+    strangers: Path,
+    wanted: Wanted,
+    *,
+    mated: Path | None = None,
+    progress: Progress = silent,
+    note: Note = no_note,
+) -> Calibration:
+    """Return thresholds by the size of the probe, so that strangers raise an alarm at a wanted rate.
+
+    Photos of strangers are made as small as each size of the setting and searched in the gallery. Each search is filed
+    under the size that is nearest to what the probe's spectrum shows, as ``identify`` will look it up; of several of
+    one photo under one size, the one with the highest score counts (of the enrolled, the lowest).
+
+    Args:
+        pipeline: Model, detector, matcher, margin and camera; the sizes are the ``probe_px`` of its setting.
+        gallery: The enrolled.
+        strangers: Folder or archive of photos of people who are not.
+        wanted: The rate of false alarms, and below which size nothing is told.
+        mated: Folder or archive of other photos of the enrolled, to tell how many are missed.
+        progress: Wraps the loops.
+        note: Is told what looks wrong.
+
+    Raises:
+        SettingError: A stranger is enrolled, or gallery and matcher are of another model.
+        DataError: There is nobody to calibrate on.
+    """
+    _check(pipeline, gallery, strangers, mated)
+    for doubt in pipeline.doubts():
+        note(doubt)
+    others = _searches(pipeline, gallery, strangers, progress, note)
+    own = None if mated is None else _searches(pipeline, gallery, mated, progress, note)
+    if own is not None and (unknown := {sample.identity for sample in own.samples} - set(gallery.people)):
+        note(f"{len(unknown)} people of {mated} are not enrolled and count for nothing: {shortened(sorted(unknown))}.")
+    filed = {px: _filed(gallery, others, px, mated=False) for px in others.sizes_px}
+    mates = {} if own is None else {px: _filed(gallery, own, px, mated=True) for px in others.sizes_px}
+    levels = _levels(filed, mates, fpir=wanted.fpir, note=note)
+    least_px = wanted.least_px
+    if least_px < 0.9 * levels[0].face_px:
+        least_px = 0.9 * levels[0].face_px
+        note(f"Below {least_px:.1f} px nothing will be told, as nothing was calibrated there.")
+    found = Thresholds(
+        pipeline.model.fingerprint,
+        pipeline.mode,
+        wanted.fpir,
+        len(set(gallery.people)),
+        least_px,
+        levels,
+        margin=pipeline.setting.margin,
+        matcher=None if pipeline.matcher is None else pipeline.matcher.digest(),
+    )
+    return Calibration(
+        found,
+        {px: each.other[each.found] for px, each in filed.items() if len(each.rank)},
+        {px: each.mate[each.mated] for px, each in mates.items() if each.mated.any()},
+    )
+
+
+def _check(pipeline: Pipeline, gallery: Gallery, strangers: Path, mated: Path | None) -> None:
+    """Refuse before any work what does not fit together."""
+    gallery.check(pipeline.model.fingerprint, pipeline.setting.margin, pipeline.camera)
+    with open_people(strangers) as album:
+        named = {sample.identity for sample in people_of(album, aligned=False)}
+    if mated is not None:
+        with open_people(mated) as album:
+            people_of(album, aligned=False)
+    if pipeline.matcher is not None:
+        people = named | set(gallery.people)
+        pipeline.matcher.check(pipeline.model.fingerprint, people, margin=pipeline.setting.margin)
+    if known := named & set(gallery.people):
+        raise SettingError(
+            f"{len(known)} of the strangers have the name of someone who is enrolled; expected none. Take them out."
+        )
+
+
+def _levels(
+    filed: dict[float, Searches], mates: dict[float, Searches], *, fpir: float, note: Note
+) -> tuple[Threshold, ...]:
+    levels = []
+    for face_px, others in filed.items():
+        if not len(others.rank):
+            note(
+                f"No stranger shows about {face_px:g} px, so that size has no threshold of its own; the nearest counts."
+            )
+            continue
+        own = mates.get(face_px)
+        found = level(face_px, others, own if own is not None and own.mated.any() else None, fpir=fpir)
+        levels.append(found)
+        if found.fpir_bound > 1.5 * fpir:
+            note(
+                f"Warning: at {face_px:g} px, {found.strangers} searches of strangers show only that false alarms stay "
+                f"below {100 * found.fpir_bound:.1f} %, and {100 * fpir:g} % was asked for. Give more strangers."
+            )
+    if not levels:
+        raise DataError("No photo of a stranger shows about any of the sizes. Give other --probe-px.")
+    return tuple(levels)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What searches of some photos at several sizes gave, one row a photo and one column a size.
+
+    ``lost`` tells whom the photos show in which no face was found.
+    """
+
+    samples: tuple[Sample, ...]
+    sizes_px: tuple[float, ...]
+    shown_px: np.ndarray
+    hits: list[list[Hit]]
+    lost: tuple[str, ...]
+
+
+def _searches(pipeline: Pipeline, gallery: Gallery, root: Path, progress: Progress, note: Note) -> _Found:
+    """Return the best candidate of each photo with a face, at each size of the setting."""
+    faces = faces_of(pipeline, root, kind=str(root), progress=progress, note=note)
+    if not faces.samples:
+        raise DataError(f"No face was found in any photo of {root}. Look at the photos, or at --detector.")
+    sizes = tuple(sorted(pipeline.setting.probe_px))
+    shown = np.stack([seen_px(faces.watched, px) for px in sizes], axis=1)
+    best = [
+        [hits[0] for hits in candidates(gallery, faces.watched.at(px), shown[:, k], matcher=pipeline.matcher, count=1)]
+        for k, px in enumerate(sizes)
+    ]
+    with open_people(root) as album:
+        lost = tuple(s.identity for s in people_of(album, aligned=False) if s.path in set(faces.without_face))
+    return _Found(faces.samples, sizes, shown, [list(row) for row in zip(*best, strict=True)], lost)
+
+
+def _filed(gallery: Gallery, found: _Found, face_px: float, *, mated: bool) -> Searches:
+    """Return the searches that show about a size, at most one a photo: the one that is worst for the system.
+
+    A mate that is not first ranks second. Photos of the enrolled without a face are misses at every size.
+    """
+    nearest = np.abs(np.log(np.maximum(found.shown_px, 1.0))[:, :, None] - np.log(found.sizes_px)).argmin(axis=2)
+    column = found.sizes_px.index(face_px)
+    chosen: list[tuple[str, Hit | None]] = []
+    for sample, hits, row in zip(found.samples, found.hits, nearest, strict=True):
+        some = [hit for hit, at in zip(hits, row, strict=True) if at == column]
+        if not some:
+            continue
+        person = sample.identity
+        if mated:
+            worst = min(some, key=lambda hit: hit.score if hit.person == person else -np.inf)
+        else:
+            worst = max(some, key=lambda hit: hit.score)
+        chosen.append((person, worst))
+    if mated:
+        chosen += [(person, None) for person in found.lost if person in gallery.people]
+    people = len(set(gallery.people))
+    own = np.array([hit is not None and hit.person == person for person, hit in chosen], bool)
+    there = np.array([hit is not None for _, hit in chosen], bool)
+    scores = np.array([-np.inf if hit is None else hit.score for _, hit in chosen])
+    known = np.isin([person for person, _ in chosen], gallery.people)
+    return Searches(
+        mate=np.where(own, scores, -np.inf),
+        other=np.where(own, -np.inf, scores),
+        rank=np.where(own, 1, np.where(known, np.where(there, 2, people + 1), 0)),
+        found=there,
+        subjects=np.array([person for person, _ in chosen]),
+        people=people,
+    )
