@@ -90,7 +90,9 @@ def test_studies_of_the_documentation_are_read() -> None:
 
 
 def test_files_that_it_links_to_are_there() -> None:
-    for target in re.findall(r"\]\(((?!http)[^)]+)\)", README):
+    targets = re.findall(r"\]\(((?!http)[^)]+)\)", README) + re.findall(r'<img src="([^"]+)"', README)
+    assert "docs/pictures/layers.svg" in targets
+    for target in targets:
         assert (ROOT / target).exists(), target
 
 
