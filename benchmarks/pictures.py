@@ -2,13 +2,15 @@
 
     python benchmarks/pictures.py --out docs/pictures
 
-The other pictures there are figures of reports: 'keyhole hints' and 'keyhole study', then 'keyhole figures'.
+The other picture there is a figure of the report of 'keyhole hints', taken out by 'keyhole figures'.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
+from typing import Any
 
 from keyhole.files import read_json, write_text
 from keyhole.reports import face_figures, markup
@@ -19,15 +21,19 @@ LINES = (
     ("keyhole-face", "students/keyhole-face-1-lfw.json"),
     ("its teacher, face-reidentification-retail-0095", "faces/lfw-matched.json"),
 )
+NOT_MEASURED = face_figures.Band(math.nan, math.nan, math.nan)  # a line ends before it
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out
-    measured = [(name, accuracies(RESULTS / file)) for name, file in LINES]
-    both = set.intersection(*(set(values) for _, values in measured))  # a line across what one lacks would be a guess
-    lines = [(name, {px: values[px] for px in both}) for name, values in measured]
+    found = [read_json(RESULTS / file) for _, file in LINES]
+    if len({(each["protocol"], each["summary"]) for each in found}) > 1:
+        raise SystemExit("The results are not of the same pairs.")
+    measured = {name: accuracies(each) for (name, _), each in zip(LINES, found, strict=True)}
+    sizes = {px for values in measured.values() for px in values}
+    lines = [(name, {px: values.get(px, NOT_MEASURED) for px in sizes}) for name, values in measured.items()]
     told = "Accuracy in percent on LFW, folds 8 to 10, over the size of the probe, with 95 % intervals"
     drawn = markup.figure(face_figures.by_size(lines, "LFW, folds 8 to 10: accuracy, %", told))
     legend = markup.legend([name for name, _ in lines])
@@ -35,9 +41,9 @@ def main() -> None:
     write_text(out / "few-pixels.svg", picture.svg)
 
 
-def accuracies(file: Path) -> dict[float, face_figures.Band]:
-    rows = [row for row in read_json(file)["rows"] if row["match"] == "none"]
-    parts = {row["face_px"]: row["figures"]["accuracy"] for row in rows}
+def accuracies(found: dict[str, Any]) -> dict[float, face_figures.Band]:
+    """Return what was reached without matching."""
+    parts = {row["face_px"]: row["figures"]["accuracy"] for row in found["rows"] if row["match"] == "none"}
     return {px: face_figures.Band(part["value"], part["low"], part["high"]) for px, part in parts.items()}
 
 

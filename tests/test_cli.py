@@ -339,7 +339,8 @@ def test_figures_takes_the_drawings_of_a_report(runs: Path, looked: Ran, tmp_pat
     told = keyhole("figures", runs / "hints" / "hints.json", "--out", tmp_path / "figures")
     assert (told.code, told.out) == (1, "")
     assert told.err.splitlines() == [
-        "Error: The page holds no drawing of Keyhole. Name the report.html of a command such as 'keyhole hints'."
+        f"Error: {runs / 'hints' / 'hints.json'} holds no drawing of Keyhole; expected a report with figures, as of "
+        "'keyhole hints' or 'keyhole study'. Name another report."
     ]
 
 

@@ -118,7 +118,7 @@ def layers(
 
 @o.command
 def figures(
-    report: Annotated[Path, typer.Argument(help="A report.html of any command.")],
+    report: Annotated[Path, typer.Argument(help="A report with figures, such as a report.html.")],
     out: Annotated[Path, typer.Option(help="Folder for the figures.")],
     json: o.Json = False,
 ) -> None:
@@ -126,7 +126,7 @@ def figures(
 
     Example: keyhole figures OUT/report.html --out FIGURES
 
-    Each is light, on white, and has its legend in it.
+    Each is light, on white, and has the legend above it in it. Other files in the folder stay.
     """
     from keyhole.files import write_text
     from keyhole.reports.drawings import read_drawings
@@ -134,7 +134,7 @@ def figures(
     found = read_drawings(report)
     for drawing in found:
         write_text(out / f"{drawing.name}.svg", drawing.svg)
-    value = [{"file": f"{drawing.name}.svg", "shows": drawing.told} for drawing in found]
+    value = [{"file": f"{drawing.name}.svg", "shows": drawing.told, "caption": drawing.caption} for drawing in found]
     o.emit({"figures": value}, "\n".join(f"{each['file']}  {each['shows']}" for each in value), as_json=json)
 
 

@@ -155,7 +155,10 @@ def over_frames(tracks: Sequence[Sequence[tuple[int, float, float]]], told: str)
             frames, eyes, shown = zip(*track, strict=True)
             axes.plot(frames, eyes, color=color(number), linewidth=1.1, linestyle=":")
             few = sum(map(len, tracks)) <= _MOST_MARKERS
-            axes.plot(frames, shown, color=color(number), linewidth=1.8, marker="o" if few else "", markersize=3)
+            axes.plot(
+                frames, shown, color=color(number), linewidth=1.8, linestyle=_pattern(number),
+                marker="o" if few else "", markersize=3,
+            )  # fmt: skip
         axes.set_ylim(bottom=0)
         axes.set(xlabel="frame", ylabel="face_px")
         axes.yaxis.grid(True)
