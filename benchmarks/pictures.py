@@ -2,7 +2,7 @@
 
     python benchmarks/pictures.py --out docs/pictures
 
-The other picture there is a figure of the report of 'keyhole hints', taken out by 'keyhole figures'.
+The other pictures there come from the reports of 'keyhole hints' and 'keyhole study', by 'keyhole figures'.
 """
 
 from __future__ import annotations
