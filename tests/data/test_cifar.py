@@ -10,6 +10,7 @@ import socket
 import struct
 import tarfile
 import threading
+import urllib.error
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -343,6 +344,9 @@ def test_a_site_that_no_longer_has_the_archive(tmp_path: Path, site: Path) -> No
     message = message_of(caught)
     assert "not found" in message.lower()
     assert_says_what_to_do(message, tmp_path)
+    answer = caught.value.__cause__
+    assert isinstance(answer, urllib.error.HTTPError)
+    assert answer.closed  # or the connection stays open until somebody collects it
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # http.client leaves its socket open

@@ -12,6 +12,7 @@ import io
 import pickle
 import tarfile
 import tempfile
+import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +153,8 @@ def _download(what: _Cifar, root: Path, progress: Progress) -> None:
             pieces = iter(lambda: answer.read(1 << 20), b"")
             data = b"".join(progress(pieces, label=f"{what.archive} (MiB)", total=total))
     except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it holds the connection
         reason = " ".join(str(getattr(error, "reason", error)).split())  # a server's answer can have several lines
         raise DataError(_missing(what, root / what.folder, reason)) from error
     found = hashlib.md5(data, usedforsecurity=False).hexdigest()
