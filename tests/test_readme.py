@@ -93,7 +93,10 @@ def test_files_that_it_links_to_are_there() -> None:
     targets = re.findall(r"\]\(((?!http)[^)]+)\)", README) + re.findall(r'<img src="([^"]+)"', README)
     assert "docs/pictures/layers.svg" in targets
     for target in targets:
-        assert (ROOT / target).exists(), target
+        path, _, anchor = target.partition("#")
+        assert (ROOT / path).exists(), target
+        headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(encoding="utf-8"), flags=re.M) if anchor else []
+        assert not anchor or anchor in {heading.lower().replace(" ", "-") for heading in headings}, target
 
 
 @pytest.mark.parametrize("command", ["hints", "search", "train", "distill", "study", "evaluate", "layers", "demo"])
