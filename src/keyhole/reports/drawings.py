@@ -19,6 +19,7 @@ _FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 # Height of a line of the legend, its width by letter, and white around everything, in the drawing's own units.
 _ROW, _LETTER, _EDGE = 14.0, 4.8, 6.0
 _DRAWING = re.compile(r'<svg role="img" aria-label="([^"<>]*)"[^<>]*>(.*?)(?:</svg>|\Z)', re.DOTALL)
+_CAPTION = re.compile(r"\s*</div><figcaption>(.*?)</figcaption>", re.DOTALL)
 _PARTS = {"svg", "g", "defs", "path", "use", "text", "tspan", "rect", "line", "image", "clipPath", "title", "desc"}
 _WITHIN = ("#", "data:image/png;base64,")
 
@@ -159,10 +160,8 @@ def _legend(entries: list[tuple[str, str, str]], x: float, top: float) -> Iterat
 
 def _caption(page: str, end: int) -> str:
     """Return the words under a drawing."""
-    start = page.find("<figcaption>", end)
-    if start < 0 or not 0 <= start - page.find("</div>", end) <= len("</div>"):
-        return ""
-    return _text(page[start : page.find("</figcaption>", start)])
+    below = _CAPTION.match(page, end)
+    return _text(below[1]) if below else ""
 
 
 def _slug(above: str) -> str:
