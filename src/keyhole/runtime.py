@@ -123,12 +123,14 @@ def keep_freed_memory() -> bool:
         library.gnu_get_libc_version()
         # blocks of up to 1 GiB; older libraries take 32 MiB at most, and are left alone where they take neither
         large = any(library.mallopt(_MMAP_THRESHOLD, most) == 1 for most in (1 << 30, 1 << 25))
-        return large and library.mallopt(_TRIM_THRESHOLD, -1) == 1  # and never give back
+        # and never give back; without room on top, a thread that is no longer in need gives its whole heap back
+        return large and library.mallopt(_TRIM_THRESHOLD, -1) == 1 and library.mallopt(_TOP_PAD, _HEAP) == 1
     except (OSError, AttributeError):  # another C library
         return False
 
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, from malloc.h
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of mallopt, from malloc.h
+_HEAP = 1 << 26  # of a thread
 
 
 def allow_compiled_copies() -> None:
