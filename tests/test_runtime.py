@@ -85,8 +85,10 @@ from keyhole.runtime import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10):
-        [torch.ones(500_000) for _ in range(200)]  # 400 MB, many heaps of a thread
+    for _ in range(3):
+        kept = [torch.ones(500_000) for _ in range(200)]  # 400 MB, many heaps of a thread
+        while kept:
+            kept.pop(0)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 torch.set_num_threads(1)
@@ -116,5 +118,5 @@ def test_memory_of_freed_tensors_is_kept_unless_the_user_has_tuned_it() -> None:
     assert kept == "True"
     for first, then in zip(faults[:2], faults[2:], strict=True):  # of the main thread, and of a worker
         assert int(first) > 100  # pages, of 4 KiB or 2 MiB
-        assert int(then) < int(first) / 2  # a small object may come to lie in the hole; then it grows once more
+        assert int(then) < int(first) / 10  # a small object may come to lie in the hole; then it grows once more
     assert told["tuned"][0] == "False"
