@@ -146,6 +146,19 @@ assert not heavy, heavy
     assert all(command in found.stdout for command in COMMANDS)
 
 
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "5000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "passive"}, "0")]
+)
+def test_threads_wait_briefly_unless_the_user_has_said_how(given: dict[str, str], spins: str) -> None:
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    command = [sys.executable, "-m", "keyhole", "layers", "--model", "resnet8"]
+    environment = {**own, **given, "OMP_DISPLAY_ENV": "verbose"}
+    told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stderr
+    if "GOMP_SPINCOUNT" not in told:
+        pytest.skip("PyTorch's threads are not those of GNU OpenMP here")
+    assert f"GOMP_SPINCOUNT = '{spins}'" in told
+
+
 # --- layers, train, evaluate -----------------------------------------------------------------------------------------
 
 

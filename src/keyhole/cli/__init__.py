@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that help answers at once.
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -39,6 +40,7 @@ app.add_typer(faces.app, name="faces")
 
 def main() -> None:
     """Run the command line; an error that a person can act on is one line and exit code 1."""
+    _wait_briefly()
     sys.path.append(str(Path.cwd()))  # so that package.module:function finds the user's own file, and hides nothing
     try:
         code = app(standalone_mode=False)
@@ -63,6 +65,17 @@ def main() -> None:
                 "Stopped. A run of train or distill goes on with --resume, any other when it is run again.", err=True
             )
         raise SystemExit(code or 0)
+
+
+def _wait_briefly() -> None:
+    """Let threads of PyTorch's that wait for each other soon leave the processor to those that they wait for.
+
+    GNU OpenMP has them wait busily. Where another process is at work, or two of Keyhole's, they then take the very
+    cores on which the rest would get done: several times the time of the same work alone, in the worst case. It is
+    read when PyTorch is imported, which no command has done yet.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # turns of the loop, some microseconds
 
 
 def _refuse(error: Any) -> NoReturn:

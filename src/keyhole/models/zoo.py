@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import pickle
 import re
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from keyhole.errors import SettingError, UnknownNameError, WeightsError, reason_of, unknown_name
 from keyhole.files import halved_state, read_tensors, write_tensors
-from keyhole.libraries import optional
+from keyhole.libraries import call_named, optional
 from keyhole.models.network import InputSpec, Network, evaluating, random_images
 from keyhole.models.resnet import CIFAR_RESNETS, CifarResNet
 
@@ -283,19 +282,7 @@ def _build_timm(name: str, classes: int, spec: InputSpec | None) -> Network:
 
 
 def _build_function(name: str, classes: int, spec: InputSpec | None) -> Network:
-    module_name, _, function_name = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # the user's own file may raise anything
-        raise UnknownNameError(f"Cannot import {module_name!r} of {name!r}: {reason_of(error)}.") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise unknown_name(f"function in {module_name}", function_name, callables)
-    try:
-        made = function(classes=classes)
-    except (Exception, SystemExit) as error:
-        raise SettingError(f"{name} failed when called with classes={classes}: {reason_of(error)}.") from error
+    made = call_named(name, classes=classes)
     if not isinstance(made, nn.Module):
         raise SettingError(f"{name} returned a {type(made).__name__}; expected a torch.nn.Module.")
     if spec is None:

@@ -166,7 +166,7 @@ def test_the_fingerprint_of_a_module_covers_its_tensors(tmp_path: Path, monkeypa
         ("yunet-2023mar", WeightsError, "yunet-2023mar is not in"),
         ("face_toys:bare", SettingError, "face_toys:bare has no description"),
         ("face_toys:describe", UnknownNameError, "Unknown function in face_toys 'describe'; nearest known: described"),
-        ("face_toy:described", SettingError, "Cannot import 'face_toy' of 'face_toy:described': No module named"),
+        ("face_toy:described", UnknownNameError, "Cannot import 'face_toy' of 'face_toy:described': No module named"),
         ("none.onnx", WeightsError, "no such file"),
         ("none.pt", WeightsError, "no such file"),
     ],

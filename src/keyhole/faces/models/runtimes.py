@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
 from collections.abc import Iterator, Sequence
@@ -16,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from keyhole.errors import SettingError, ShapeError, WeightsError, reason_of, unknown_name
-from keyhole.libraries import optional
+from keyhole.errors import SettingError, ShapeError, WeightsError, reason_of
+from keyhole.libraries import call_named, optional
 
 CHUNK = 16  # images at once on a processor: more leave its caches, fewer do not fill it
 _QUEUED = 64  # images that wait for their turn one by one
@@ -231,26 +230,14 @@ def import_module(text: str) -> nn.Module:
     This runs the code that it names, as ``import`` does; nothing is imported unless a person wrote its name.
 
     Raises:
-        SettingError: The package cannot be imported, or its function fails or returns something else.
-        UnknownNameError: There is no such function; the nearest are listed.
+        UnknownNameError: The package cannot be imported, or has no such function; the nearest are listed.
+        SettingError: The function fails, or returns something else.
 
     Example:
         >>> import_module("torch.nn:Identity")
         Identity()
     """
-    path, _, name = text.partition(":")
-    try:
-        source = importlib.import_module(path)
-    except (Exception, SystemExit) as error:  # the user's own file may raise anything
-        raise SettingError(f"Cannot import {path!r} of {text!r}: {reason_of(error)}.") from error
-    build = getattr(source, name, None)
-    if not callable(build):
-        callables = [key for key, value in vars(source).items() if callable(value) and not key.startswith("_")]
-        raise unknown_name(f"function in {path}", name, callables)
-    try:
-        module = build()
-    except (Exception, SystemExit) as error:
-        raise SettingError(f"{text} failed when called: {reason_of(error)}.") from error
+    module = call_named(text)
     if not isinstance(module, nn.Module):
         raise SettingError(f"{text} gave {type(module).__name__}; expected a torch.nn.Module in evaluation mode.")
     return module
