@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +206,38 @@ def test_a_student_is_taught_kept_and_used(closed: Path, tmp_path: Path) -> None
     assert "Unknown key of an [[arm]]" in faces(*command[:-1], tmp_path / "other").err
     wrong = (*command[:-2], "--people", tmp_path / "no.txt", "--out", tmp_path / "third")
     assert faces(*wrong).code == 1
+
+
+def lr_of(run: Path) -> float:
+    recipe = json.loads((run / "recipe.json").read_text())
+    return float(recipe["arguments"]["lr"])
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.5), ("adamw", 0.0003)])
+def test_the_rate_of_a_student_is_that_of_its_optimizer_unless_it_is_given(
+    tmp_path: Path, optimizer: str, rate: float
+) -> None:
+    pattern_faces.album(tmp_path / "faces", people=4, photos=2)
+    command = (
+        "distill", "--teacher", "pattern_faces:reader", "--faces", tmp_path / "faces", "--student", "compact-24-xs",
+        "--terms", "embedding", "--epochs", 1, "--batch-size", 4, "--device", "cpu", "--optimizer", optimizer,
+    )  # fmt: skip
+    assert faces(*command, "--out", tmp_path / "run").code == 0
+    assert lr_of(tmp_path / "run") == rate
+    assert "holds this run, finished" in faces(*command, "--out", tmp_path / "run", "--resume", "--lr", rate).err
+    assert faces(*command, "--out", tmp_path / "given", "--lr", 0.01).code == 0
+    assert lr_of(tmp_path / "given") == 0.01
+
+
+def test_gradient_descent_for_a_student_without_batch_norm_is_told_to_be_unwise(tmp_path: Path) -> None:
+    shipped = resources.files("keyhole.faces.models") / "keyhole-face.safetensors"
+    pattern_faces.album(tmp_path / "faces", people=4, photos=2)
+    command = (
+        "distill", "--teacher", shipped, "--faces", tmp_path / "faces", "--student", shipped,
+        "--terms", "relations", "--epochs", 1, "--batch-size", 4, "--device", "cpu",
+    )  # fmt: skip
+    assert "has no batch norm" in faces(*command, "--lr", 0.0, "--out", tmp_path / "a").err
+    assert "has no batch norm" not in faces(*command, "--optimizer", "adamw", "--out", tmp_path / "b").err
 
 
 def test_a_student_keeps_a_share_of_the_weights_it_began_with(tmp_path: Path) -> None:

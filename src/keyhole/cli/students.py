@@ -31,6 +31,9 @@ _CAMERA = (  # bicubic more often than others, as most software has it
 )
 
 
+_RATES = {"sgd": 0.5, "adamw": 0.0003}
+
+
 @dataclass(frozen=True)
 class StudentOptions:
     """A student, its loss and its hints: what a cohort gives an ``[[arm]]`` of its own."""
@@ -102,9 +105,18 @@ class FaceTrainOptions(o.TrainOptions):
     """How to train on faces."""
 
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the faces.")] = 12
+    lr: Annotated[float | None, typer.Option(help="Learning rate; by default 0.5 with sgd, 0.0003 with adamw.")] = None  # type: ignore[assignment]
     schedule: Annotated[str, typer.Option(help="step (x0.1 at the milestones) or cosine.")] = "cosine"
     warmup_epochs: Annotated[float, typer.Option(help="Epochs over which the rate rises first.")] = 0.5
     augment: Annotated[bool, typer.Option(help="Mirror half of the faces.")] = True
+
+    def settled(self) -> FaceTrainOptions:
+        """Return them with the learning rate of the optimizer where none was given.
+
+        Cosines of embeddings have gradients far smaller than a cross entropy over classes; what batch norm follows
+        takes ten times its usual rate.
+        """
+        return self if self.lr is not None else replace(self, lr=_RATES.get(self.optimizer, 0.0))
 
 
 @o.command
@@ -138,6 +150,7 @@ def distill(
     from keyhole.students.distilling import distill as learn
     from keyhole.students.teachers import load_teacher
 
+    training = training.settled()
     config = training.config()
     base = StudentPlan(**vars(student), seed=config.seed)
     plans = _plans(cohort, base)
@@ -185,15 +198,19 @@ def _planned(
     plans: Sequence[StudentPlan], teacher: FaceTeacher, faces: FaceViews, config: TrainConfig, run: RunFolder
 ) -> list[FaceArm]:
     """Return the arms of a cohort; hints that the run began with are kept."""
-    from keyhole.students.distilling import plan_arm
+    from keyhole.students.distilling import has_batch_norm, plan_arm
 
-    return [
+    arms = [
         plan_arm(
             plan, teacher, faces, device=config.device, precision=config.precision,
             keep=partial(run.settle, f"hints-{number}"), progress=o.progress_bar(), note=o.note,
         )
         for number, plan in enumerate(plans)
     ]  # fmt: skip
+    for name in sorted({arm.student for arm in arms}) if config.optimizer == "sgd" else ():
+        if not has_batch_norm(name):
+            o.note(f"Warning: {name} has no batch norm, so sgd may not train it. Give --optimizer adamw.")
+    return arms
 
 
 def _finish(run: RunFolder, value: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from keyhole.distillation.arm import Arm
 from keyhole.distillation.cohort import Cohort
@@ -269,6 +269,24 @@ def _hints(
     )
     look.note("survive: " + ", ".join(f"{name} {value:.2f}" for name, value in survival.items()))
     return surviving_hints(chosen, survival), survival
+
+
+def has_batch_norm(student: str) -> bool:
+    """Return whether a student normalizes by batches, so that plain gradient descent trains it.
+
+    Args:
+        student: Its name (see :func:`student_network`).
+
+    Raises:
+        UnknownNameError: There is no such network.
+        WeightsError: The file cannot be read.
+
+    Example:
+        >>> has_batch_norm("compact-24-s")
+        True
+    """
+    network, _ = student_network(student)
+    return any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in network.module.modules())
 
 
 def distill(
