@@ -1,0 +1,93 @@
+"""Which of several short trainings is better, before a long one is made: all pictures of a fold that is for choosing.
+
+    python benchmarks/choosing.py STUDENT... --teacher M.xml --faces lfw112.zip --folds 7 [--probe-px 112,16,12,8]
+        [--per-person 4] [--out FILE.json]
+
+The 600 pairs of a fold hardly tell 90 from 92 %. Here every picture of its people counts, up to ``--per-person`` of
+each. *Cosine*: of the student's embedding of the small face to its teacher's of the sharp one, mean over pictures,
+with its interval over people. *EER* and *TAR* at 1 % FAR: every sharp picture against every other small one, the same
+student for both.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from ceiling import embedded, faces_of, fidelity, text
+
+from keyhole.cli.face_options import integers
+from keyhole.errors import SettingError
+from keyhole.faces.metrics.intervals import interval
+from keyhole.faces.metrics.verification import equal_error_rate, tar_at_far
+from keyhole.faces.models.face_model import load_face_model
+from keyhole.files import write_json
+from keyhole.students.views import FaceViews
+
+FAR = 0.01
+
+
+def main() -> None:
+    given = parsed()
+    sizes, folds = (
+        integers(f"--{name}", value) for name, value in (("probe-px", given.probe_px), ("folds", given.folds))
+    )
+    teacher = load_face_model(given.teacher, device="cpu")
+    faces = at_most(faces_of(given.faces, folds, teacher), given.per_person)
+    people = faces.labels.numpy()
+    same = faces.labels[:, None] == faces.labels[None]
+    pairs = ~torch.eye(len(faces), dtype=torch.bool)
+    answer = embedded(teacher, faces.crops, 112)
+    about = {"faces": len(faces), "people": len(set(people.tolist())), "genuine": int((same & pairs).sum()), "far": FAR}
+    print(", ".join(f"{value} {key}" for key, value in about.items()))
+    print("| student | px | cosine | EER, % | TAR, % |\n| --- | --- | --- | --- | --- |")
+    found: list[dict[str, Any]] = []
+    for file in given.students:
+        student = load_face_model(file, device="cpu")
+        name = Path(file).parent.name if Path(file).name == "student.safetensors" else Path(file).stem
+        if student.embedding_size != teacher.embedding_size:
+            raise SettingError(f"{name} gives {student.embedding_size} numbers, the teacher {teacher.embedding_size}.")
+        sharp = embedded(student, faces.crops, 112)
+        for px in sizes or ():
+            small = embedded(student, faces.crops, px)
+            scores = (sharp @ small.T)[pairs].double().numpy()
+            cosine = interval(fidelity(small, answer, people), bounds=(-1.0, 1.0))
+            eer, tar = equal_error_rate(scores, same[pairs].numpy()), tar_at_far(scores, same[pairs].numpy(), FAR)
+            found.append({"student": name, "px": px, "cosine": asdict(cosine), "eer": eer, "tar": tar})
+            print(f"| {name} | {px} | {text(cosine)} | {percent(eer)} | {percent(tar)} |", flush=True)
+    if given.out:
+        write_json(given.out, {**about, "teacher": teacher.name, "students": found})
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("students", nargs="+", help="keyhole-face, or files")
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--faces", type=Path, required=True)
+    parser.add_argument("--folds", required=True)
+    parser.add_argument("--probe-px", default="112,16,12,8")
+    parser.add_argument("--per-person", type=int, default=4)
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args()
+
+
+def at_most(faces: FaceViews, count: int) -> FaceViews:
+    """Return the first pictures of each person, at most so many."""
+    taken: dict[int, int] = {}
+    rows = []
+    for row, person in enumerate(faces.labels.tolist()):
+        taken[person] = taken.get(person, 0) + 1
+        if taken[person] <= count:
+            rows.append(row)
+    return replace(faces.subset(rows), indices=torch.arange(len(rows)))
+
+
+def percent(rate: float | None) -> str:
+    return "" if rate is None else f"{100 * rate:.1f}"
+
+
+if __name__ == "__main__":
+    main()
