@@ -1,11 +1,13 @@
 """Students of several seeds on LFW: what each arm reaches at each size, and its paired differences to the first one.
 
     python benchmarks/arms.py RUN... --root lfw112.zip [--compare "ARM:OTHER"]... [--folds 7]
-        [--threshold-folds 1,2,3,4,5,6] [--probe-px 112,16,12,8] [--out FILE.json]
+        [--threshold-folds 1,2,3,4,5,6] [--pictures] [--probe-px 112,16,12,8] [--out FILE.json]
 
 Each RUN is a folder of 'keyhole faces distill' whose name ends in its seed, such as ablation-0: a cohort, whose arms
-are compared, or one student, whose arm is called by the rest of the name. Differences are taken seed by seed; intervals
-are Student's, probabilities corrected by Holm's procedure, as in 'keyhole study'.
+are compared, or one student, whose arm is called by the rest of the name; or the FILE.json of an earlier call, which
+stands for the runs that it measured. Differences are taken seed by seed; intervals
+are Student's, probabilities corrected by Holm's procedure, as in 'keyhole study'. With --pictures they are judged by
+TAR at 1 % FAR over all pictures of the folds (see choosing.py), which tells more than the accuracy of 600 pairs.
 """
 
 from __future__ import annotations
@@ -14,57 +16,103 @@ import argparse
 import json
 import re
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ceiling import faces_of
+from choosing import FAR, PER_PERSON, at_most, compared
+
 from keyhole.cli.face_options import integers
+from keyhole.errors import SettingError
 from keyhole.faces.comparison import Pipeline, Setting
 from keyhole.faces.evaluation import evaluate
-from keyhole.faces.models.face_model import load_face_model
+from keyhole.faces.metrics.verification import tar_at_far
+from keyhole.faces.models.face_model import FaceModel, load_face_model
 from keyhole.faces.protocols.named import read_protocol
 from keyhole.files import write_json
 from keyhole.progress import bar
 from keyhole.studies.plan import Comparison
 from keyhole.studies.verdict import Gap, judge
 
+Cell = dict[str, Any]
+Figures = Callable[[FaceModel], list[float]]
+
 
 def main() -> None:
     given = parsed()
-    folds = {
-        "folds": integers("--folds", given.folds),
-        "threshold_folds": integers("--threshold-folds", given.threshold_folds),
-    }
-    protocol = read_protocol("lfw", given.root, **folds)
     sizes = tuple(float(size) for size in given.probe_px.split(","))
-    cells: dict[float, list[dict[str, Any]]] = {size: [] for size in sizes}
-    names: list[str] = []
+    figures = tars(given, sizes) if given.pictures else accuracies(given, sizes)
+    cells: dict[float, list[Cell]] = {size: [] for size in sizes}
     for run in given.runs:
-        name, seed = named(run)
-        arms = json.loads((run / "result.json").read_text())["arms"]
-        for number, arm in enumerate(arms):
-            called = arm["name"] if len(arms) > 1 else name
-            folder = run / str(number) if len(arms) > 1 else run
-            names += [] if called in names else [called]
-            model = load_face_model(folder / "student.safetensors", device="cpu")
-            found = evaluate(Pipeline(model, setting=Setting(probe_px=sizes, draws=100)), protocol, progress=bar)
-            for row in found.rows:
-                top1 = 100 * row.figures["accuracy"].value
-                common = {"parameters": arm["parameters"], "macs": None, "diverged": None}
-                cells[row.face_px].append({"arm": called, "seed": seed, "top1": {"last": top1, "best": top1}, **common})
+        found = read_cells(run, given) if run.suffix == ".json" else cells_of(run, figures, sizes)
+        for size in sizes:
+            cells[size] += found[size]
+    names = list({cell["arm"]: None for cell in cells[sizes[0]]})
     asked = [Comparison(f"{one} - {other}", (one,), (other,)) for one, other in given.compare]
     verdicts = {size: judge(cells[size], names, comparisons=asked) for size in sizes}
     if given.out:
         told = {f"{size:g}": verdict.to_json() for size, verdict in verdicts.items()}
-        write_json(given.out, {"folds": given.folds, "threshold_folds": given.threshold_folds, "by_px": told})
+        kept = {f"{size:g}": cells[size] for size in sizes}
+        about = {"folds": given.folds, "threshold_folds": given.threshold_folds, "pictures": given.pictures}
+        write_json(given.out, {**about, "by_px": told, "cells": kept})
     for size, verdict in verdicts.items():
         print(f"\n{size:g} px: {verdict.sentence}\n")
-        print("| arm | accuracy, % | minus the first, points |\n| --- | --- | --- |")
+        print(f"| arm | {'TAR' if given.pictures else 'accuracy'}, % | minus the first, points |\n| --- | --- | --- |")
         gaps = {gap.arm: gap for gap in verdict.gaps}
         for row in verdict.rows:
             spread = f" (sd {statistics.stdev(row.last):.2f})" if len(row.last) > 1 else ""
             print(f"| {row.arm} | {statistics.fmean(row.last):.2f}{spread} | {told_gap(gaps.get(row.arm))} |")
         for gap in verdict.comparisons:
             print(f"| {gap.arm} | | {told_gap(gap)} |")
+
+
+def accuracies(given: argparse.Namespace, sizes: tuple[float, ...]) -> Figures:
+    """Return what gives a model's accuracy on the pairs of the folds, in %, at each size."""
+    folds, by = integers("--folds", given.folds), integers("--threshold-folds", given.threshold_folds)
+    protocol = read_protocol("lfw", given.root, folds=folds, threshold_folds=by)
+
+    def figures(model: FaceModel) -> list[float]:
+        found = evaluate(Pipeline(model, setting=Setting(probe_px=sizes, draws=100)), protocol, progress=bar)
+        by_px = {row.face_px: row.figures["accuracy"].value for row in found.rows}
+        return [100 * by_px[size] for size in sizes]
+
+    return figures
+
+
+def tars(given: argparse.Namespace, sizes: tuple[float, ...]) -> Figures:
+    """Return what gives a model's TAR over all pictures of the folds, in %, at each size."""
+    folds = integers("--folds", given.folds)
+
+    def figures(model: FaceModel) -> list[float]:
+        faces = at_most(faces_of(given.root, folds, model), PER_PERSON)
+        rates = [tar_at_far(scores, same, FAR) for _, _, (scores, same) in compared(model, faces, map(int, sizes))]
+        return [100 * rate for rate in rates if rate is not None]
+
+    return figures
+
+
+def cells_of(run: Path, figures: Figures, sizes: tuple[float, ...]) -> dict[float, list[Cell]]:
+    """Return what each student of a run reaches, by the size of the probe."""
+    name, seed = named(run)
+    arms = json.loads((run / "result.json").read_text())["arms"]
+    cells: dict[float, list[Cell]] = {size: [] for size in sizes}
+    for number, arm in enumerate(arms):
+        called, folder = (arm["name"], run / str(number)) if len(arms) > 1 else (name, run)
+        found = figures(load_face_model(folder / "student.safetensors", device="cpu"))
+        for size, value in zip(sizes, found, strict=True):
+            common = {"parameters": arm["parameters"], "macs": None, "diverged": None}
+            cells[size].append({"arm": called, "seed": seed, "top1": {"last": value, "best": value}, **common})
+    return cells
+
+
+def read_cells(path: Path, given: argparse.Namespace) -> dict[float, list[Cell]]:
+    """Return what an earlier call measured, of the same folds."""
+    value = json.loads(path.read_text())
+    for key in ("folds", "threshold_folds", "pictures"):
+        if value[key] != vars(given)[key]:
+            raise SettingError(f"{path} has {key} {value[key]!r}, this call {vars(given)[key]!r}. Give the same.")
+    return {float(size): cells for size, cells in value["cells"].items()}
 
 
 def parsed() -> argparse.Namespace:
@@ -74,6 +122,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--compare", action="append", default=[], metavar="ARM:OTHER", type=two)
     parser.add_argument("--folds", default="7", help="folds 8 to 10 are for released models")
     parser.add_argument("--threshold-folds", default="1,2,3,4,5,6")
+    parser.add_argument("--pictures", action="store_true", help="TAR over all pictures, without a threshold")
     parser.add_argument("--probe-px", default="112,16,12,8")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()

@@ -12,22 +12,26 @@ student for both.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from ceiling import embedded, faces_of, fidelity, text
+from ceiling import SHARP_PX, embedded, faces_of, fidelity, text
+from torch import Tensor
 
 from keyhole.cli.face_options import integers
 from keyhole.errors import SettingError
 from keyhole.faces.metrics.intervals import interval
 from keyhole.faces.metrics.verification import equal_error_rate, tar_at_far
-from keyhole.faces.models.face_model import load_face_model
+from keyhole.faces.models.face_model import FaceModel, load_face_model
 from keyhole.files import write_json
 from keyhole.students.views import FaceViews
 
 FAR = 0.01
+PER_PERSON = 4
 
 
 def main() -> None:
@@ -38,10 +42,10 @@ def main() -> None:
     teacher = load_face_model(given.teacher, device="cpu")
     faces = at_most(faces_of(given.faces, folds, teacher), given.per_person)
     people = faces.labels.numpy()
-    same = faces.labels[:, None] == faces.labels[None]
-    pairs = ~torch.eye(len(faces), dtype=torch.bool)
-    answer = embedded(teacher, faces.crops, 112)
-    about = {"faces": len(faces), "people": len(set(people.tolist())), "genuine": int((same & pairs).sum()), "far": FAR}
+    answer = embedded(teacher, faces.crops, SHARP_PX)
+    of_each = torch.bincount(faces.labels)
+    genuine = int((of_each * (of_each - 1)).sum())
+    about = {"faces": len(faces), "people": len(of_each), "genuine": genuine, "far": FAR}
     print(", ".join(f"{value} {key}" for key, value in about.items()))
     print("| student | px | cosine | EER, % | TAR, % |\n| --- | --- | --- | --- | --- |")
     found: list[dict[str, Any]] = []
@@ -50,12 +54,9 @@ def main() -> None:
         name = Path(file).parent.name if Path(file).name == "student.safetensors" else Path(file).stem
         if student.embedding_size != teacher.embedding_size:
             raise SettingError(f"{name} gives {student.embedding_size} numbers, the teacher {teacher.embedding_size}.")
-        sharp = embedded(student, faces.crops, 112)
-        for px in sizes or ():
-            small = embedded(student, faces.crops, px)
-            scores = (sharp @ small.T)[pairs].double().numpy()
+        for px, small, (scores, same) in compared(student, faces, sizes or ()):
             cosine = interval(fidelity(small, answer, people), bounds=(-1.0, 1.0))
-            eer, tar = equal_error_rate(scores, same[pairs].numpy()), tar_at_far(scores, same[pairs].numpy(), FAR)
+            eer, tar = equal_error_rate(scores, same), tar_at_far(scores, same, FAR)
             found.append({"student": name, "px": px, "cosine": asdict(cosine), "eer": eer, "tar": tar})
             print(f"| {name} | {px} | {text(cosine)} | {percent(eer)} | {percent(tar)} |", flush=True)
     if given.out:
@@ -69,9 +70,21 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--faces", type=Path, required=True)
     parser.add_argument("--folds", required=True)
     parser.add_argument("--probe-px", default="112,16,12,8")
-    parser.add_argument("--per-person", type=int, default=4)
+    parser.add_argument("--per-person", type=int, default=PER_PERSON)
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
+
+
+def compared(
+    student: FaceModel, faces: FaceViews, sizes: Iterable[int]
+) -> Iterator[tuple[int, Tensor, tuple[np.ndarray, np.ndarray]]]:
+    """Yield for each size the embeddings of small pictures, and the scores of sharp ones against all others of them."""
+    others = ~torch.eye(len(faces), dtype=torch.bool)
+    same = (faces.labels[:, None] == faces.labels[None])[others].numpy()
+    sharp = embedded(student, faces.crops, SHARP_PX)
+    for px in sizes:
+        small = embedded(student, faces.crops, px)
+        yield px, small, ((sharp @ small.T)[others].double().numpy(), same)
 
 
 def at_most(faces: FaceViews, count: int) -> FaceViews:

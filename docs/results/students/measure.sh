@@ -4,7 +4,9 @@
 #
 #     measure.sh FACES RUNS OUT
 #
-# FACES and RUNS are those of runs.sh; the repository's folder is the working folder.
+# FACES and RUNS are those of runs.sh; the repository's folder is the working folder. What was measured of a run and lies
+# beside this script (RUN.json, RUN-pictures.json) stands for the run where that is not in RUNS. Each table is made twice: of
+# the accuracy on the pairs of the fold, and of TAR over all its pictures.
 set -euo pipefail
 
 faces=${1:?name the folder of faces and models}
@@ -12,16 +14,30 @@ runs=${2:?name the folder of the runs}
 out=${3:?name the folder for the tables}
 lfw=(--root "$faces/lfw112.zip" --folds 7 --threshold-folds 1,2,3,4,5,6)
 teacher=$faces/face-reidentification-retail-0095.xml
+here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$out"
 
 arms() { # NAME "RUN..." OPTIONS...
-    local name=$1 folders=() run
-    [ ! -f "$out/$name.json" ] || return 0
-    for run in $2; do
-        [ -f "$runs/$run/result.json" ] || { echo "$name: $run is not there yet" >&2; return 0; }
-        folders+=("$runs/$run")
+    local suffix
+    for suffix in "" -pictures; do
+        table "$1$suffix" "$suffix" "$2" ${suffix:+--pictures} "${@:3}"
     done
-    python benchmarks/arms.py "${folders[@]}" --root "$faces/lfw112.zip" --out "$out/$name.json" "${@:3}"
+}
+
+table() { # NAME SUFFIX "RUN..." OPTIONS...
+    local name=$1 found=() run
+    [ ! -f "$out/$name.json" ] || return 0
+    for run in $3; do
+        if [ -f "$runs/$run/result.json" ]; then
+            found+=("$runs/$run")
+        elif [ -f "$here/$run$2.json" ]; then
+            found+=("$here/$run$2.json")
+        else
+            echo "$name: $run is not there yet" >&2
+            return 0
+        fi
+    done
+    python benchmarks/arms.py "${found[@]}" --root "$faces/lfw112.zip" --out "$out/$name.json" "${@:4}"
 }
 
 # which layers should teach across resolutions?
