@@ -280,6 +280,10 @@ def test_a_student_keeps_a_share_of_the_weights_it_began_with(tmp_path: Path) ->
     arms.write_text('[[arm]]\nname = "a"\nseed = -1\n')
     told = faces(*command, "--cohort", arms, "--out", tmp_path / "bad").err
     assert "seed of arm 'a' is -1; expected a whole number of at least 0" in told
+    arms.write_text('[[arm]]\nname = "a"\nhints = "uniform"\n')  # said for this arm, not for those that need some
+    told = faces(*command, "--cohort", arms, "--hints", "uniform", "--out", tmp_path / "bad").err
+    assert "Hints serve none of the terms margin" in told
+    assert not (tmp_path / "bad").exists()
     (tmp_path / "cohorts").mkdir()
     below = (
         tmp_path / "cohorts" / "arms.toml"

@@ -131,8 +131,20 @@ def test_choices_of_a_run_that_fails_at_once_do_not_hold_the_folder(tmp_path: Pa
 
     with pytest.raises(type(error)):
         fail()
-    assert not list((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()
     assert not begin(tmp_path / "run", epochs=4).resumed
+
+
+def test_of_a_run_that_fails_at_once_only_folders_that_it_made_go(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for out in (tmp_path / "mine", tmp_path / "mine" / "of today" / "run"):
+        with pytest.raises(SettingError), open_run(out, "train", ARGUMENTS):
+            raise SettingError("No such thing.")
+        assert not list((tmp_path / "mine").iterdir())
+    (tmp_path / "mine" / "note.txt").write_text("kept")
+    with pytest.raises(RunError, match="is not empty"):
+        begin(tmp_path / "mine")
+    assert (tmp_path / "mine" / "note.txt").read_text() == "kept"
 
 
 def test_a_recipe_that_was_not_yet_whole_does_not_hold_the_folder(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def open_run(
     """Open the folder of a run and write its recipe: command, arguments, versions, source state, hardware.
 
     Where the run fails before it kept anything but choices, the recipe is taken back, so that the folder is free for
-    the next try. A run that goes on elsewhere adds where that is.
+    the next try; one that was made for it goes as well. A run that goes on elsewhere adds where that is.
 
     Args:
         out: The folder; made when missing.
@@ -140,7 +140,7 @@ def _locked(out: Path) -> Iterator[None]:
     """Hold the folder against other processes; the system lets go of it when this one ends, however it ends."""
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; --out must be a folder. Choose another --out.")
-    lock = out / _LOCK
+    lock, missing = out / _LOCK, [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         file = lock.open("w")
@@ -160,6 +160,9 @@ def _locked(out: Path) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+            with suppress(OSError):  # a folder that holds something stays, and so do those around it
+                for folder in missing:
+                    folder.rmdir()
 
 
 def _opened(out: Path, command: str, arguments: Mapping[str, Any], *, resume: bool) -> RunFolder:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 from keyhole.models.layers import Layer
+from keyhole.reports.markup import COLORS
 from keyhole.reports.search_page import search_page
 from keyhole.studies.budget import Cost, Rung, SearchConfig
 from keyhole.studies.search import Found, Tried
@@ -42,3 +45,18 @@ def test_many_combinations_are_cut_off_in_the_table() -> None:
     page = search_page(found(tuple(Tried((f"l{i}",), (0.5 - i / 100,)) for i in range(40))))
     assert "10 more stand in search.json" in page
     assert "l29" in page
+
+
+def test_the_best_have_a_color_and_a_name_and_the_others_are_gray() -> None:
+    tried = tuple(Tried((f"l{i}", "m"), tuple(0.5 - i / 100 + k / 10 for k in range(3 - i // 3))) for i in range(8))
+    page = search_page(found(tried))
+    shown, drawn = re.findall(r"<li>.*?</li>", page), page[page.rindex("<svg") :]
+    assert [re.sub("<[^<>]*>", "", item).strip() for item in shown] == [f"l{i}, m" for i in range(5)]
+    assert "best first, the other 3 in gray" in page
+    for color in COLORS[:5]:
+        assert f'stroke="{color}"' in "".join(shown)
+        assert re.search(f'stroke: {color};[^"]*stroke-width: 1.6', drawn, flags=re.IGNORECASE), color
+    assert len(re.findall(r"stroke-width: 0.7", drawn)) == 3
+    few = search_page(found(tried[:4]))
+    assert "in gray" not in few
+    assert "stroke-width: 0.7" not in few

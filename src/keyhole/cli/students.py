@@ -325,9 +325,9 @@ def _plans(cohort: Path | None, base: StudentPlan) -> tuple[StudentPlan, ...]:
 
     if cohort is None:
         return (base,)
-    plans = read_cohort(cohort, base)
+    plans = read_cohort(cohort, replace(base, hints=None))
     needs = [any(term.needs_hints for term in parse_terms(plan.terms)) for plan in plans]
     return tuple(
-        plan if need or plan.hints != base.hints else replace(plan, hints=None)
+        replace(plan, hints=base.hints) if need and plan.hints is None else plan
         for plan, need in zip(plans, needs, strict=True)
     )

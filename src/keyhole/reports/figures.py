@@ -191,7 +191,13 @@ def silhouettes(values: Mapping[int, float], chosen: int, told: str) -> str:
 
 
 def curves(
-    lines: Sequence[tuple[int, Curve]], told: str, *, title: str = "", unit: str = "", width_in: float = 9.0
+    lines: Sequence[tuple[int, Curve]],
+    told: str,
+    *,
+    title: str = "",
+    unit: str = "",
+    width_in: float = 9.0,
+    others: Sequence[Curve] = (),
 ) -> str:
     """Return curves over the epochs, one a numbered arm, in the arms' colors.
 
@@ -201,9 +207,12 @@ def curves(
         title: Stands above, such as the name of a term.
         unit: Of the values.
         width_in: Width; narrow ones stand side by side.
+        others: Drawn thin and gray behind them, as what they are to be seen among.
     """
     with drawing(width_in, 2.5 if width_in > 5 else 1.9) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
+        for epochs, values in others:
+            axes.plot(epochs, values, color=SOFT, linewidth=0.7, alpha=0.45, marker="o", markersize=1.5)
         for number, (epochs, values) in lines:
             pattern = dash(number)
             style = (0.0, [float(part) for part in pattern.split()]) if pattern else "solid"
@@ -212,10 +221,11 @@ def curves(
                 epochs, values, color=color(number), linestyle=style, linewidth=1.6, alpha=0.95,
                 marker="o" if few else "", markersize=4,
             )  # fmt: skip
-        everything = [value for _, (_, values) in lines for value in values if math.isfinite(value)]
+        drawn = [*(curve for _, curve in lines), *others]
+        everything = [value for _, values in drawn for value in values if math.isfinite(value)]
         if everything and min(everything) > 0 and max(everything) > 40 * min(everything):
             axes.set_yscale("log")
-        ends = [epoch for _, (epochs, _) in lines for epoch in epochs]
+        ends = [epoch for epochs, _ in drawn for epoch in epochs]
         _epoch_axis(axes, min(ends), max(ends))
         axes.set_title(title, parse_math=False)
         axes.set(xlabel="epoch", ylabel=unit)

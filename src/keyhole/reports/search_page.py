@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from keyhole.reports import figures
-from keyhole.reports.markup import NOTHING, Column, Html, code, duration, figure, join, page, paragraph, section, table
+from keyhole.reports.markup import (
+    NOTHING,
+    Column,
+    Html,
+    code,
+    duration,
+    figure,
+    join,
+    legend,
+    page,
+    paragraph,
+    section,
+    table,
+)
 from keyhole.studies.search import Found
 
-_ROWS = 30
+_ROWS, _SHOWN = 30, 5  # of the table, and lines in color
 
 
 def search_page(found: Found) -> str:
@@ -48,13 +61,13 @@ def _cost(found: Found) -> Html:
 
 
 def _curves(found: Found) -> Html:
-    lines = [
-        (i, (list(range(1, len(each.held_out) + 1)), [100 * value for value in each.held_out]))
-        for i, each in enumerate(found.tried)
-        if each.held_out
-    ]
-    drawn = figures.curves(lines[::-1], "Top-1 on the held-out images by epoch, one line a combination", unit="%")
-    return figure(drawn, "Top-1 on the held-out images; a line ends where its combination was left behind.")
+    tried = [each for each in found.tried if each.held_out]
+    lines = [(list(range(1, len(each.held_out) + 1)), [100 * value for value in each.held_out]) for each in tried]
+    told = "Top-1 on the held-out images by epoch, one line a combination"
+    drawn = figures.curves(list(enumerate(lines[:_SHOWN]))[::-1], told, unit="%", others=lines[_SHOWN:])
+    rest = f", the other {len(lines) - _SHOWN} in gray" if len(lines) > _SHOWN else ""
+    caption = f"Top-1 on the held-out images, best first{rest}; a line ends where its combination was left behind."
+    return join([legend([", ".join(each.layers) for each in tried[:_SHOWN]]), figure(drawn, caption)])
 
 
 def _table(found: Found) -> Html:
