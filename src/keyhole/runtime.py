@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import subprocess
@@ -133,9 +134,14 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of mallopt, from mall
 _HEAP = 1 << 26  # of a thread
 
 
-def allow_compiled_copies() -> None:
-    """Let ``torch.compile`` keep the code of many networks of one kind; it gives up on the ninth by default."""
+def ready_compiler() -> None:
+    """Let ``torch.compile`` keep the code of many networks of one kind; it gives up on the ninth by default.
+
+    Where CUDA's compiler is installed and there is no GPU, it compiles for the processor and says nothing about that.
+    """
     import torch._dynamo.config as dynamo
+
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
     dynamo.recompile_limit = max(dynamo.recompile_limit, 256)
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 1024)

@@ -27,7 +27,7 @@ from keyhole.distillation.terms import TERMS, HintPair, Setting, Term, build_ter
 from keyhole.errors import SettingError, WeightsError, unknown_name
 from keyhole.models.layers import Tapped, layers
 from keyhole.models.network import Network
-from keyhole.runtime import allow_compiled_copies, choose_device, choose_precision
+from keyhole.runtime import choose_device, choose_precision, ready_compiler
 
 
 class Cohort:
@@ -144,7 +144,7 @@ class Cohort:
         optimizer = make_optimizer(parameters, self.config, fused=self.device.type == "cuda")
         tapped = Tapped(network.module, names)
         if self._compiles:
-            allow_compiled_copies()
+            ready_compiler()
             tapped.compile(dynamic=False)
         return Learner(arm, network, tapped, terms, optimizer)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from keyhole.gradients import DepthwiseConv2d
 from keyhole.models.layers import Reduce, Tapped, tap
 from keyhole.models.network import Network, random_images
-from keyhole.runtime import PRECISIONS, allow_compiled_copies, choose_precision
+from keyhole.runtime import PRECISIONS, choose_precision, ready_compiler
 
 
 def freeze(
@@ -56,7 +56,7 @@ def freeze(
     module = _in_precision(module, network, precision).to(memory_format=torch.channels_last)
     tapped: nn.Module = Tapped(module, names, reduce=reduce)
     if compile:
-        allow_compiled_copies()
+        ready_compiler()
         tapped.compile(dynamic=False)
     return tapped
 
