@@ -6,8 +6,10 @@
 Each RUN is a folder of 'keyhole faces distill' whose name ends in its seed, such as ablation-0: a cohort, whose arms
 are compared, or one student, whose arm is called by the rest of the name; or the FILE.json of an earlier call, which
 stands for the runs that it measured. Differences are taken seed by seed; intervals
-are Student's, probabilities corrected by Holm's procedure, as in 'keyhole study'. With --pictures they are judged by
-TAR at 1 % FAR over all pictures of the folds (see choosing.py), which tells more than the accuracy of 600 pairs.
+are Student's, probabilities corrected by Holm's procedure, as in 'keyhole study': they tell what other seeds would do.
+With --pictures they are judged by TAR at 1 % FAR over all pictures of the folds (see choosing.py), which tells more
+than the accuracy of 600 pairs; a second interval, by bootstrap over people, then tells what other people would do to
+the mean over these seeds. FILE.json keeps the hints of each arm, and how its teacher's layers survive.
 """
 
 from __future__ import annotations
@@ -20,14 +22,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ceiling import faces_of
-from choosing import FAR, PER_PERSON, at_most, compared
+from choosing import FAR, PER_PERSON, at_most, compared, pairs_of
 
 from keyhole.cli.face_options import integers
 from keyhole.errors import SettingError
 from keyhole.faces.comparison import Pipeline, Setting
 from keyhole.faces.evaluation import evaluate
-from keyhole.faces.metrics.verification import tar_at_far
+from keyhole.faces.metrics.intervals import Resampling, redrawn
+from keyhole.faces.metrics.verification import tar_statistic
 from keyhole.faces.models.face_model import FaceModel, load_face_model
 from keyhole.faces.protocols.named import read_protocol
 from keyhole.files import write_json
@@ -36,7 +40,7 @@ from keyhole.studies.plan import Comparison
 from keyhole.studies.verdict import Gap, judge
 
 Cell = dict[str, Any]
-Figures = Callable[[FaceModel], list[float]]
+Figures = Callable[[FaceModel], list[tuple[float, list[float]]]]  # by size: a figure, and that of each draw of people
 
 
 def main() -> None:
@@ -58,13 +62,17 @@ def main() -> None:
         write_json(given.out, {**about, "by_px": told, "cells": kept})
     for size, verdict in verdicts.items():
         print(f"\n{size:g} px: {verdict.sentence}\n")
-        print(f"| arm | {'TAR' if given.pictures else 'accuracy'}, % | minus the first, points |\n| --- | --- | --- |")
+        print(f"| arm | {'TAR' if given.pictures else 'accuracy'}, % | minus the first, points | by other people |")
+        print("| --- | --- | --- | --- |")
         gaps = {gap.arm: gap for gap in verdict.gaps}
         for row in verdict.rows:
             spread = f" (sd {statistics.stdev(row.last):.2f})" if len(row.last) > 1 else ""
-            print(f"| {row.arm} | {statistics.fmean(row.last):.2f}{spread} | {told_gap(gaps.get(row.arm))} |")
-        for gap in verdict.comparisons:
-            print(f"| {gap.arm} | | {told_gap(gap)} |")
+            others = told_ends(other_people(cells[size], row.arm, names[0])) if row.arm in gaps else ""
+            print(
+                f"| {row.arm} | {statistics.fmean(row.last):.2f}{spread} | {told_gap(gaps.get(row.arm))} | {others} |"
+            )
+        for gap, (one, other) in zip(verdict.comparisons, given.compare, strict=True):
+            print(f"| {gap.arm} | | {told_gap(gap)} | {told_ends(other_people(cells[size], one, other))} |")
 
 
 def accuracies(given: argparse.Namespace, sizes: tuple[float, ...]) -> Figures:
@@ -72,10 +80,10 @@ def accuracies(given: argparse.Namespace, sizes: tuple[float, ...]) -> Figures:
     folds, by = integers("--folds", given.folds), integers("--threshold-folds", given.threshold_folds)
     protocol = read_protocol("lfw", given.root, folds=folds, threshold_folds=by)
 
-    def figures(model: FaceModel) -> list[float]:
+    def figures(model: FaceModel) -> list[tuple[float, list[float]]]:
         found = evaluate(Pipeline(model, setting=Setting(probe_px=sizes, draws=100)), protocol, progress=bar)
         by_px = {row.face_px: row.figures["accuracy"].value for row in found.rows}
-        return [100 * by_px[size] for size in sizes]
+        return [(100 * by_px[size], []) for size in sizes]
 
     return figures
 
@@ -84,10 +92,16 @@ def tars(given: argparse.Namespace, sizes: tuple[float, ...]) -> Figures:
     """Return what gives a model's TAR over all pictures of the folds, in %, at each size."""
     folds = integers("--folds", given.folds)
 
-    def figures(model: FaceModel) -> list[float]:
+    def figures(model: FaceModel) -> list[tuple[float, list[float]]]:
         faces = at_most(faces_of(given.root, folds, model), PER_PERSON)
-        rates = [tar_at_far(scores, same, FAR) for _, _, (scores, same) in compared(model, faces, map(int, sizes))]
-        return [100 * rate for rate in rates if rate is not None]
+        people = pairs_of(faces)
+        found = []
+        for _, _, (scores, same) in compared(model, faces, map(int, sizes)):
+            statistic = tar_statistic(scores, same, FAR, subjects=people)
+            assert statistic is not None, "a fold has pairs enough"
+            drawn = redrawn(statistic, resampling=Resampling(given.draws))
+            found.append((100 * statistic.value(), [round(100 * float(rate), 3) for rate in drawn]))
+        return found
 
     return figures
 
@@ -100,9 +114,11 @@ def cells_of(run: Path, figures: Figures, sizes: tuple[float, ...]) -> dict[floa
     for number, arm in enumerate(arms):
         called, folder = (arm["name"], run / str(number)) if len(arms) > 1 else (name, run)
         found = figures(load_face_model(folder / "student.safetensors", device="cpu"))
-        for size, value in zip(sizes, found, strict=True):
-            common = {"parameters": arm["parameters"], "macs": None, "diverged": None}
-            cells[size].append({"arm": called, "seed": seed, "top1": {"last": value, "best": value}, **common})
+        common = {"parameters": arm["parameters"], "macs": None, "diverged": None}
+        common |= {key: arm[key] for key in ("hints", "survival") if arm.get(key)}
+        for size, (value, draws) in zip(sizes, found, strict=True):
+            top1 = {"last": value, "best": value}
+            cells[size].append({"arm": called, "seed": seed, "top1": top1, **common, "draws": draws})
     return cells
 
 
@@ -122,6 +138,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--compare", action="append", default=[], metavar="ARM:OTHER", type=two)
     parser.add_argument("--folds", default="7", help="folds 8 to 10 are for released models")
     parser.add_argument("--threshold-folds", default="1,2,3,4,5,6")
+    parser.add_argument("--draws", type=int, default=200, help="of people, with --pictures")
     parser.add_argument("--pictures", action="store_true", help="TAR over all pictures, without a threshold")
     parser.add_argument("--probe-px", default="112,16,12,8")
     parser.add_argument("--out", type=Path)
@@ -139,6 +156,20 @@ def named(run: Path) -> tuple[str, int]:
     """Return name and seed of a run by its folder."""
     found = re.fullmatch(r"(.+)-(\d+)", run.resolve().name)
     return (found[1], int(found[2])) if found else (run.resolve().name, 0)
+
+
+def other_people(cells: list[Cell], one: str, other: str) -> tuple[float, float] | None:
+    """Return the ends of the difference of two arms over draws of people; None where an earlier call kept no draws."""
+    each = [[cell["draws"] for cell in cells if cell["arm"] == arm and cell.get("draws")] for arm in (one, other)]
+    if not all(each) or len({len(draws) for arm in each for draws in arm}) > 1:
+        return None
+    gaps = np.mean(each[0], axis=0) - np.mean(each[1], axis=0)
+    low, high = np.quantile(gaps, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def told_ends(ends: tuple[float, float] | None) -> str:
+    return "" if ends is None else f"[{ends[0]:+.2f}, {ends[1]:+.2f}]"
 
 
 def told_gap(gap: Gap | None) -> str:

@@ -87,6 +87,16 @@ def compared(
         yield px, small, ((sharp @ small.T)[others].double().numpy(), same)
 
 
+def pairs_of(faces: FaceViews) -> np.ndarray:
+    """Return whose the two pictures of each score are, in the order of :func:`compared`."""
+    count = len(faces)
+    others = ~np.eye(count, dtype=bool)
+    of = faces.labels.numpy()
+    return np.stack(
+        [np.broadcast_to(of[:, None], (count, count))[others], np.broadcast_to(of, (count, count))[others]], 1
+    )
+
+
 def at_most(faces: FaceViews, count: int) -> FaceViews:
     """Return the first pictures of each person, at most so many."""
     taken: dict[int, int] = {}

@@ -135,6 +135,24 @@ def share(part: Float64[_Array, "*r"], whole: Float64[_Array, "*r"]) -> Float64[
     return result
 
 
+def redrawn(statistic: Statistic, *, resampling: Resampling = Resampling()) -> Float64[_Array, " r"]:
+    """Return a figure over each draw of people; NaN where it is undefined.
+
+    Figures over the same searches or pairs see the same draws, so those of several systems may be averaged and
+    subtracted draw by draw, as :func:`difference` does for two.
+
+    Args:
+        statistic: The figure.
+        resampling: How many draws, by which seed.
+
+    Example:
+        >>> names = np.array([f"person {i}" for i in range(90)])
+        >>> redrawn(mean_statistic(np.ones(90, bool), names), resampling=Resampling(100)).tolist() == [1.0] * 100
+        True
+    """
+    return np.concatenate([statistic.of(weights) for weights in _weights(statistic, resampling)])
+
+
 def interval(
     statistic: Statistic, *, resampling: Resampling = Resampling(), bounds: tuple[float, float] = (0.0, 1.0)
 ) -> Interval:
@@ -170,8 +188,7 @@ def interval(
     value = statistic.value()
     if np.isnan(value):
         raise DataError("The figure is undefined on all the data, so it has no interval. Check the protocol.")
-    draws = np.concatenate([statistic.of(weights) for weights in _weights(statistic, resampling)])
-    drawn = _quantiles(draws, value, resampling.level) or bounds
+    drawn = _quantiles(redrawn(statistic, resampling=resampling), value, resampling.level) or bounds
     return _widened(value, drawn, people=statistic.people(), level=resampling.level, bounds=bounds)
 
 
