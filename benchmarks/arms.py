@@ -1,7 +1,7 @@
 """Students of several seeds on LFW: what each arm reaches at each size, and its paired differences to the first one.
 
     python benchmarks/arms.py RUN... --root lfw112.zip [--compare "ARM:OTHER"]... [--folds 7]
-        [--threshold-folds 1,2,3,4,5,6] [--pictures] [--probe-px 112,16,12,8] [--out FILE.json]
+        [--threshold-folds 1,2,3,4,5,6] [--pictures] [--probe-px 112,16,12,8] [--degrade blur=0.7] [--out FILE.json]
 
 Each RUN is a folder of 'keyhole faces distill' whose name ends in its seed, such as ablation-0: a cohort, whose arms
 are compared, or one student, whose arm is called by the rest of the name; or the FILE.json of an earlier call, which
@@ -9,7 +9,8 @@ stands for the runs that it measured. Differences are taken seed by seed; interv
 are Student's, probabilities corrected by Holm's procedure, as in 'keyhole study': they tell what other seeds would do.
 With --pictures they are judged by TAR at 1 % FAR over all pictures of the folds (see choosing.py), which tells more
 than the accuracy of 600 pairs; a second interval, by bootstrap over people, then tells what other people would do to
-the mean over these seeds. FILE.json keeps the hints of each arm, and how its teacher's layers survive.
+the mean over these seeds. FILE.json keeps the hints of each arm, and how its teacher's layers survive. What a run
+trained, before the weights that it began with were mixed back in (--wise-ft), is an arm of its own.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from keyhole.cli.face_options import integers
 from keyhole.errors import SettingError
 from keyhole.faces.comparison import Pipeline, Setting
 from keyhole.faces.evaluation import evaluate
+from keyhole.faces.images.degradation import Degradation, parse_degradation
 from keyhole.faces.metrics.intervals import Resampling, redrawn
 from keyhole.faces.metrics.verification import tar_statistic
 from keyhole.faces.models.face_model import FaceModel, load_face_model
@@ -58,7 +60,7 @@ def main() -> None:
     if given.out:
         told = {f"{size:g}": verdict.to_json() for size, verdict in verdicts.items()}
         kept = {f"{size:g}": cells[size] for size in sizes}
-        about = {"folds": given.folds, "threshold_folds": given.threshold_folds, "pictures": given.pictures}
+        about = {key: told_value(vars(given)[key]) for key in _SETTINGS}
         write_json(given.out, {**about, "by_px": told, "cells": kept})
     for size, verdict in verdicts.items():
         print(f"\n{size:g} px: {verdict.sentence}\n")
@@ -81,7 +83,8 @@ def accuracies(given: argparse.Namespace, sizes: tuple[float, ...]) -> Figures:
     protocol = read_protocol("lfw", given.root, folds=folds, threshold_folds=by)
 
     def figures(model: FaceModel) -> list[tuple[float, list[float]]]:
-        found = evaluate(Pipeline(model, setting=Setting(probe_px=sizes, draws=100)), protocol, progress=bar)
+        setting = Setting(probe_px=sizes, draws=100, how=given.degrade or Setting().how)
+        found = evaluate(Pipeline(model, setting=setting), protocol, progress=bar)
         by_px = {row.face_px: row.figures["accuracy"].value for row in found.rows}
         return [(100 * by_px[size], []) for size in sizes]
 
@@ -96,7 +99,7 @@ def tars(given: argparse.Namespace, sizes: tuple[float, ...]) -> Figures:
         faces = at_most(faces_of(given.root, folds, model), PER_PERSON)
         people = pairs_of(faces)
         found = []
-        for _, _, (scores, same) in compared(model, faces, map(int, sizes)):
+        for _, _, (scores, same) in compared(model, faces, map(int, sizes), given.degrade):
             statistic = tar_statistic(scores, same, FAR, subjects=people)
             assert statistic is not None, "a fold has pairs enough"
             drawn = redrawn(statistic, resampling=Resampling(given.draws))
@@ -113,22 +116,37 @@ def cells_of(run: Path, figures: Figures, sizes: tuple[float, ...]) -> dict[floa
     cells: dict[float, list[Cell]] = {size: [] for size in sizes}
     for number, arm in enumerate(arms):
         called, folder = (arm["name"], run / str(number)) if len(arms) > 1 else (name, run)
-        found = figures(load_face_model(folder / "student.safetensors", device="cpu"))
         common = {"parameters": arm["parameters"], "macs": None, "diverged": None}
         common |= {key: arm[key] for key in ("hints", "survival") if arm.get(key)}
-        for size, (value, draws) in zip(sizes, found, strict=True):
-            top1 = {"last": value, "best": value}
-            cells[size].append({"arm": called, "seed": seed, "top1": top1, **common, "draws": draws})
+        for file, more in (("student", ""), ("trained", ", as trained")):
+            if more and not (folder / f"{file}.safetensors").exists():
+                continue
+            found = figures(load_face_model(folder / f"{file}.safetensors", device="cpu"))
+            for size, (value, draws) in zip(sizes, found, strict=True):
+                top1 = {"last": value, "best": value}
+                cells[size].append({"arm": called + more, "seed": seed, "top1": top1, **common, "draws": draws})
     return cells
 
 
 def read_cells(path: Path, given: argparse.Namespace) -> dict[float, list[Cell]]:
     """Return what an earlier call measured, of the same folds."""
     value = json.loads(path.read_text())
-    for key in ("folds", "threshold_folds", "pictures"):
-        if value[key] != vars(given)[key]:
-            raise SettingError(f"{path} has {key} {value[key]!r}, this call {vars(given)[key]!r}. Give the same.")
+    if not isinstance(value, dict) or "cells" not in value:
+        raise SettingError(
+            f"{path} holds no cells; expected what an earlier call wrote with --out. Name its run instead."
+        )
+    for key in _SETTINGS:
+        asked = told_value(vars(given)[key])
+        if value.get(key) != asked:
+            raise SettingError(f"{path} has {key} {value.get(key)!r}, this call {asked!r}. Give the same.")
     return {float(size): cells for size, cells in value["cells"].items()}
+
+
+_SETTINGS = ("folds", "threshold_folds", "pictures", "degrade")
+
+
+def told_value(setting: Any) -> Any:
+    return str(setting) if isinstance(setting, Degradation) else setting
 
 
 def parsed() -> argparse.Namespace:
@@ -141,8 +159,13 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--draws", type=int, default=200, help="of people, with --pictures")
     parser.add_argument("--pictures", action="store_true", help="TAR over all pictures, without a threshold")
     parser.add_argument("--probe-px", default="112,16,12,8")
+    parser.add_argument("--degrade", type=camera, help="the camera, but for its size; Pillow's bicubic without")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
+
+
+def camera(text: str) -> Degradation:
+    return parse_degradation(f"face_px=12,{text}")
 
 
 def two(text: str) -> tuple[str, str]:

@@ -19,7 +19,7 @@ network; the control of 2 px shows how much of it a drawing by chance keeps.
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +111,13 @@ def faces_of(root: Path, folds: tuple[int, ...] | None, teacher: FaceModel) -> F
     return read_faces(root, shown=how, seen=how, camera=parse_distribution("fixed:112"), who=who, progress=bar)
 
 
-def embedded(model: FaceModel, crops: Tensor, px: int) -> Tensor:
-    """Return unit embeddings of crops at a size, shrunk and enlarged by Pillow's bicubic."""
+def embedded(model: FaceModel, crops: Tensor, px: int, how: Degradation | None = None) -> Tensor:
+    """Return unit embeddings of crops at a size, as a camera delivers them; by default Pillow's bicubic both ways."""
     parts = []
-    for part in crops.split(BATCH):
-        seen = part if px == SHARP_PX else degrade(part, Degradation(px), seed=[0] * len(part))
+    for start in range(0, len(crops), BATCH):
+        part = crops[start : start + BATCH]
+        small = replace(how or Degradation(px), face_px=px)
+        seen = part if px == SHARP_PX else degrade(part, small, seed=range(start, start + len(part)))
         parts.append(model.embed(in_form(model, seen, canonical=True)))
     return torch.cat(parts)
 

@@ -1,12 +1,13 @@
 """Which of several short trainings is better, before a long one is made: all pictures of a fold that is for choosing.
 
     python benchmarks/choosing.py STUDENT... --teacher M.xml --faces lfw112.zip --folds 7 [--probe-px 112,16,12,8]
-        [--per-person 4] [--out FILE.json]
+        [--per-person 4] [--draws 200] [--out FILE.json]
 
 The 600 pairs of a fold hardly tell 90 from 92 %. Here every picture of its people counts, up to ``--per-person`` of
 each. *Cosine*: of the student's embedding of the small face to its teacher's of the sharp one, mean over pictures,
 with its interval over people. *EER* and *TAR* at 1 % FAR: every sharp picture against every other small one, the same
-student for both.
+student for both; and how far the TAR lies above that of the first STUDENT, with its interval over draws of people
+which both see (files of 'keyhole export' are students as well, by their .toml).
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from torch import Tensor
 
 from keyhole.cli.face_options import integers
 from keyhole.errors import SettingError
-from keyhole.faces.metrics.intervals import interval
-from keyhole.faces.metrics.verification import equal_error_rate, tar_at_far
+from keyhole.faces.images.degradation import Degradation
+from keyhole.faces.metrics.intervals import Resampling, interval, redrawn
+from keyhole.faces.metrics.verification import equal_error_rate, tar_statistic
 from keyhole.faces.models.face_model import FaceModel, load_face_model
 from keyhole.files import write_json
 from keyhole.students.views import FaceViews
@@ -47,8 +49,10 @@ def main() -> None:
     genuine = int((of_each * (of_each - 1)).sum())
     about = {"faces": len(faces), "people": len(of_each), "genuine": genuine, "far": FAR}
     print(", ".join(f"{value} {key}" for key, value in about.items()))
-    print("| student | px | cosine | EER, % | TAR, % |\n| --- | --- | --- | --- | --- |")
+    print("| student | px | cosine | EER, % | TAR, % | minus the first |\n| --- | --- | --- | --- | --- | --- |")
     found: list[dict[str, Any]] = []
+    first: dict[int, tuple[float, np.ndarray]] = {}
+    whose, drawing = pairs_of(faces), Resampling(given.draws)
     for file in given.students:
         student = load_face_model(file, device="cpu")
         name = Path(file).parent.name if Path(file).name == "student.safetensors" else Path(file).stem
@@ -56,9 +60,22 @@ def main() -> None:
             raise SettingError(f"{name} gives {student.embedding_size} numbers, the teacher {teacher.embedding_size}.")
         for px, small, (scores, same) in compared(student, faces, sizes or ()):
             cosine = interval(fidelity(small, answer, people), bounds=(-1.0, 1.0))
-            eer, tar = equal_error_rate(scores, same), tar_at_far(scores, same, FAR)
-            found.append({"student": name, "px": px, "cosine": asdict(cosine), "eer": eer, "tar": tar})
-            print(f"| {name} | {px} | {text(cosine)} | {percent(eer)} | {percent(tar)} |", flush=True)
+            eer, statistic = equal_error_rate(scores, same), tar_statistic(scores, same, FAR, subjects=whose)
+            if statistic is None:
+                raise SettingError(f"{len(faces)} faces are too few for a FAR of {FAR:g}; name more --folds.")
+            tar, drawn = statistic.value(), redrawn(statistic, resampling=drawing)
+            gap = None
+            if px in first:
+                low, high = np.quantile(drawn - first[px][1], [0.025, 0.975]).tolist()
+                gap = {"value": tar - first[px][0], "low": low, "high": high}
+            else:
+                first[px] = (tar, drawn)
+            told = {"cosine": asdict(cosine), "eer": eer, "tar": tar, "tar_minus_first": gap}
+            found.append({"student": name, "px": px, **told})
+            above = (
+                "{value:+.1f} [{low:+.1f}, {high:+.1f}]".format(**{k: 100 * v for k, v in gap.items()}) if gap else ""
+            )
+            print(f"| {name} | {px} | {text(cosine)} | {percent(eer)} | {percent(tar)} | {above} |", flush=True)
     if given.out:
         write_json(given.out, {**about, "teacher": teacher.name, "students": found})
 
@@ -71,19 +88,20 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--folds", required=True)
     parser.add_argument("--probe-px", default="112,16,12,8")
     parser.add_argument("--per-person", type=int, default=PER_PERSON)
+    parser.add_argument("--draws", type=int, default=200, help="of people, for the differences")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
 
 def compared(
-    student: FaceModel, faces: FaceViews, sizes: Iterable[int]
+    student: FaceModel, faces: FaceViews, sizes: Iterable[int], how: Degradation | None = None
 ) -> Iterator[tuple[int, Tensor, tuple[np.ndarray, np.ndarray]]]:
     """Yield for each size the embeddings of small pictures, and the scores of sharp ones against all others of them."""
     others = ~torch.eye(len(faces), dtype=torch.bool)
     same = (faces.labels[:, None] == faces.labels[None])[others].numpy()
     sharp = embedded(student, faces.crops, SHARP_PX)
     for px in sizes:
-        small = embedded(student, faces.crops, px)
+        small = embedded(student, faces.crops, px, how)
         yield px, small, ((sharp @ small.T)[others].double().numpy(), same)
 
 

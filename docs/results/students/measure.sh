@@ -44,9 +44,14 @@ table() { # NAME SUFFIX "RUN..." OPTIONS...
 arms ablation "ablation-0 ablation-1 ablation-2" --compare "cluster centers:stage ends" \
     --compare "cluster centers:random" --compare "centers that survive:cluster centers" \
     --compare "centers that survive:stage ends"
-# appearance variety, resolutions, architectures
+# how each layer of the teacher survives stands in the cells of ablation.json
+# appearance variety, resolutions, labels, what ships, architectures; `, as trained` is a run without the weights that it
+# began with mixed back in
 arms people "few-people-0 few-people-1 many-people-0 many-people-1"
 arms sizes "narrow-0 narrow-1 wide-0 wide-1"
+arms labels "compact-112-s-0 compact-112-s-1 labels-0 labels-1"
+arms ship "public-domain-0 public-domain-1 research-only-0 research-only-1 small-0 small-1" \
+    --compare "research-only:public-domain" --compare "research-only, as trained:public-domain, as trained"
 all=""
 for student in compact-112-s compact-24-xs compact-24-s compact-48-s compact-48-m compact-112-m; do
     all+="$student-0 $student-1 "
@@ -68,19 +73,24 @@ for form in onnx xml; do
 done
 [ -f "$out/forms.json" ] || python benchmarks/students.py "$forms/teacher-fp32.onnx.toml" keyhole-face \
     "$forms"/keyhole-face-*.onnx.toml "$forms"/keyhole-face-*.xml.toml "${lfw[@]}" --out "$out/forms.json"
-students=()
+[ -f "$out/forms-pictures.json" ] || python benchmarks/choosing.py keyhole-face "$forms"/keyhole-face-*.onnx.toml \
+    "$forms"/keyhole-face-*.xml.toml --teacher "$teacher" --faces "$faces/lfw112.zip" --folds 7 --out "$out/forms-pictures.json"
+students=(keyhole-face)
 for run in $all; do
-    [[ $run != *-0 ]] || students+=("$runs/$run/student.safetensors")
+    [[ $run != *-0 ]] || [ ! -f "$runs/$run/student.safetensors" ] || students+=("$runs/$run/student.safetensors")
 done
 if [ -f "$out/architectures.json" ] && [ ! -f "$out/costs.json" ]; then
     python benchmarks/students.py "$forms/teacher-fp32.onnx.toml" "${students[@]}" "${lfw[@]}" --out "$out/costs.json"
 fi
 
-# kinds of pictures that one student never saw and the other did
-for run in unseen-kinds-0 unseen-kinds-1 compact-112-s-0 compact-112-s-1; do
+# kinds of pictures that one student never saw and the other did: how far it falls behind
+for kind in down=pil-bicubic down=pil-bilinear down=pil-lanczos down=cv2-area,up=pil-bicubic blur=0.7 jpeg=60; do
+    arms "kinds-$kind" "compact-112-s-0 compact-112-s-1 unseen-kinds-0 unseen-kinds-1" --probe-px 16,12,8 --degrade "$kind"
+done
+
+# what is missing on the faces that a student was trained on, and on others of the same source
+for run in research-only-0 small-0; do
     [ -f "$runs/$run/student.safetensors" ] || continue
-    for kind in down=pil-bicubic down=pil-lanczos down=cv2-area,up=pil-bicubic blur=0.7 jpeg=60; do
-        [ -f "$out/kinds/$run/$kind/result.json" ] || keyhole faces evaluate --model "$runs/$run/student.safetensors" --protocol lfw "${lfw[@]}" --probe-px 16,12,8 \
-            --degrade "$kind" --out "$out/kinds/$run/$kind"
-    done
+    [ -f "$out/ceiling-$run.json" ] || python benchmarks/ceiling.py --teacher "$teacher" --student "$runs/$run/student.safetensors" \
+        --seen "$faces/lfw112.zip" --seen-folds 1,2,3,4,5,6 --unseen "$faces/lfw112.zip" --unseen-folds 7 --out "$out/ceiling-$run.json"
 done

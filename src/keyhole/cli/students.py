@@ -49,7 +49,7 @@ class StudentOptions:
         typer.Option(
             help="embedding, relations, seed, margin (needs labels); of hints hint, askd, at, vid, sp, semckd."
         ),
-    ] = "embedding,relations"
+    ] = "embedding,seed"
     hints: Annotated[
         str | None,
         typer.Option(help="auto (cluster centers), surviving (centers that survive), a selector, a file, or layers."),
