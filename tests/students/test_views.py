@@ -357,7 +357,7 @@ def test_students_learn_and_are_used_like_any_model(teacher_file: Path, root: Pa
     assert [text.split(":")[0] for text in told] == ["survive", "centers"]
     records: list[dict[str, float]] = []
     keep = Checkpointing(tmp_path / "state.safetensors")
-    outcomes = distill(arms, teacher, faces, replace(CONFIG, epochs=4), checkpointing=keep, log=records.append)
+    outcomes = distill(arms, teacher, faces, replace(CONFIG, epochs=4), checkpointing=keep, log=records.append).outcomes
     for outcome in outcomes:
         assert outcome.history[-1]["embedding"] < outcome.history[0]["embedding"]
     save_student(tmp_path / "student.safetensors", outcomes[0], teacher=teacher, about={"epochs": 4})
@@ -395,7 +395,7 @@ def test_a_student_may_begin_with_an_earlier_one(teacher_file: Path, root: Path,
     faces = read_faces(root, shown=teacher.preparation, seen=teacher.preparation, camera=CAMERA)
     arm = plan_arm(StudentPlan(student=str(teacher_file), terms="embedding"), teacher, faces, device="cpu")
     still = replace(CONFIG, epochs=1, lr=0.0, weight_decay=0.0)
-    (outcome,) = distill([arm], teacher, faces, still)
+    (outcome,) = distill([arm], teacher, faces, still).outcomes
     images = in_form(faces.crops, teacher.preparation)
     weights = dict(outcome.last.module.named_parameters())
     began = dict(teacher.network.module.named_parameters())
@@ -403,7 +403,7 @@ def test_a_student_may_begin_with_an_earlier_one(teacher_file: Path, root: Path,
     assert all(torch.equal(weights[name], began[name]) for name in weights)
     save_student(tmp_path / "next.safetensors", outcome, teacher=teacher, about={})
     assert load_face_model(tmp_path / "next.safetensors").embedding_size == 256
-    (learned,) = distill([arm], teacher, faces, replace(CONFIG, epochs=2, lr=0.05))
+    (learned,) = distill([arm], teacher, faces, replace(CONFIG, epochs=2, lr=0.05)).outcomes
     with torch.no_grad():
         assert not torch.equal(learned.last(images), outcome.last(images))
 
@@ -415,12 +415,12 @@ def test_a_student_may_begin_as_its_teacher(shared: Path, root: Path, tmp_path: 
     faces = read_faces(root, shown=teacher.preparation, seen=teacher.preparation, camera=CAMERA)
     arm = plan_arm(StudentPlan(student=str(path), terms="embedding"), teacher, faces, device="cpu")
     config = replace(CONFIG, epochs=3, lr=5e-4, optimizer="adamw", precision=precision, compile="auto")
-    (outcome,) = distill([arm], teacher, faces, config)
+    (outcome,) = distill([arm], teacher, faces, config).outcomes
     losses = [record["embedding"] for record in outcome.history]
     assert losses[-1] < losses[0]
     save_student(tmp_path / "next.safetensors", outcome, teacher=teacher, about={})
     again = plan_arm(StudentPlan(student=str(tmp_path / "next.safetensors"), terms="embedding"), teacher, faces)
-    (more,) = distill([again], teacher, faces, replace(config, epochs=1))
+    (more,) = distill([again], teacher, faces, replace(config, epochs=1)).outcomes
     assert more.history[0]["embedding"] < losses[0]
 
 
@@ -432,7 +432,7 @@ def test_a_run_with_kept_answers_goes_on_and_ends_as_one_without(
     faces = read_faces(root, shown=teacher.preparation, seen=SMALL, camera=CAMERA)
     plan = StudentPlan(student="compact-24-s", terms="embedding,seed,hint=0.1", hints="stage-ends")
     arm = plan_arm(plan, teacher, faces, device="cpu")
-    whole = distill([arm], teacher, faces, replace(CONFIG, epochs=3))[0]
+    whole = distill([arm], teacher, faces, replace(CONFIG, epochs=3)).outcomes[0]
     keep = Checkpointing(tmp_path / "state.safetensors", resume=True)
 
     def killed(items: Iterable[Any], *, label: str, total: int, done: int = 0) -> Iterator[Any]:
@@ -443,7 +443,7 @@ def test_a_run_with_kept_answers_goes_on_and_ends_as_one_without(
 
     with pytest.raises(KeyboardInterrupt):
         distill([arm], teacher, faces, replace(CONFIG, epochs=3), checkpointing=keep, progress=killed)
-    gone_on = distill([arm], teacher, faces, replace(CONFIG, epochs=3), checkpointing=keep)[0]
+    gone_on = distill([arm], teacher, faces, replace(CONFIG, epochs=3), checkpointing=keep).outcomes[0]
     live = fit(
         Cohort([arm], replace(CONFIG, epochs=3), classes=256, teacher=teacher.network, train=faces), faces
     ).outcomes[0]
@@ -472,7 +472,7 @@ def test_an_onnx_file_teaches_as_its_ir_does(shared: Path, faces: FaceViews) -> 
         views,
         device="cpu",
     )
-    (outcome,) = distill([arm], by_onnx, views, replace(CONFIG, epochs=1, batch_size=10))
+    (outcome,) = distill([arm], by_onnx, views, replace(CONFIG, epochs=1, batch_size=10)).outcomes
     assert np.isfinite(outcome.history[0]["hint"])
 
 

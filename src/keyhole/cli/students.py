@@ -177,7 +177,8 @@ def distill(
             o.note(f"{record['arm']}: epoch {record['epoch']}/{config.epochs}, loss {record['loss']:.4f}")
 
         keep = Checkpointing(run.checkpoint, resume=run.resumed, private=True)
-        outcomes = learn(arms, opened, read, config, checkpointing=keep, progress=o.progress_bar(), log=log)
+        trained = learn(arms, opened, read, config, checkpointing=keep, progress=o.progress_bar(), log=log)
+        outcomes = trained.outcomes
         about = {
             "teacher": opened.sha256, "degrade": given.degrade, **shown,
             **({"blending": asdict(Blending())} if given.blends else {}), **({"apart": apart} if apart else {}),
@@ -188,7 +189,7 @@ def distill(
             _keep(outcome, run.path if len(outcomes) == 1 else run.path / str(number), opened, about, mixed)
             for number, outcome in enumerate(outcomes)
         ]
-        value = {"teacher": teacher, **shown, "apart": apart, "arms": kept}
+        value = {"teacher": teacher, **shown, "apart": apart, "seconds": round(trained.seconds, 1), "arms": kept}
         _finish(run, value)
     lines = [f"{arm['name']}: {arm['parameters']:,} parameters, {arm['file']}" for arm in kept]
     o.emit(value, "\n".join([*lines, f"Report: {out / 'report.html'}"]), as_json=json)

@@ -54,11 +54,13 @@ class Trained:
     Attributes:
         outcomes: One an arm that came to the end, in the order given.
         earlier_s: Seconds that earlier processes spent on a resumed run.
+        seconds: Of all processes, from the first step to the last.
         diverged: What happened to the others, by arm.
     """
 
     outcomes: tuple[Outcome, ...]
     earlier_s: float
+    seconds: float
     diverged: Mapping[str, str]
 
 
@@ -152,7 +154,7 @@ def fit(
         seconds += time.perf_counter() - started
         _save(cohort, checkpointing, len(train), (epoch + 1, 0), seconds)
     _share(cohort)
-    return Trained(tuple(_outcome(learner) for learner in cohort.learners), earlier, dict(cohort.dropped))
+    return Trained(tuple(_outcome(learner) for learner in cohort.learners), earlier, seconds, dict(cohort.dropped))
 
 
 def _due(cohort: Cohort, checkpointing: Checkpointing | None, since_s: float, *, checked: bool) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from keyhole.reports import explained, figures
-from keyhole.reports.markup import Column, Html, figure, grid, legend, page, paragraph, plural, section, table
+from keyhole.reports.markup import Column, Html, duration, figure, grid, legend, page, paragraph, plural, section, table
 
 _NO_TERMS = ("epoch", "rate", "loss")
 
@@ -22,7 +22,7 @@ def students_page(value: Mapping[str, Any]) -> str:
     blends = f" and {value['blends']:,} blends of two" if value["blends"] else ""
     lead = (
         f"{plural(len(arms), 'student')} taught by {value['teacher']} on {value['faces']:,} faces of "
-        f"{value['people']:,} people{blends}."
+        f"{value['people']:,} people{blends}" + (f", in {duration(value['seconds'])}." if "seconds" in value else ".")
     )
     columns = [Column("student", number=False), Column("network", number=False), Column("parameters"),
                Column("learns from", number=False), Column("trained weights, the rest first ones")]  # fmt: skip

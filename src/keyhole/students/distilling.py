@@ -20,7 +20,7 @@ from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.matching import match_hints
 from keyhole.distillation.teaching import Keep
 from keyhole.distillation.terms import TERMS, HintPair, parse_terms
-from keyhole.distillation.training import Checkpointing, Outcome, fit
+from keyhole.distillation.training import Checkpointing, Outcome, Trained, fit
 from keyhole.errors import DataError, SettingError, unknown_name
 from keyhole.faces.models.compact import COMPACT, EMBEDDING, compact, form_of
 from keyhole.faces.models.description import read_description
@@ -298,7 +298,7 @@ def distill(
     checkpointing: Checkpointing | None = None,
     progress: Progress = silent,
     log: Callable[[dict[str, Any]], None] | None = None,
-) -> tuple[Outcome, ...]:
+) -> Trained:
     """Train students under one teacher: it sees the sharp faces, they see what the camera makes of them.
 
     What the teacher says of a face is kept, so that each is looked at once (and once mirrored), as far as memory goes.
@@ -326,7 +326,7 @@ def distill(
         train=faces,
         keep=Keep(faces.views, _room_bytes(choose_device(config.device))),
     )
-    return fit(cohort, faces, checkpointing=checkpointing, progress=progress, log=log).outcomes
+    return fit(cohort, faces, checkpointing=checkpointing, progress=progress, log=log)
 
 
 def _room_bytes(device: torch.device) -> int:
