@@ -74,7 +74,7 @@ def test_a_file_gives_what_the_network_gives(
     worst = np.abs(again - expected).max() / np.abs(expected).max()
     assert worst <= {"fp32": 1e-3, "fp16": 2e-2, "int8": 0.5}[precision]
     assert found.cosine > {"fp32": 0.99999, "fp16": 0.999, "int8": 0.95}[precision]
-    assert found.checked == 40
+    assert found.checked == (10 if precision == "int8" else 40)  # those that calibrated are not judged by
     assert found.size_bytes == sum(each.stat().st_size for each in found.path.parent.iterdir())
     if precision == "fp32":
         assert found.size_bytes > 4 * sum(weight.numel() for weight in network.parameters())
