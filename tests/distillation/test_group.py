@@ -79,6 +79,11 @@ def test_every_image_of_a_step_is_seen_by_one_process(together: Path) -> None:
     assert one[0] != one[1]
 
 
+def test_a_student_learns_what_it_learns_in_distributed_data_parallel() -> None:
+    ran = torchrun(HERE / "distillation" / "beside_ddp.py")
+    assert ran.returncode == 0, ran.stderr
+
+
 def test_statistics_of_batch_norm_stay_with_their_process_on_processors(together: Path) -> None:
     one, other = (found(together, rank)["statistics"] for rank in (0, 1))
     assert one != other

@@ -2,11 +2,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.functional import adaptive_avg_pool2d
 
 from keyhole.distillation.adapters import HintAdapter, VariationalHead
 from keyhole.distillation.arm import Arm, told_loss
 from keyhole.distillation.embeddings import attention_similarity_loss
-from keyhole.distillation.losses import attention_loss, decoupled_loss, similarity_preserving_loss
+from keyhole.distillation.losses import (
+    attention_loss,
+    decoupled_loss,
+    similarity_preserving_loss,
+    variational_loss,
+)
 from keyhole.distillation.terms import TERMS, HintPair, Setting, Term, View, build_term, check_terms, parse_terms
 from keyhole.errors import KeyholeError, SettingError, UnknownNameError
 from keyhole.models.network import InputSpec
@@ -20,6 +26,17 @@ from keyhole.models.network import InputSpec
         ("ce,kd", {"ce": 0.1, "kd": 0.9}),
         ("kd,ce", {"kd": 0.9, "ce": 0.1}),
         ("ce=0.5,kd", {"ce": 0.5, "kd": 1.0}),
+        ("ce,ls", {"ce": 0.1, "ls": 9.0}),
+        ("ls,ce", {"ls": 9.0, "ce": 0.1}),
+        ("ce,ls=9", {"ce": 1.0, "ls": 9.0}),
+        ("ce,ls,hint", {"ce": 1.0, "ls": 9.0, "hint": 100.0}),
+        ("ce,kd,ls", {"ce": 1.0, "kd": 1.0, "ls": 9.0}),
+        ("margin", {"margin": 1.0}),
+        ("margin,hint", {"margin": 1.0, "hint": 100.0}),
+        ("embedding,margin", {"embedding": 1.0, "margin": 0.02}),
+        ("margin,relations", {"margin": 0.02, "relations": 30.0}),
+        ("relations=1,margin,askd", {"relations": 1.0, "margin": 0.02, "askd": 5.0}),
+        ("embedding,relations,margin=0.5", {"embedding": 1.0, "relations": 30.0, "margin": 0.5}),
         ("ce=0.5,kd=0.25", {"ce": 0.5, "kd": 0.25}),
         ("ce,kd,hint", {"ce": 1.0, "kd": 1.0, "hint": 100.0}),
         ("ce,at", {"ce": 1.0, "at": 1000.0}),
@@ -62,6 +79,8 @@ def test_a_setting_of_a_term_reaches_its_loss_and_is_told() -> None:
         ("dkd(beta=-1)", "beta of term dkd is -1.0; expected a number >= 0"),
         ("dkd(beta=nan)", "expected a number >= 0"),
         ("dkd(beta)", r"Unknown term 'dkd\(beta\)'"),
+        ("ce, dkd(alpha=1, beta=2)=3,at", r"Term dkd has the settings \(alpha=1, beta=2\); expected one, such as dkd"),
+        ("dist(beta=1,gamma=2)", "Term dist has the settings"),
     ],
 )
 def test_settings_that_make_no_sense(text: str, told: str) -> None:
@@ -69,9 +88,16 @@ def test_settings_that_make_no_sense(text: str, told: str) -> None:
         parse_terms(text)
 
 
+def test_margin_beside_any_cosine_of_embeddings_pulls_about_as_hard() -> None:
+    beside = [name for name, kind in TERMS.items() if kind.embeds and kind.teacher]
+    assert beside == ["embedding", "relations", "seed"]
+    assert [parse_terms(f"{name},margin")[1].weight for name in beside] == [0.02] * 3
+
+
 def test_equal_terms_weigh_one_where_no_weight_is_given() -> None:
     assert [term.weight for term in parse_terms("ce,kd,hint=5,at", equal=True)] == [1, 1, 5, 1]
-    assert [term.weight for term in parse_terms("ce,kd", equal=True)] == [1, 1]
+    for text in ("ce,kd", "ce,ls", "embedding,margin"):
+        assert [term.weight for term in parse_terms(text, equal=True)] == [1, 1]
 
 
 @pytest.mark.parametrize("text", ["", ",", "ce,ce", "ce,kd,ce=2", "ce=a", "ce=-1", "ce=nan", "ce=inf", "kd=1=2"])
@@ -139,6 +165,28 @@ def test_an_adapted_feature_is_normalized_over_the_images() -> None:
     torch.testing.assert_close(adapted.var(dim=(0, 2, 3)), torch.ones(7), atol=1e-2, rtol=0)
 
 
+@pytest.mark.parametrize(("own", "wanted"), [((8, 8), (4, 4)), ((4, 4), (8, 8)), ((8, 2), (4, 4)), ((4, 4), (4, 4))])
+def test_vid_predicts_from_a_feature_of_the_size_that_is_compared(
+    own: tuple[int, int], wanted: tuple[int, int]
+) -> None:
+    head, student, teacher = VariationalHead(3, 5), torch.randn(6, 3, *own), torch.randn(6, 5, *wanted)
+    size = (min(own[0], wanted[0]), min(own[1], wanted[1]))
+    seen: list[torch.Size] = []
+    head.predict.register_forward_pre_hook(lambda _module, given: seen.append(given[0].shape[2:]))
+    found = head(student, teacher)
+    assert seen == [size]
+    mean = head.predict(adaptive_avg_pool2d(student, size))
+    expected = variational_loss(mean, head.deviation, adaptive_avg_pool2d(teacher, size))
+    torch.testing.assert_close(found, expected)
+
+
+def test_vid_compares_tokens_and_vectors_with_maps() -> None:
+    head, teacher = VariationalHead(3, 4), torch.randn(6, 4, 4, 4, requires_grad=True)
+    found = head(torch.randn(6, 17, 3), teacher) + head(torch.randn(6, 3), teacher)
+    found.backward()
+    assert teacher.grad is None
+
+
 @pytest.mark.parametrize("name", ["hint", "at", "vid", "sp", "askd"])
 def test_hints_are_weighed(name: str) -> None:
     channels, places = ((3, 4), (5, 2)), (("t0", "s0"), ("t1", "s1"))
@@ -200,6 +248,8 @@ def test_blanks_do_not_count_and_cost_nothing() -> None:
         parse_terms("kd = 5 0")
     with pytest.raises(UnknownNameError):
         parse_terms("a" + " " * 100_000 + "(")  # read in a time that grows with its length alone
+    with pytest.raises(SettingError, match="must name each term once"):
+        parse_terms("(," * 100_000)
 
 
 @pytest.mark.parametrize("count", [1, 3])

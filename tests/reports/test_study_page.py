@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -81,3 +82,46 @@ def test_names_are_escaped_and_an_empty_study_has_a_page() -> None:
     assert evil not in page
     empty = study_page(judge([None, None], ["kd", "hints"]), {**SETTING, "teacher_top1": None})
     assert "Nothing has come to the end yet" in empty
+
+
+def heads(page: str) -> list[str]:
+    table = page[page.index("<table") : page.index("</table>")]
+    return [re.sub("<[^>]*>", "", head) for head in re.findall("<th[^>]*>.*?</th>", table)]
+
+
+def test_the_last_and_the_best_epoch_have_a_mean_and_a_spread() -> None:
+    found = cells(kd=[60.0, 61.0, 62.0])
+    for cell, best in zip(found, (61.0, 63.0, 65.0), strict=True):
+        cell["top1"]["best"] = best
+    page = study_page(judge(found, ["kd"]), SETTING)
+    assert heads(page)[1:5] == [
+        "last epoch, %: mean", "standard deviation", "best epoch, %: mean", "standard deviation"
+    ]  # fmt: skip
+    assert re.findall("<td[^>]*>([0-9.]+)</td>", page)[:5] == ["61.00", "1.00", "63.00", "2.00", "3"]
+
+
+def test_how_far_held_out_accuracies_stand_above_those_on_test_images() -> None:
+    found = cells(kd=[60.0, 61.0], hints=[62.0, 63.0], wild=[None, None])
+    flat = study_page(judge(found, ["kd", "hints", "wild"]), SETTING)
+    assert "held out minus test" not in flat
+    for cell, more in zip(found, (-0.3, -0.1, 3.0, 3.5, 0, 0), strict=True):
+        if cell["diverged"] is None:
+            cell["held_out_top1"] = {"last": cell["top1"]["last"] + more}
+    page = study_page(judge(found, ["kd", "hints", "wild"]), SETTING)
+    assert heads(page)[5:7] == ["held out, %: mean", "held out minus test"]
+    assert "-0.20</td>" in page
+    assert "+3.25</td>" in page
+    assert "held-out accuracies flatter such arms" in page
+    assert "held-out accuracies flatter such arms" not in flat
+
+
+def test_it_is_told_where_cells_were_made_by_several_versions_or_machines() -> None:
+    verdict = judge(cells(kd=[60.0, 61.0]), ["kd"])
+    assert "differ in" not in study_page(verdict, {**SETTING, "mixed": []})
+    mixed = [
+        {"what": "source", "cells": {"96bb335b": 13, "d492073c": 12, "d083bcb1": 1}, "seeds": []},
+        {"what": "precision", "cells": {"bf16": 25, "fp32": 1}, "seeds": [2]},
+    ]
+    page = study_page(verdict, {**SETTING, "mixed": mixed})
+    assert "differ in source: 13 of 96bb335b, 12 of d492073c and 1 of d083bcb1. Those of one seed are alike" in page
+    assert "differ in precision: 25 of bf16 and 1 of fp32. Even those of one seed differ, of seed 2" in page

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.terms import parse_terms
+from keyhole.errors import SettingError
 from keyhole.plans import ArmPlan
-from keyhole.studies.followup import fresh_study, study_toml
+from keyhole.studies.followup import followup, fresh_study, study_toml
 from keyhole.studies.plan import Comparison, Study, read_study
 
 PLAN = ArmPlan(terms="ce,kd=2,hint=50", student="resnet8", count=2, layers="layer*", match="size")
@@ -88,3 +90,57 @@ def test_a_teacher_that_is_a_file_is_found_from_anywhere(tmp_path: Path, monkeyp
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "fresh.toml").write_text(study_toml(fresh_study(given, PLAN, CHOICES)))
     assert read_study(tmp_path / "deep" / "fresh.toml").teacher == str(tmp_path / "t.safetensors")
+
+
+ARMS = tuple(ArmPlan(name, terms="ce,kd,hint", hints=name) for name in ("auto", "all", "random", "uniform"))
+HELD: dict[str, list[float | None]] = {  # differences to auto: +1.9 and +2.1, +0.1 and -0.2, +1.0 and +1.4
+    "auto": [60.0, 63.0], "all": [61.9, 65.1], "random": [60.1, 62.8], "uniform": [61.0, 64.4],
+}  # fmt: skip
+
+
+def choosing(tmp_path: Path) -> Study:
+    return replace(study(tmp_path), arms=ARMS, seeds=(10, 11), baseline="auto", students_per_pass=9)
+
+
+def chosen_by(whole: Study, held: dict[str, list[float | None]] = HELD, **settings: Any) -> Study:
+    results: list[dict[str, Any]] = []
+    for cell in whole.cells:
+        top1 = held[cell.plan.name][cell.seed - 10]
+        value: dict[str, Any] = {"arm": cell.plan.name, "seed": cell.seed, "diverged": None if top1 else "loss is nan"}
+        if top1:  # test images say the opposite
+            value |= {"top1": {"last": 100 - top1, "best": 100 - top1}, "parameters": 1, "macs": 1}
+            value |= {"held_out_top1": {"last": top1}}
+        results.append(value)
+    return followup(whole, results, **settings)
+
+
+def test_what_held_out_images_choose_is_judged_on_fresh_seeds(tmp_path: Path) -> None:
+    whole = replace(choosing(tmp_path), comparisons=(Comparison("x", ("all",), ("random",)),))
+    fresh = chosen_by(whole, seeds=range(20, 26))
+    assert [arm.name for arm in fresh.arms] == ["auto", "all", "uniform"]  # the highest first
+    assert (fresh.seeds, fresh.baseline, fresh.comparisons) == ((20, 21, 22, 23, 24, 25), "auto", ())
+    assert replace(fresh, arms=ARMS, seeds=whole.seeds, comparisons=whole.comparisons) == whole
+    assert chosen_by(whole).seeds == (12, 13, 14, 15, 16, 17)
+    assert [arm.name for arm in chosen_by(whole, most=1).arms] == ["auto", "all"]
+    assert chosen_by(replace(whole, baseline=None), most=1).baseline == "auto"
+
+
+def test_an_arm_must_lead_by_more_than_the_spread_of_all_differences(tmp_path: Path) -> None:
+    wide = {**HELD, "random": [58.0, 65.2]}  # -2.0 and +2.2: its spread is 2.97, that of all three 1.72
+    assert [arm.name for arm in chosen_by(choosing(tmp_path), wide).arms] == ["auto", "all"]
+    once = {**HELD, "all": [None, 66.0]}
+    assert [arm.name for arm in chosen_by(choosing(tmp_path), once).arms] == ["auto", "uniform"]
+
+
+def test_what_cannot_be_chosen(tmp_path: Path) -> None:
+    whole = choosing(tmp_path)
+    with pytest.raises(SettingError, match="Seed 11 had a part in the choice"):
+        chosen_by(whole, seeds=range(11, 14))
+    with pytest.raises(SettingError, match="one seed, which has no spread"):
+        chosen_by(replace(whole, seeds=(10,)))
+    with pytest.raises(SettingError, match="8 cells of the study are open"):
+        followup(whole, [None] * len(whole.cells))
+    with pytest.raises(SettingError, match="No arm is above 'all' on the held-out images by more than the spread"):
+        chosen_by(replace(whole, baseline="all"))
+    with pytest.raises(SettingError, match="baseline 'auto' has no held-out accuracy of every seed"):
+        chosen_by(whole, {**HELD, "auto": [60.0, None]})

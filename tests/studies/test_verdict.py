@@ -12,6 +12,7 @@ from scipy import stats
 
 from keyhole.errors import SettingError, UnknownNameError
 from keyhole.plans import ArmPlan
+from keyhole.studies.conclusion import mixture
 from keyhole.studies.landscape import Group, survey
 from keyhole.studies.plan import Comparison
 from keyhole.studies.verdict import Row, holm, judge, paired
@@ -123,6 +124,41 @@ def test_the_verdict_of_a_study() -> None:
     told = f"better minus kd: +2.00 points (95 % interval for the best of 3 {2 - half:+.2f} to {2 + half:+.2f})."
     assert told in found.sentence
     assert judge(cells, ["kd", "better", "same", "wild"], baseline="same").gaps[0].against == "same"
+
+
+def test_the_highest_is_that_of_the_seeds_that_all_arms_share() -> None:
+    """The seed that only one of them finished has a level of its own."""
+    tops: dict[str, list[float | None]] = {"kd": [60.0, 61.0, 65.0], "early": [62.0, 63.0], "late": [61.0, 62.0, 69.0]}
+    assert "late is highest" in judge(grid(kd=tops["kd"], late=tops["late"]), ["kd", "late"]).sentence
+    for held_out in (False, True):
+        cells = [
+            {**each, "held_out_top1": {"last": each["top1"]["last"] + 3}} if held_out else each for each in grid(**tops)
+        ]
+        found = judge([*cells, None], list(tops))
+        where = "highest on the held-out images, and reaches" if held_out else "highest with"
+        assert found.sentence.startswith(f"early is {where} 62.50 % over the 2 seeds that the arms share. ")
+        assert "early minus kd: +2.00 points" not in found.sentence  # both differences are the same: no interval
+        assert found.rows[2].last == (61.0, 62.0, 69.0)  # rows show all that an arm has
+    apart = judge([*grid(a=[60.0]), cell("b", 1, 61.0), None], ["a", "b"]).sentence
+    assert apart.startswith("No seed has come to the end with all 2 arms, so none is called the highest.")
+
+
+@pytest.mark.parametrize(
+    ("tops", "told"),
+    [
+        ([70.0, None, 71.0], "1 cell diverged, and no arm that did is called the highest."),
+        ([None, None, None], "3 cells diverged."),
+        ([59.0, 60.0, 60.5], None),
+    ],
+)
+def test_it_tells_how_many_cells_diverged_and_ranks_no_arm_that_did(tops: list[float | None], told: str | None) -> None:
+    sentence = judge(grid(kd=[60.0, 61.0, 62.0], wild=tops), ["kd", "wild"]).sentence
+    assert sentence.startswith("kd is highest with 61.00 % over 3 seeds. ")
+    assert ("diverged" in sentence) is (told is not None)
+    assert told is None or sentence.endswith(f" {told}")
+    all_did = judge(grid(kd=[60.0, None, 62.0], wild=[None, 63.0, 64.0]), ["kd", "wild"]).sentence
+    assert all_did.startswith("wild is highest with 64.00 % over the 1 seed that the arms share. ")
+    assert all_did.endswith(" 2 cells diverged.")
 
 
 def test_what_is_sure_alone_is_not_sure_among_several() -> None:
@@ -262,6 +298,25 @@ def test_what_is_said_of_combinations_is_said_by_their_landscape() -> None:
     tried = [own[arm] for arm in arms.values()]
     assert [gap.corrected for gap in tried] == holm([gap.p for gap in tried])
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["landscapes"][0]["name"] == "x"
+
+
+def made(seed: int, **environment: str | None) -> dict[str, Any]:
+    usual = {"source_sha256": 64 * "a", "torch": "2.14.1", "gpu": None, "processor": "AMD EPYC"}
+    return {"seed": seed, "precision": "bf16", "environment": usual | environment}
+
+
+def test_in_what_the_cells_of_a_study_differ() -> None:
+    assert mixture([None, made(0), made(1), {**made(0), "diverged": "loss is nan"}]) == []
+    assert mixture([made(0), made(0), made(1, source_sha256=64 * "b"), None]) == [
+        {"what": "source", "cells": {"aaaaaaaa": 2, "bbbbbbbb": 1}, "seeds": []}
+    ]
+    found = mixture([made(0), made(1, gpu="H200"), made(1, torch="2.15.0"), {"seed": 2, "precision": "fp32"}])
+    assert [(each["what"], each["cells"], each["seeds"]) for each in found] == [
+        ("source", {"aaaaaaaa": 3, "not told": 1}, []),
+        ("version of torch", {"2.14.1": 2, "2.15.0": 1, "not told": 1}, [1]),
+        ("precision", {"bf16": 3, "fp32": 1}, []),
+        ("hardware", {"AMD EPYC": 2, "H200": 1, "not told": 1}, [1]),
+    ]
 
 
 def test_what_cannot_be_judged() -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from keyhole.distillation.losses import variational_loss
+from keyhole.distillation.losses import to_common_size, variational_loss
 from keyhole.models.layers import as_map
 
 
@@ -43,14 +43,16 @@ class HintAdapter(nn.Module):
 class VariationalHead(nn.Module):
     """Predict a teacher's feature from a student's, with one uncertainty per channel: three 1x1 convolutions.
 
+    Where the sizes differ, the larger of the two features is averaged down, the student's before anything is predicted.
+
     Args:
         student_channels: Channels of the student's feature.
         teacher_channels: Channels of the teacher's feature.
         variance: Of the prediction at the start.
 
     Reference:
-        Ahn et al. (2019), https://arxiv.org/abs/1904.05835, section 3.1 and equation 6; the variance at the start is
-        that of the published comparisons.
+        Ahn et al. (2019), https://arxiv.org/abs/1904.05835, section 3.1 and equation 6; the variance at the start, and
+        what is averaged when, are those of the published comparisons.
 
     Example:
         >>> head = VariationalHead(16, 64)
@@ -74,7 +76,8 @@ class VariationalHead(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Float[Tensor, ""]:
         """Return the loss between a student's feature and the teacher's."""
-        return variational_loss(self.predict(as_map(student)), self.deviation, teacher)
+        own, wanted = to_common_size(student, teacher.detach().float())
+        return variational_loss(self.predict(own), self.deviation, wanted)
 
 
 _LEAST = 1e-5  # variance

@@ -35,9 +35,10 @@ class Association(nn.Module):
         ShapeError: There is no layer on one side.
 
     Reference:
-        Chen et al. (2021), https://arxiv.org/abs/2012.03236. Of the authors' code are: the form of the projections
-        (1x1, 3x3 and 1x1 convolutions over twice the teacher's channels), queries and keys of a quarter of the batch
-        size by one hidden layer, scaled to unit length, and the mean over the student's layers.
+        Chen et al. (2021), https://arxiv.org/abs/2012.03236, section "Semantic Calibration Formulation": its loss
+        function, and its attention allocation. Of the authors' code are: the form of the projections (1x1, 3x3 and 1x1
+        convolutions over twice the teacher's channels), queries and keys of a quarter of the batch size by one hidden
+        layer, scaled to unit length, averaging before projecting, and the mean over images and the student's layers.
 
     Example:
         >>> associate = Association([16, 32], [64], batch_size=4)

@@ -55,8 +55,11 @@ def relation_loss(student: Float[Tensor, "n d"], teacher: Float[Tensor, "n d"]) 
         ShapeError: The two have different shapes.
 
     Reference:
-        Relations across resolutions as in Shin et al. (2023), https://arxiv.org/abs/2303.04681, where sharp-sharp is
-        held against sharp-small; the square of their difference is taken here.
+        Park et al. (2019), Relational Knowledge Distillation, https://arxiv.org/abs/1904.05068, section 3.2: what the
+        embeddings of a batch are to each other. Theirs are distances and angles among the student's images; here it is
+        the cosine, from a student's image to the teacher's. Sharp-sharp is held against sharp-small in Shin et al.
+        (2023), https://arxiv.org/abs/2303.04681, as well, but by the cosine of affinities between places of feature
+        maps, not between embeddings.
 
     Example:
         >>> import torch

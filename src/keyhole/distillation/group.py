@@ -1,8 +1,9 @@
 """Processes that train one cohort together, each on its own share of every batch; ``torchrun`` starts them.
 
-Gradients are averaged over the processes before each step, as ``DistributedDataParallel`` does, so all of them hold the
-same weights. What a loss computes over a whole batch rather than image by image (batch norm, and the terms dist and sp)
-it computes over the share of its process; on GPUs batch norm computes over all shares.
+Gradients are averaged over the processes by one all-reduce after the backward pass of each student, with the result of
+``DistributedDataParallel``, so all of them hold the same weights. What a loss computes over a whole batch rather than
+image by image (batch norm, and the terms dist, sp and semckd) it computes over the share of its process; on GPUs batch
+norm computes over all shares. With more than one process, no step is recorded as a CUDA graph.
 """
 
 from __future__ import annotations

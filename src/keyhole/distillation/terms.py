@@ -325,7 +325,7 @@ TERMS: dict[str, Kind] = {
     "ls": Kind(
         9.0,
         _softened(losses.standardized_loss),
-        "https://github.com/sunshangquan/logit-standardization-KD",
+        "https://github.com/sunshangquan/logit-standardization-KD, where ce beside it has 0.1",
         temperature=2.0,
     ),
     "wttm": Kind(
@@ -371,19 +371,27 @@ TERMS: dict[str, Kind] = {
     "askd": Kind(
         5.0,
         _paired(lambda *_: _Plain(attention_similarity_loss)),
-        "https://github.com/gist-ailab/teaching-where-to-look",
+        "https://github.com/gist-ailab/teaching-where-to-look, there for each attention map of 24 blocks, "
+        "here for the mean over the hints",
         hints=True,
     ),
     "margin": Kind(
         1.0,
         lambda _, setting: _OfPeople(setting),
-        "https://arxiv.org/abs/1801.07698, margin 0.5 and scale 64",
+        "https://arxiv.org/abs/1801.07698, margin 0.5 and scale 64; beside an embedding 0.02, by this package",
         teacher=False,
         labels=True,
         embeds=True,
     ),
     "crd": Kind(0.8, lambda _, setting: _OfMemory(setting), _REPDISTILLER, labels=True, last=True, memory=True),
 }
+
+# weights that terms have together, and whether only where no other term stands beside them and none is weighed
+_TOGETHER: tuple[tuple[set[str], dict[str, float], bool], ...] = (
+    ({"ce", "kd"}, {"ce": 0.1, "kd": 0.9}, True),
+    ({"ce", "ls"}, {"ce": 0.1, "ls": 9.0}, True),
+    *(({"margin", name}, {"margin": 0.02}, False) for name in ("embedding", "relations", "seed")),
+)
 
 
 def build_term(term: Term, setting: Setting) -> nn.Module:
@@ -397,39 +405,46 @@ def build_term(term: Term, setting: Setting) -> nn.Module:
 
 
 _TERM = re.compile(r"([^=()]+)(?:\((\w+)=([^()]+)\))?(?:=(.*))?")
+_SEVERAL = re.compile(r"\([^(),]*,[^()]*\)")
 
 
 def parse_terms(text: str, *, temperature: float | None = None, equal: bool = False) -> tuple[Term, ...]:
     """Return the terms of ``"ce,kd,hint"``, ``"ce=0.5,kd=0.5,hint=50"`` or ``"ce,dkd(beta=2)"``.
 
-    Without weights, ``ce,kd`` alone takes the published 0.1 and 0.9; otherwise each term has its default weight.
+    A term without a weight has its default one. Without any weight, ``ce,kd`` alone takes the published 0.1 and 0.9,
+    ``ce,ls`` alone the published 0.1 and 9. ``margin`` beside ``embedding``, ``relations`` or ``seed`` takes 0.02.
 
     Args:
-        text: Names of :data:`TERMS` by commas, each perhaps with a setting in brackets and a weight.
+        text: Names of :data:`TERMS` by commas, each perhaps with one setting in brackets and a weight.
         temperature: Of all terms that have one; None leaves each its published one.
         equal: Terms without a weight weigh 1, as they should where gradients are balanced.
 
     Raises:
         UnknownNameError: No such term.
-        SettingError: A term stands twice, or a weight is no number.
+        SettingError: A term stands twice or has several settings, or a weight is no number.
 
     Example:
         >>> [(term.name, term.weight) for term in parse_terms("ce,kd")]
         [('ce', 0.1), ('kd', 0.9)]
         >>> [(term.name, term.weight) for term in parse_terms("ce,kd,hint=50")]
         [('ce', 1.0), ('kd', 1.0), ('hint', 50.0)]
+        >>> [(term.name, term.weight) for term in parse_terms("embedding,margin")]
+        [('embedding', 1.0), ('margin', 0.02)]
         >>> parse_terms("ce,dkd(beta=2)")[1].knob
         ('beta', 2.0)
     """
+    if several := _SEVERAL.search(text):
+        name = text[: several.start()].rpartition(",")[2].strip()
+        raise SettingError(f"Term {name} has the settings {several[0]}; expected one, such as dkd(beta=2).")
     given = ["".join(map(str.strip, re.split("([=()])", part))) for part in text.split(",") if part.strip()]
     parts = [found.groups() if (found := _TERM.fullmatch(part)) else (part, None, None, None) for part in given]
     names = [name.strip() for name, *_ in parts]
     if not names or len(set(names)) < len(names):
         raise SettingError(f"Terms {text!r} must name each term once, such as ce,kd,hint.")
-    published = set(names) == {"ce", "kd"} and not any(weight for *_, weight in parts)
-    defaults = {name: kind.weight for name, kind in TERMS.items()} | ({"ce": 0.1, "kd": 0.9} if published else {})
     if equal:
         defaults = dict.fromkeys(TERMS, 1.0)
+    else:
+        defaults = _default_weights(set(names), weighed=any(weight for *_, weight in parts))
     terms = []
     for name, (_, knob, setting, weight) in zip(names, parts, strict=True):
         try:
@@ -443,6 +458,16 @@ def parse_terms(text: str, *, temperature: float | None = None, equal: bool = Fa
         own = TERMS[name].temperature if name in TERMS else None
         terms.append(Term(name, value, own if own is None or temperature is None else temperature, own_knob))
     return tuple(terms)
+
+
+def _default_weights(names: set[str], *, weighed: bool) -> dict[str, float]:
+    """Return the weight of each term without one, among terms of which some are weighed or none."""
+    found = {name: kind.weight for name, kind in TERMS.items()}
+    for together, weights, alone in _TOGETHER:
+        fits = names == together and not weighed if alone else names >= together
+        if fits:
+            found |= weights
+    return found
 
 
 def check_terms(terms: Sequence[Term], *, teacher: bool, hints: bool) -> None:

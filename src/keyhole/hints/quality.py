@@ -50,7 +50,8 @@ def feature_quality(x: Float[Tensor, "n p"], labels: Int64[Tensor, " n"]) -> Qua
     - information: (1 - the least |cos| within a class) times the entropy of the variances along the principal
       directions of a class, divided by log 5;
     - efficiency: 2 (n / pi)^(1 / r) times the distance from a class to the nearest image of another one, divided by the
-      norm of a feature; r is the number of directions of all features that vary at all.
+      norm of a feature; r is the number of principal directions of all features, not centered, in which they are more
+      than rounding: their sum of squares there is above 1e-12 of that in the strongest.
 
     A feature of zeros is like nothing, a class of equal features has entropy 0, and classes of one image count in
     separation between classes and in efficiency alone. The cost is that of comparing all pairs of images.
@@ -67,8 +68,9 @@ def feature_quality(x: Float[Tensor, "n p"], labels: Int64[Tensor, " n"]) -> Qua
         Cooper et al. (2025), https://arxiv.org/abs/2511.14981. The formulas are those of the authors' code,
         https://github.com/Thegolfingocto/KD_wo_CE, with its log 5 for any number of classes. It cuts the directions at
         as many as hold 95 % of the variance, summed over the classes, which are more than there are: nothing is cut
-        here. It looks at whole feature maps, with n the size of the data set and r all directions that are not exactly
-        0; here maps are averaged over the image, as for all other choices, and n counts the images looked at.
+        here. It looks at whole feature maps, with n the size of the data set and r the number of all directions, as it
+        replaces zeros by 1e-127 before it counts what is not 0; here maps are averaged over the image, as for all other
+        choices, n counts the images looked at, and r leaves out what is rounding.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])

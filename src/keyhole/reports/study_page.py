@@ -10,7 +10,20 @@ from urllib.parse import quote
 
 from keyhole.reports import figures
 from keyhole.reports.landscape_parts import landscape_parts
-from keyhole.reports.markup import NOTHING, Column, Html, amount, figure, page, paragraph, plural, section, table
+from keyhole.reports.markup import (
+    NOTHING,
+    Column,
+    Html,
+    amount,
+    figure,
+    join,
+    page,
+    paragraph,
+    plural,
+    section,
+    table,
+    words,
+)
 from keyhole.studies.published import PUBLISHED
 from keyhole.studies.verdict import Gap, Row, Verdict
 
@@ -21,7 +34,7 @@ def study_page(verdict: Verdict, setting: Mapping[str, Any]) -> str:
     Args:
         verdict: What was found.
         setting: ``teacher``, ``teacher_top1`` (percent, or None), ``data``, ``students``, ``epochs``, ``batch_size``,
-            ``holdout`` and ``seeds`` of the study.
+            ``holdout`` and ``seeds`` of the study; perhaps ``mixed``, in what its cells differ beside arm and seed.
 
     Example:
         >>> from keyhole.studies.verdict import judge
@@ -42,6 +55,7 @@ def study_page(verdict: Verdict, setting: Mapping[str, Any]) -> str:
         "Keyhole: study",
         paragraph(verdict.sentence, "lead"),
         paragraph(_how(setting)),
+        *(paragraph(_mixture(each)) for each in setting.get("mixed", ())),
         *(landscape_parts(landscape) for landscape in verdict.landscapes),
         _reached(rest, setting, "What the other students reach" if tried else "What the students reach"),
         _differences(rest),
@@ -81,18 +95,28 @@ def _how(setting: Mapping[str, Any]) -> str:
     )
 
 
+def _mixture(mixed: Mapping[str, Any]) -> str:
+    """Return that cells differ in something beside the recipe, how many there are of each, and what that touches."""
+    kinds = words([f"{count} of {of}" for of, count in mixed["cells"].items()])
+    told = f"The cells of this study differ in {mixed['what']}: {kinds}."
+    if not mixed["seeds"]:
+        return f"{told} Those of one seed are alike, so differences of arms are safe; the spread over seeds mixes them."
+    seeds = f"seed{'' if len(mixed['seeds']) == 1 else 's'} {words([str(seed) for seed in mixed['seeds']])}"
+    return f"{told} Even those of one seed differ, of {seeds}, so differences of arms may come from that."
+
+
 def _table(verdict: Verdict) -> Html:
-    heads = ["last epoch, %: mean", "standard deviation", "best epoch, %: mean", "seeds", "diverged"]
-    heads += ["parameters", "MACs"]
+    heads = ["last epoch, %: mean", "standard deviation", "best epoch, %: mean", "standard deviation"]
     held_out = any(row.held_out for row in verdict.rows)
     if held_out:
-        heads.insert(3, "held out, %: mean")
+        heads += ["held out, %: mean", "held out minus test"]
+    heads += ["seeds", "diverged", "parameters", "MACs"]
     rows = [
         [
             row.arm,
             *_mean_and_spread(row.last),
-            _mean_and_spread(row.best)[0],
-            *([_mean_and_spread(row.held_out)[0]] if held_out else []),
+            *_mean_and_spread(row.best),
+            *([_mean_and_spread(row.held_out)[0], _above_test(row)] if held_out else []),
             str(len(row.seeds)),
             str(len(row.diverged)) if row.diverged else NOTHING,
             amount(row.parameters) if row.parameters is not None else NOTHING,
@@ -101,7 +125,21 @@ def _table(verdict: Verdict) -> Html:
         for row in verdict.rows
     ]
     base = [i for i, row in enumerate(verdict.rows) if row.arm == verdict.baseline]
-    return table([Column("", number=False), *(Column(head) for head in heads)], rows, strong=base)
+    drawn = table([Column("", number=False), *(Column(head) for head in heads)], rows, strong=base)
+    return join([drawn, paragraph(_FLATTERED)]) if held_out else drawn
+
+
+_FLATTERED = (
+    "A teacher that was trained on the held-out images, as published ones were, knows more of them than of new ones, "
+    "and so does a student that follows it closely: held-out accuracies flatter such arms, by as much as held out "
+    "minus test is larger for them than for others."
+)
+
+
+def _above_test(row: Row) -> str:
+    if not row.held_out:
+        return NOTHING
+    return f"{statistics.fmean(row.held_out) - statistics.fmean(row.last):+.2f}"
 
 
 def _mean_and_spread(values: Sequence[float]) -> tuple[str, str]:

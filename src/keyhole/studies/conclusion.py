@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,8 @@ class Conclusion:
 
     Attributes:
         verdict: Means, differences, and a sentence on them; over what is finished.
-        setting: What a report says of the study, as JSON values.
+        setting: What a report says of the study, as JSON values; ``mixed`` holds in what its cells differ beside arm
+            and seed (see :func:`mixture`).
         fresh: Studies that judge what whole landscapes point at on seeds that had no part in it, by the number of the
             landscape from 1.
     """
@@ -65,6 +67,8 @@ def conclude(
         ...     found = conclude(study, teacher, open_data("digits"), Board(Path(folder)), decide=False)
         >>> found.verdict.sentence
         'Nothing has come to the end yet.'
+        >>> found.setting["mixed"]
+        []
     """
     check_cells(study, teacher, data, board)
     results = [board.result(cell.id) for cell in study.cells]
@@ -82,7 +86,46 @@ def conclude(
             fresh[number] = fresh_study(whole, group.plan, choices, comparisons=comparisons_of(final))
     names = [plan.name for plan in study.arms]
     verdict = judge(results, names, baseline=study.baseline, comparisons=study.comparisons, landscapes=landscapes)
-    return Conclusion(verdict, study.told(teacher.name, results), fresh)
+    return Conclusion(verdict, {**study.told(teacher.name, results), "mixed": mixture(results)}, fresh)
+
+
+def mixture(results: Iterable[Mapping[str, Any] | None]) -> list[dict[str, Any]]:
+    """Return in what the cells of a study differ beside arm and seed; nothing where they are alike.
+
+    Code and machine are no part of a recipe, so cells of several stand in one study.
+
+    Args:
+        results: Of cells; None where one is not finished.
+
+    Returns:
+        For each of source, version of torch, precision and hardware in which cells differ: ``what`` it is, how many
+        ``cells`` there are of each, and the ``seeds`` whose own cells differ.
+
+    Example:
+        >>> cells = [{"seed": seed, "precision": kind} for seed, kind in ((0, "bf16"), (1, "bf16"), (1, "fp32"))]
+        >>> mixture(cells)
+        [{'what': 'precision', 'cells': {'bf16': 2, 'fp32': 1}, 'seeds': [1]}]
+    """
+    found = []
+    kinds = [(int(each["seed"]), _kinds(each)) for each in results if each is not None]
+    for what in ("source", "version of torch", "precision", "hardware"):
+        counts = Counter(kind[what] for _, kind in kinds)
+        if len(counts) > 1:
+            pairs = {(seed, kind[what]) for seed, kind in kinds}
+            seeds = [seed for seed, count in sorted(Counter(seed for seed, _ in pairs).items()) if count > 1]
+            found.append({"what": what, "cells": dict(counts), "seeds": seeds})
+    return found
+
+
+def _kinds(cell: Mapping[str, Any]) -> dict[str, str]:
+    environment = cell.get("environment", {})
+    told = {
+        "source": (environment.get("source_sha256") or "")[:8],
+        "version of torch": environment.get("torch"),
+        "precision": cell.get("precision"),
+        "hardware": environment.get("gpu") or environment.get("processor"),
+    }
+    return {what: str(value or "not told") for what, value in told.items()}
 
 
 def _landscape(

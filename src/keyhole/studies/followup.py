@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from keyhole.distillation.terms import Term, parse_terms
+from keyhole.errors import SettingError
 from keyhole.plans import ArmPlan
 from keyhole.studies.plan import Comparison, Study
+from keyhole.studies.verdict import judge
 
 FRESH_SEEDS = 6
+MOST_ARMS = 5
 
 
 def fresh_study(
@@ -52,6 +57,72 @@ def fresh_study(
         baseline=arms[0].name,
         comparisons=tuple(comparisons),
     )
+
+
+def followup(
+    study: Study,
+    results: Sequence[Mapping[str, Any] | None],
+    *,
+    most: int = MOST_ARMS,
+    seeds: Sequence[int] = (),
+) -> Study:
+    """Return a study that judges on fresh seeds what the held-out images chose, against the same baseline.
+
+    An arm goes on where its held-out mean lies above that of the baseline by more than the spread of such differences:
+    their standard deviation over seeds, pooled over all arms, as that of one arm with two seeds says next to nothing.
+    An arm that diverged on a seed does not go on.
+
+    Args:
+        study: The study that chooses; its baseline is its first arm when it names none.
+        results: Of its cells, in their order; test accuracies are not looked at.
+        most: At most so many arms go on, those with the highest means.
+        seeds: The fresh seeds; the next six when missing.
+
+    Raises:
+        SettingError: A cell is open, nothing was held out, the baseline diverged, there are fewer than two seeds, a
+            fresh seed had a part in the choice, or no arm is far enough above the baseline.
+
+    Example:
+        >>> from keyhole.distillation.config import TrainConfig
+        >>> arms = tuple(ArmPlan(name, terms="ce,kd,hint", hints=name) for name in ("auto", "all", "random"))
+        >>> old = Study("resnet20", None, "digits", None, TrainConfig(epochs=1), (0, 1), 100, 4, arms)
+        >>> common = {"diverged": None, "top1": {"last": 50.0, "best": 50.0}, "parameters": 1, "macs": 1}
+        >>> results = [
+        ...     {"arm": cell.plan.name, "seed": cell.seed, "held_out_top1": {"last": top1}, **common}
+        ...     for cell, top1 in zip(old.cells, (60.0, 62.0, 60.1, 61.0, 63.1, 60.8))
+        ... ]
+        >>> new = followup(old, results, seeds=range(20, 26))
+        >>> new.seeds, [arm.name for arm in new.arms]
+        ((20, 21, 22, 23, 24, 25), ['auto', 'all'])
+    """
+    first = max(study.seeds) + 1
+    fresh = tuple(seeds) or tuple(range(first, first + FRESH_SEEDS))
+    known = sorted(set(fresh) & set(study.seeds))
+    if known:
+        raise SettingError(f"Seed {known[0]} had a part in the choice; expected seeds that the study does not have.")
+    if len(study.seeds) < 2:
+        raise SettingError("The study has one seed, which has no spread; expected at least two to choose by.")
+    verdict = judge(results, [plan.name for plan in study.arms], baseline=study.baseline)
+    if verdict.open_cells:
+        raise SettingError(f"{verdict.open_cells} cells of the study are open; finish it before its arms are chosen.")
+    held_out = {row.arm: row.held_out for row in verdict.rows if row.held_out and not row.diverged}
+    base = held_out.pop(verdict.baseline, None)
+    if base is None:
+        raise SettingError(
+            f"The baseline {verdict.baseline!r} has no held-out accuracy of every seed; expected a study with holdout "
+            "in which it came to the end."
+        )
+    gaps = {arm: [own - other for own, other in zip(each, base, strict=True)] for arm, each in held_out.items()}
+    spread = math.sqrt(statistics.fmean(statistics.variance(each) for each in gaps.values())) if gaps else 0.0
+    leads = {arm: mean for arm, each in gaps.items() if (mean := statistics.fmean(each)) > spread}
+    if not leads:
+        raise SettingError(
+            f"No arm is above {verdict.baseline!r} on the held-out images by more than the spread, {spread:.2f} "
+            "points; there is nothing to judge on fresh seeds."
+        )
+    chosen = sorted(leads, key=lambda arm: -leads[arm])[:most]
+    kept = [plan for name in (verdict.baseline, *chosen) for plan in study.arms if plan.name == name]
+    return replace(study, arms=tuple(kept), seeds=fresh, baseline=verdict.baseline, comparisons=())
 
 
 def _without_hints(plan: ArmPlan) -> ArmPlan | None:

@@ -180,6 +180,7 @@ def judge(
         parts.append(f"No seed has come to the end with all arms of: {'; '.join(unanswered)}.")
     if missing and any(row.last for row in rows):
         parts.append(f"{missing} cells are still open.")
+    parts += _diverged(rows, told)
     return Verdict(" ".join(parts), against, rows, gaps, missing, tuple(landscapes), tuple(answers), unanswered)
 
 
@@ -275,19 +276,15 @@ def _sentence(rows: Sequence[Row], gaps: Sequence[Gap], against: str) -> str:
     told = [row for row in rows if row.last]
     if not told:
         return "Nothing has come to the end yet."
-    held_out = all(row.held_out for row in told)
-    best = max(told, key=lambda row: statistics.fmean(row.held_out if held_out else row.last))
-    seeds = max(len(row.last) for row in told)
-    where = "highest on the held-out images, and reaches" if held_out else "highest with"
-    over = f"over {len(best.last)} seed{'' if len(best.last) == 1 else 's'}"
-    parts = [f"{best.arm} is {where} {statistics.fmean(best.last):.2f} % {over}."]
-    if seeds < 2:
+    best, first = _highest(_ranked(told))
+    parts = [first]
+    if max(len(row.last) for row in told) < 2:
         parts.append("With one seed nothing can be said about chance.")
     elif gaps:
         sure = [gap for gap in gaps if gap.corrected is not None and gap.corrected < SURE]
         better, worse = [gap for gap in sure if gap.mean > 0], [gap for gap in sure if gap.mean < 0]
         parts.append(_sure(len(better), len(worse), len(gaps), against))
-        leading = next((gap for gap in gaps if gap.arm == best.arm), None)
+        leading = next((gap for gap in gaps if gap.arm == best), None)
         if leading is not None and leading.low is not None:
             low, high = _for_the_best_of(leading, len(gaps))
             told_of = "95 % interval" if len(gaps) == 1 else f"95 % interval for the best of {len(gaps)}"
@@ -295,6 +292,42 @@ def _sentence(rows: Sequence[Row], gaps: Sequence[Gap], against: str) -> str:
                 f"{leading.arm} minus {against}: {leading.mean:+.2f} points ({told_of} {low:+.2f} to {high:+.2f})."
             )
     return " ".join(parts)
+
+
+def _ranked(rows: Sequence[Row]) -> list[Row]:
+    """Return the arms that may be called the highest: a mean over the seeds that an arm survived is no mean of it."""
+    told = [row for row in rows if row.last]
+    return [row for row in told if not row.diverged] or told
+
+
+def _diverged(rows: Sequence[Row], told: Sequence[Row]) -> list[str]:
+    """Return how many cells diverged, if any did, and whether that kept an arm from being called the highest."""
+    count = sum(len(row.diverged) for row in rows)
+    if not count:
+        return []
+    kept = len(_ranked(told)) < sum(bool(row.last) for row in told)
+    cells = "1 cell" if count == 1 else f"{count} cells"
+    return [f"{cells} diverged, and no arm that did is called the highest." if kept else f"{cells} diverged."]
+
+
+def _highest(told: Sequence[Row]) -> tuple[str | None, str]:
+    """Return the arm that is highest over the seeds that all arms share, and a sentence on it; None where none are.
+
+    Seeds have levels of their own: means over different ones would compare seeds as well as arms.
+    """
+    shared = sorted(set.intersection(*(set(row.seeds) for row in told)))
+    if not shared:
+        return None, f"No seed has come to the end with all {len(told)} arms, so none is called the highest."
+    held_out = all(row.held_out for row in told)
+
+    def mean(row: Row, values: Sequence[float]) -> float:
+        return statistics.fmean(value for seed, value in zip(row.seeds, values, strict=True) if seed in shared)
+
+    best = max(told, key=lambda row: mean(row, row.held_out if held_out else row.last))
+    where = "highest on the held-out images, and reaches" if held_out else "highest with"
+    seeds = "1 seed" if len(shared) == 1 else f"{len(shared)} seeds"
+    over = seeds if all(len(row.seeds) == len(shared) for row in told) else f"the {seeds} that the arms share"
+    return best.arm, f"{best.arm} is {where} {mean(best, best.last):.2f} % over {over}."
 
 
 def _for_the_best_of(gap: Gap, count: int) -> tuple[float, float]:
