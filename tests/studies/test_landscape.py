@@ -24,6 +24,7 @@ from keyhole.studies.landscape import (
     survey,
 )
 from keyhole.studies.plan import Comparison, Study, expand, with_combinations
+from keyhole.studies.rules import LookSeconds
 
 LAYERS = ("l1.0", "l1.1", "l2.0", "l2.1", "l3.0", "l3.1")
 COMBOS = list(combinations(LAYERS, 3))  # 20
@@ -251,6 +252,9 @@ def test_an_unfinished_study_tells_the_largest_whole_part() -> None:
     found = surveyed(cells)
     assert found.seeds == (0, 1)
     assert (len(found.combinations), found.left_out) == (19, 1)
+    longer = world(DEEP, 0.1, seeds=3)
+    longer[20:] = [None if i % 4 == 0 else each for i, each in enumerate(longer[20:])]  # more cells, with holes
+    assert len(surveyed(longer).combinations) == 20
     one = surveyed(world(DEEP, 0.1)[:20])
     assert (one.seeds, one.spread) == ((0,), None)
     assert all(each.low is None and each.better_low is None for each in one.standings)
@@ -259,6 +263,27 @@ def test_an_unfinished_study_tells_the_largest_whole_part() -> None:
     assert "It takes a second seed" in one.sentence
     assert survey(GROUP, [None] * 40) is None
     assert survey(GROUP, world(DEEP, 0.1)[:1]) is None
+
+
+def test_a_part_of_the_combinations_tells_no_more_than_that_it_is_there() -> None:
+    """Cells come in the order of layers: of the first twelve, ten have the first layer and one of the others each."""
+    cells = world(DEEP, 0.1)
+    part: list[Any] = [
+        {**each, "history": [{"held_out_top1": 0.5}]} if each and i % 20 < 12 else None for i, each in enumerate(cells)
+    ]
+    found = surveyed([*part, cell("kd", 0, 50.0), cell("kd", 1, 50.0)], baseline="kd", look_s=LookSeconds(9.0, {}))
+    assert (found.whole, len(found.combinations), found.left_out, found.seeds) == (False, 12, 8, (0, 1))
+    assert (found.effects, found.standings, found.replays, found.matches) == ((), (), (), ())
+    assert (found.mean, found.spread, found.winner, found.over_baseline) == (None, None, None, None)
+    assert (found.seeds_agree, found.held_out_tells) == (None, None)
+    assert found.sentence.startswith(
+        "12 of 20 combinations of layers have come to the end on seeds 0 and 1. What layers"
+    )
+    part[:20] = cells[:20]
+    part[3] = {**cell("x", 0, 0.0), "arm": ARMS[COMBOS[3]], "diverged": "loss is nan"}
+    found = surveyed(part)
+    assert (found.whole, len(found.combinations), found.left_out, found.seeds) == (True, 19, 1, (0,))
+    assert [each.layer for each in found.effects] == list(LAYERS)
 
 
 def test_the_mean_of_all_is_compared_with_the_baseline() -> None:
@@ -275,6 +300,7 @@ def test_without_held_out_images_nothing_is_searched() -> None:
     found = surveyed(cells)
     assert (found.winner, found.held_out_tells, found.replays) == (None, None, ())
     assert "Trying" not in found.sentence
+    assert "Held-out" not in found.sentence
 
 
 def test_searches_are_replayed_over_what_was_logged() -> None:
@@ -286,18 +312,37 @@ def test_searches_are_replayed_over_what_was_logged() -> None:
     whole = next(each for each in found.replays if each.method == "random" and each.combinations == 20)
     assert whole.cost.passes == 2 * 3
     assert whole.gain > 1
+    looks = LookSeconds(50.0, {"r2_cca": 2.0, "svcca": 3.0})
+    rules = RULES | {"kmeans svcca": COMBOS[-1], "kmeans pwcca": COMBOS[7], "kmeans svcca, last": COMBOS[4]}
+    timed = survey(GROUP, cells, rules=rules, students_per_pass=7, look_s=looks)
+    assert timed is not None
+    assert timed.seconds_a_cell is not None
+    assert timed.seconds_a_pass is not None
+    assert (timed.look_s, timed.centers_s) == (50.0, {"r2_cca": 2.0, "svcca": 3.0})
+    alone = timed.seconds_a_cell + timed.seconds_a_pass
+    first = {each.choice: each for each in reversed(timed.matches)}  # the slower counts, and all where it is not known
+    assert {names: each.seconds for names, each in first.items()} == {
+        ("r2_cca", "svcca"): pytest.approx(3 + alone), ("pwcca",): pytest.approx(50 + alone)
+    }  # fmt: skip
+    standing = next(each for each in timed.standings if "kmeans pwcca" in each.names)
+    assert first[("pwcca",)].choice_gain == pytest.approx(standing.gain)
+    assert surveyed(cells, students_per_pass=7).matches == ()  # no look was timed
     cells[3]["history"] = []  # one of them is not known
-    assert surveyed(cells).replays == ()
+    assert surveyed(cells, look_s=looks).replays == ()
 
 
 def test_the_time_of_a_cohort_is_parted_between_teacher_and_students() -> None:
-    """Forty seconds for 200 operations of the teacher and 3 times 10 of each of 20 students, which go back as well."""
+    """Forty seconds for 200 operations of the teacher and 3 times 10 of each of 20 students, which go back as well.
+
+    A teacher makes 84 of them where a student makes 52.
+    """
     cells: list[Any] = world({}, 0.1)
     found = surveyed(cells)
-    assert found.seconds_a_cell == pytest.approx(40 * 30 / 800)
-    assert found.seconds_a_pass == pytest.approx(40 * 200 / 800)
+    own, taught = 30 / 0.52, 200 / 0.84
+    assert found.seconds_a_cell == pytest.approx(40 * own / (taught + 20 * own))
+    assert found.seconds_a_pass == pytest.approx(40 * taught / (taught + 20 * own))
     beside_others = surveyed([{**each, "cohort_students": 40} for each in cells])  # some of them are no combinations
-    assert beside_others.seconds_a_cell == pytest.approx(40 * 30 / 1400)
+    assert beside_others.seconds_a_cell == pytest.approx(40 * own / (taught + 40 * own))
     unknown = surveyed([{k: v for k, v in each.items() if k != "cohort_students"} for each in cells])
     assert (unknown.seconds_a_cell, unknown.seconds_a_pass) == (None, None)
 
@@ -347,11 +392,76 @@ def test_what_is_worth_fresh_seeds() -> None:
     seen = surveyed_of(tops, cells, rules=rules)
     final = finalists(seen, searched=1)
     assert final == (
-        Finalist("searched 1; stage-ends", ("c",), (SEARCHED, GUESSES)),
-        Finalist("centers by r2_cca; uniform", ("a",), (CENTERS, GUESSES)),
+        Finalist("searched 1; stage-ends", ("c",), (SEARCHED, GUESSES), (), ("stage-ends",)),
+        Finalist("centers by r2_cca; uniform", ("a",), (CENTERS, GUESSES), ("r2_cca",), ("uniform",)),
     )
-    assert comparisons_of(final) == (
-        Comparison("centers against guesses", (final[1].name,), (final[0].name, final[1].name)),
-        Comparison("centers against searched", (final[1].name,), (final[0].name,)),
-        Comparison("searched against guesses", (final[0].name,), (final[0].name, final[1].name)),
+    (asked,) = comparisons_of(final)  # all else would be of the same two
+    assert asked == Comparison("centers by r2_cca against stage-ends", (final[1].name,), (final[0].name,))
+
+
+def finalist(*metrics: str, searched: int = 0, guesses: tuple[str, ...] = ()) -> Finalist:
+    kinds = [kind for kind, has in ((SEARCHED, searched), (CENTERS, metrics), (GUESSES, guesses)) if has]
+    name = "; ".join([*metrics, *guesses, f"searched {searched}"])
+    return Finalist(name, (name,), tuple(kinds), metrics, guesses)
+
+
+def test_fresh_seeds_are_asked_for_each_metric_by_itself() -> None:
+    r2, both, ends = finalist("r2_cca"), finalist("svcca", "consensus"), finalist(guesses=("stage-ends",))
+    draws = [finalist(guesses=("random",)), replace(finalist(guesses=("random",)), name="another draw")]
+    best = [finalist(searched=place) for place in (1, 2, 3)]
+    names, found = [each.name for each in draws], tuple(each.name for each in best)
+    asked = {each.name: each for each in comparisons_of([r2, both, ends, *draws, *best])}
+    assert list(asked) == [
+        "centers by r2_cca against stage-ends", "centers by r2_cca against random",
+        "centers by r2_cca against searched", "centers by svcca and consensus against stage-ends",
+        "centers by svcca and consensus against random", "centers by svcca and consensus against searched",
+        "centers against guesses", "centers against searched", "searched against guesses",
+    ]  # fmt: skip
+    assert (asked["centers by r2_cca against stage-ends"].arms, ends.name) == ((r2.name,), "stage-ends; searched 0")
+    assert asked["centers by r2_cca against stage-ends"].against == (ends.name,)
+    assert asked["centers by r2_cca against random"].against == tuple(names)
+    assert asked["centers by svcca and consensus against searched"].against == found
+    assert asked["centers against guesses"].arms == (r2.name, both.name)
+    assert asked["centers against guesses"].against == (ends.name, *names)
+
+
+def test_a_combination_of_both_sides_stands_on_neither() -> None:
+    r2, other = finalist("r2_cca", searched=1, guesses=("stage-ends",)), finalist("svcca")
+    second, draw = finalist(searched=2), finalist(guesses=("random",))
+    asked = {each.name: (each.arms, each.against) for each in comparisons_of([r2, other, second, draw])}
+    assert asked == {
+        # stage ends themselves are not compared with stage ends
+        "centers by r2_cca against random": ((r2.name,), (draw.name,)),
+        "centers by r2_cca against the rest of searched": ((r2.name,), (second.name,)),
+        "centers by svcca against stage-ends": ((other.name,), (r2.name,)),
+        "centers by svcca against random": ((other.name,), (draw.name,)),
+        "centers by svcca against searched": ((other.name,), (r2.name, second.name)),
+        "centers against searched, without what is both": ((other.name,), (second.name,)),
+        "searched against guesses, without what is both": ((second.name,), (draw.name,)),
+    }
+    within = finalist("r2_cca"), finalist("svcca", guesses=("uniform",))
+    (asked_last,) = [each for each in comparisons_of(within) if each.name.startswith("centers against")]
+    assert asked_last == Comparison(
+        "centers against guesses, which are among them", (within[0].name,), (within[1].name,)
     )
+
+
+def test_the_sentence_says_what_its_interval_is_of_and_what_held_out_images_tell() -> None:
+    tops = {("a",): (60.0, 61.0), ("b",): (62.0, 63.5), ("c",): (64.0, 65.0), ("d",): (66.0, 67.0)}
+    held = {("a",): (30.0, 31.0), ("b",): (10.0, 11.0), ("c",): (20.0, 21.0), ("d",): (40.0, 9.0)}
+    cells: list[Any] = [
+        cell(combo[0], seed, tops[combo][seed], held_out_top1={"last": held[combo][seed]})
+        for combo in tops for seed in (0, 1)
+    ]  # fmt: skip
+    told = surveyed_of(tops, cells)
+    assert told.winner is not None
+    assert told.winner.chosen == (("a",), ("d",))
+    assert "of the 2 combinations that were chosen so; a search on other seeds may choose others)." in told.sentence
+    assert told.held_out_tells is not None
+    tells = f"as test images do with a rank correlation of {told.held_out_tells:.2f}; where the teacher was trained"
+    assert tells in told.sentence
+    one = surveyed_of(tops, [each for each in cells if each["seed"] == 0])
+    assert "test images do with a rank correlation of" in one.sentence
+    for each in cells:
+        each["held_out_top1"] = {"last": {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}[each["arm"]]}
+    assert "of the combination that was chosen so;" in surveyed_of(tops, cells).sentence

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from keyhole.errors import ShapeError
-from keyhole.studies.replay import replay_searches
+from keyhole.studies.budget import Cost
+from keyhole.studies.replay import Pace, match_searches, replay_searches
+from keyhole.studies.variance import spread_of
 
 
 def curves(rows: int, seeds: int, epochs: int, noise: float) -> tuple[np.ndarray, np.ndarray]:
@@ -69,7 +71,57 @@ def test_one_seed_is_judged_by_itself_and_draws_repeat() -> None:
     assert whole.gain == pytest.approx(top1[best, 0] - top1.mean())
 
 
+def test_a_choice_is_matched_with_the_largest_search_that_takes_no_longer() -> None:
+    held_out, top1 = curves(9, 2, 9, 0.5)
+    pace = Pace(cell_s=80.0, pass_s=20.0, epochs=9)
+    assert pace.seconds(Cost(student_epochs=18, passes=9)) == 2 * 80 + 20
+    choices = {("kmeans r2_cca",): (4, 5.0), ("kmeans svcca",): (2, 250.0)}
+    found = match_searches(choices, held_out, top1, pace=pace, spread=spread_of(top1), students_per_pass=9)
+    searches = {(each.method, each.combinations): each for each in replay_searches(held_out, top1, students_per_pass=9)}
+    at = [(each.choice[0], each.method, each.seconds, each.combinations) for each in found]
+    # one pass teaches up to nine: n students take 80 n + 20 seconds, everything 740; halving trains n, n // 3 and
+    # n // 9 of them, at least one, for 1, 2 and 6 of nine epochs
+    assert at == [
+        ("kmeans r2_cca", "halving", 105, 1), ("kmeans r2_cca", "random", 105, 1),
+        ("kmeans r2_cca", "halving", 300, 9), ("kmeans r2_cca", "random", 300, 3),
+        ("kmeans svcca", "halving", 350, 9), ("kmeans svcca", "random", 350, 4),
+    ]  # fmt: skip
+    gains = (top1 - top1.mean(axis=0)).mean(axis=1)
+    for each in found:
+        assert each.choice_gain == pytest.approx(gains[4 if each.choice == ("kmeans r2_cca",) else 2])
+        blindly = each.combinations == 1
+        assert each.search_gain == pytest.approx(0 if blindly else searches[each.method, each.combinations].gain)
+        assert each.difference == pytest.approx(each.choice_gain - each.search_gain)
+    one = match_searches(choices, held_out[:, :1], top1[:, :1], pace=pace, spread=None, students_per_pass=9)
+    assert [(each.combinations, each.low, each.high) for each in one] == [(size, None, None) for *_, size in at]
+
+
+def test_differences_at_equal_seconds_lie_in_their_intervals_as_often_as_they_say() -> None:
+    """The noise of a test value is drawn anew while held-out values, and so what is chosen and found, stay."""
+    random = np.random.default_rng(3)
+    true = random.normal(size=(12, 1))
+    held_out = true[:, :, None] + 0.7 * random.normal(size=(12, 2, 4))
+    pace = Pace(cell_s=9.0, pass_s=1.0, epochs=4)
+
+    def matched(top1: np.ndarray) -> tuple[object, ...]:
+        return match_searches(
+            {("center",): (5, 1.0)}, held_out, top1, pace=pace, spread=spread_of(top1), students_per_pass=4
+        )
+
+    exact = [each.difference for each in matched(np.repeat(true, 2, axis=1))]  # type: ignore[attr-defined]
+    held = [0] * len(exact)
+    for _ in range(150):
+        found = matched(60 + true + random.normal(size=(1, 2)) + 0.4 * random.normal(size=(12, 2)))
+        for i, each in enumerate(found):
+            held[i] += each.low <= exact[i] <= each.high  # type: ignore[attr-defined]
+    assert len(held) == 6
+    assert all(0.89 < count / 150 < 0.995 for count in held)
+
+
 @pytest.mark.parametrize("shape", [(3, 2), (3, 2, 0), (2, 2, 1)])
 def test_what_does_not_fit_is_told(shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match="expected the same rows and seeds, and at least one epoch"):
         replay_searches(np.zeros(shape), np.zeros((3, 2)), students_per_pass=1)
+    pace = Pace(1.0, 1.0, 1)
+    with pytest.raises(ShapeError, match="expected the same rows and seeds, and at least one epoch"):
+        match_searches({}, np.zeros(shape), np.zeros((3, 2)), pace=pace, spread=None, students_per_pass=1)

@@ -15,7 +15,7 @@ from keyhole.hints.similarity import ALWAYS, METRICS
 from keyhole.models.network import Network
 from keyhole.plans import ArmPlan
 from keyhole.studies.board import Board
-from keyhole.studies.rules import choices_of_rules, settled_rules
+from keyhole.studies.rules import LookSeconds, choices_of_rules, settled_rules
 
 PLAN = ArmPlan(name="x", student="resnet8", terms="ce,hint", count=3)
 
@@ -72,12 +72,29 @@ def test_a_folder_is_looked_at_once(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    board, clock = Board(tmp_path), iter((100.0, 102.5, 200.0, 201.0))
+    board = Board(tmp_path)
+    plain = (0.0, 3.0, *(at for last in (1, 2, 3, 4, 5, 6) for at in (0.0, float(last))))
+    clock = iter((100.0, 102.5, *plain, 0.0, 6.0, 10.0, 10.5, 20.0, 21.0))
     monkeypatch.setattr("keyhole.studies.rules.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     rules, seconds = settled_rules(board, toy_teacher, toy_split, PLAN, device="cpu")
     assert rules == found
-    assert seconds == 2.5
+    assert seconds is not None
+    assert seconds.whole == 2.5
+    # passes of 3 and 6 seconds, the second with the sums of the Gaussian kernels; then each metric in its turn
+    assert seconds.centers == {
+        "r2_cca": 4, "linear_cka": 5, "debiased_cka": 6, "procrustes": 7, "svcca": 8, "pwcca": 9, "rbf_cka": 6.5,
+        "consensus": 7,
+    }  # fmt: skip
     (kept,) = tmp_path.glob("look-*.txt")
     kept.write_text('{"seconds": 7, "layers": {"uniform": ["layer1.0"]}}')
-    assert settled_rules(board, toy_teacher, toy_split, PLAN, device="cpu") == ({"uniform": ("layer1.0",)}, 7.0)
+    rules = {"uniform": ("layer1.0",)}
+    settled = LookSeconds(7.0, seconds.centers)
+    assert settled_rules(board, toy_teacher, toy_split, PLAN, device="cpu") == (rules, settled)
+    (times,) = tmp_path.glob("times-*.txt")
+    times.unlink()  # as in a folder of before, of which a report tells what is there
+    told = settled_rules(board, toy_teacher, toy_split, PLAN, device="cpu", keep=board.peek)
+    assert told == (rules, LookSeconds(7.0, {}))
+    assert not times.exists()
+    monkeypatch.undo()
+    assert set(settled_rules(board, toy_teacher, toy_split, PLAN, device="cpu")[1].centers) == set(seconds.centers)  # type: ignore[union-attr]
     assert len(settled_rules(board, toy_teacher, toy_split, replace(PLAN, count=2), device="cpu")[0]["uniform"]) == 2

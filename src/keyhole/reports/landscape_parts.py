@@ -20,7 +20,7 @@ from keyhole.reports.markup import (
     table,
 )
 from keyhole.studies.landscape import Landscape
-from keyhole.studies.replay import Replayed
+from keyhole.studies.replay import Match, Pace, Replayed
 from keyhole.studies.standings import Standing
 
 
@@ -61,10 +61,19 @@ def _noteworthy(standing: Standing) -> bool:
 
 
 def _numbers(landscape: Landscape) -> Html:
-    spread = landscape.spread
-    rows = [["combinations", str(len(landscape.combinations))], ["mean top-1, %", f"{landscape.mean:.2f}"]]
+    spread, there = landscape.spread, len(landscape.combinations)
+    seeds = " and ".join(map(str, landscape.seeds))
+    rows = [[f"combinations that have come to the end on seed{'' if len(landscape.seeds) == 1 else 's'} {seeds}",
+             f"{there} of {there + landscape.left_out}"]]  # fmt: skip
+    if not landscape.whole:
+        how = (
+            "Combinations come to the end in the order of their layers, so a part of them would take what one layer is "
+            "worth for what another is. The rest is told when all of them have come to the end with one seed."
+        )
+        return join([table([Column("", number=False), Column("")], rows), paragraph(how, "soft")])
     if landscape.left_out:
-        rows.append(["combinations left out: not finished on these seeds, or diverged", str(landscape.left_out)])
+        rows.append(["combinations left out: diverged", str(landscape.left_out)])
+    rows.append(["mean top-1, %", f"{landscape.mean:.2f}"])
     if (gap := landscape.over_baseline) is not None:
         ends = "" if gap.low is None or gap.high is None else f" ({gap.low:+.2f} to {gap.high:+.2f})"
         rows.append([f"mean of all minus {gap.against}, points", f"{gap.mean:+.2f}{ends}"])
@@ -169,42 +178,99 @@ def _searches(landscape: Landscape) -> Html:
         told = (
             f"{best}. Chosen on the other seeds and judged on the seed left out, a search of everything reaches "
             f"{winner.fair:.2f} %: {winner.gain:+.2f} points from the mean of all (95 % interval {winner.low:+.2f} to "
-            f"{winner.high:+.2f}). The highest mean on the test images is {winner.highest:.2f} %, which nobody could "
-            "have known."
+            f"{winner.high:+.2f} of the {plural(len(set(winner.chosen)), 'combination')} chosen so; that a search on "
+            "other seeds may choose others is not in it). The highest mean on the test images is "
+            f"{winner.highest:.2f} %, which nobody could have known."
         )
     drawn = [_curve(landscape), _replays(landscape)] if landscape.replays else []
     return join([paragraph(told), *_at_equal_seconds(landscape), *drawn])
 
 
 def _at_equal_seconds(landscape: Landscape) -> list[Html]:
-    """Return what a search has for the seconds of the look that tells the centers."""
-    if landscape.look_s is None or not landscape.seconds_a_cell or landscape.seconds_a_pass is None:
+    """Return what centers are worth beside searches that take as long."""
+    pace = _pace(landscape)
+    if landscape.look_s is None or pace is None:
         return []
-    alone = landscape.seconds_a_pass + landscape.seconds_a_cell
-    if landscape.look_s >= alone:
-        have = f"{(landscape.look_s - landscape.seconds_a_pass) / landscape.seconds_a_cell:.1f} students to the end"
+    alone, looks = pace.alone_s, landscape.centers_s.values()
+    if looks:
+        told = f"a look for the centers of one metric takes {_from_to(min(looks), max(looks))}"
     else:
-        have = f"{100 * landscape.look_s / alone:.0f} % of one student, so a search cannot have begun to compare"
-    told = (
-        f"At equal seconds: the one look that told what every rule takes took {duration(landscape.look_s)}; for that, "
-        f"training here reaches {have}."
-    )
-    return [paragraph(told)]
+        told = f"a look for all rules together takes {duration(landscape.look_s)} (for one metric it was not timed)"
+    longest = max(looks, default=landscape.look_s)
+    parts = [
+        paragraph(
+            f"At equal seconds: {told}, at most {100 * longest / alone:.1f} % of the {duration(alone)} that one "
+            "student takes alone to the end, with the teacher's passes."
+        )
+    ]
+    if landscape.matches:
+        heads = ("time", "centers, points", "halving, points", "random, points", "minus halving", "minus random")
+        columns = [Column("centers by", number=False), *(Column(head) for head in heads)]
+        pairs: dict[tuple[tuple[str, ...], float], dict[str, Match]] = {}
+        for match in landscape.matches:
+            pairs.setdefault((match.choice, match.seconds), {})[match.method] = match
+        rows = [_matched(pair["halving"], pair["random"]) for pair in pairs.values()]
+        parts += [table(columns, rows), paragraph(_HOW_MATCHED, "soft")]
+    return parts
+
+
+_HOW_MATCHED = (
+    "Time runs until there is a student trained to the end: of centers, their look and that student; of a search, all "
+    "that it trains, as many combinations as the time allows (in brackets how many it begins with; a single one is "
+    "taken blindly, which gains 0). Centers gain no more with more time. Points are above the mean of all "
+    "combinations, of searches on the seeds that they did not see. Differences have 95 % intervals by Student's t with "
+    "the noise of the whole table, each for itself, and of the combinations that searches chose here. The time of "
+    "cohorts is parted between the teacher and its students by multiply-accumulates and by the speeds of either that "
+    "were measured once, on one processor, so searches that share passes less are timed less surely."
+)
+
+
+def _matched(halving: Match, random: Match) -> list[str]:
+    return [
+        ", ".join(halving.choice),
+        duration(halving.seconds),
+        f"{halving.choice_gain:+.2f}",
+        *(f"{each.search_gain:+.2f} ({each.combinations})" for each in (halving, random)),
+        *(f"{each.difference:+.2f}{_between(each.low, each.high, '+.2f')}" for each in (halving, random)),
+    ]
+
+
+def _from_to(low: float, high: float) -> str:
+    first, last = duration(low), duration(high)
+    return first if first == last else f"{first} to {last}"
 
 
 def _curve(landscape: Landscape) -> Html:
+    pace = _pace(landscape)
+
+    def cost(search: Replayed) -> float:
+        return search.cells if pace is None else pace.seconds(search.cost) / pace.alone_s
+
     lines = [
-        (method, [(each.cells, each.gain, each.low, each.high) for each in landscape.replays if each.method == method])
+        (method, [(cost(each), each.gain, each.low, each.high) for each in landscape.replays if each.method == method])
         for method in dict.fromkeys(each.method for each in landscape.replays)
     ]
     marks = [(_short(each.names), each.gain) for each in landscape.standings if each.layers and _noteworthy(each)]
     drawn = figures.costs(lines, _thinned(marks), "What a search finds against what it costs")
+    unit = (
+        "Costs are student epochs, without the teacher's passes. "
+        if pace is None
+        else f"Costs are seconds, the teacher's passes among them, in units of the {duration(pace.alone_s)} that one "
+        "student takes alone. "
+    )
     told = (
         "Searches replayed over the held-out accuracies logged here, many times from other draws; what each found is "
-        "judged on the test images of the seeds that it did not see. Bands hold four of five repetitions. Level lines "
-        "are choices that train no student: they cost one look at some images."
+        f"judged on the test images of the seeds that it did not see. {unit}Bands hold four of five repetitions. Level "
+        "lines are choices that train no student to choose: they cost one look at some images, and their student."
     )
     return figure(drawn, told)
+
+
+def _pace(landscape: Landscape) -> Pace | None:
+    if not landscape.replays or landscape.seconds_a_cell is None or landscape.seconds_a_pass is None:
+        return None
+    first = landscape.replays[0]
+    return Pace(landscape.seconds_a_cell, landscape.seconds_a_pass, round(first.cost.student_epochs / first.cells))
 
 
 def _thinned(marks: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
@@ -236,7 +302,5 @@ def _replays(landscape: Landscape) -> Html:
 
 def _time(search: Replayed, landscape: Landscape) -> str:
     """Return what a search takes here: the steps of its students, and the passes of the teacher that it needs."""
-    if landscape.seconds_a_cell is None or landscape.seconds_a_pass is None:
-        return NOTHING
-    epochs = search.cost.student_epochs / search.cells
-    return duration(search.cells * landscape.seconds_a_cell + search.cost.passes / epochs * landscape.seconds_a_pass)
+    pace = _pace(landscape)
+    return NOTHING if pace is None else duration(pace.seconds(search.cost))

@@ -181,6 +181,9 @@ def study_toml(study: Study) -> str:
             told["hints"] = ",".join(plan.hints)
         told |= {"name": _braced(plan.name), "terms": plan.terms, "student": plan.student}
         lines += ["", "[[arm]]", *_lines(told)]
+    if (count := len(study.comparisons)) > 1:
+        surest = "the surest of them is beyond chance where its own p is below"
+        lines += ["", f"# {count} comparisons, corrected together by Holm's procedure: {surest} {0.05 / count:.2g}."]
     for comparison in study.comparisons:
         lines += ["", "[[comparison]]", *_lines({key: _plain(value) for key, value in vars(comparison).items()})]
     return "\n".join(lines) + "\n"

@@ -6,14 +6,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
 from keyhole.plans import ArmPlan
 from keyhole.studies.plan import Comparison, Study
-from keyhole.studies.replay import Replayed, replay_searches
+from keyhole.studies.replay import Match, Pace, Replayed, match_searches, replay_searches
 from keyhole.studies.standings import (
     Combination,
     Effect,
@@ -27,7 +27,12 @@ from keyhole.studies.standings import (
 from keyhole.studies.variance import Spread, rank_correlation, spread_of
 from keyhole.studies.verdict import SURE, Gap, Row, paired
 
+if TYPE_CHECKING:
+    from keyhole.studies.rules import LookSeconds
+
 _CHOOSING = ("name", "hints", "metric", "count", "center", "hint", "samples", "layers", "seed")
+# Of the speed of a large matrix product, measured (docs/results/distillation.md); a student steps, a teacher looks.
+_STUDENT_SPEED, _TEACHER_SPEED = 0.52, 0.84
 
 
 @dataclass(frozen=True)
@@ -51,12 +56,18 @@ class Group:
 class Landscape:
     """All combinations of one arm of a study, as far as they are finished.
 
+    Combinations come to the end in the order of their layers, so a part of them says nothing of the others, and would
+    take what one layer is worth for what another is. Until all of them have come to the end with one seed, or diverged,
+    all that is told is which are there.
+
     Attributes:
         name: Of the arm.
         arms: Names of the arms that it became, one a combination.
         seeds: The seeds that all told combinations have come to the end with.
         combinations: Those, in the order of the study.
         left_out: How many are not among them: not finished on these seeds, or diverged.
+        whole: Whether those that are left out have all diverged. A part has None or nothing in what follows, but for
+            seconds.
         mean: Of all of them, percent.
         spread: Between combinations and between seeds; None with one seed.
         seeds_agree: Mean rank correlation between two seeds; None where it is undefined.
@@ -66,10 +77,12 @@ class Landscape:
         winner: What trying all of them finds; None where no images were held out.
         over_baseline: The mean of all combinations minus the baseline, seed by seed; None where there is none.
         replays: What searches would have found among these runs; empty where no images were held out.
+        matches: Centers of k-means clusters beside searches that take as long; empty where seconds are not known.
         seconds_a_cell: What the steps of one student took, and
         seconds_a_pass: what the teacher's passes took that a cohort shares, over the whole schedule: the time of whole
-            cohorts, divided by multiply-accumulates. None where that is not known.
+            cohorts, divided by multiply-accumulates and by how fast either makes them. None where that is not known.
         look_s: What the look at the teacher took that told all choices without training; None where not known.
+        centers_s: What a look takes that tells the centers of one metric alone, by that metric; empty where not known.
         sentence: In plain words.
     """
 
@@ -78,7 +91,8 @@ class Landscape:
     seeds: tuple[int, ...]
     combinations: tuple[Combination, ...]
     left_out: int
-    mean: float
+    whole: bool
+    mean: float | None
     spread: Spread | None
     seeds_agree: float | None
     held_out_tells: float | None
@@ -87,9 +101,11 @@ class Landscape:
     winner: Winner | None
     over_baseline: Gap | None
     replays: tuple[Replayed, ...]
+    matches: tuple[Match, ...]
     seconds_a_cell: float | None
     seconds_a_pass: float | None
     look_s: float | None
+    centers_s: Mapping[str, float]
     sentence: str
 
     def to_json(self) -> dict[str, Any]:
@@ -124,7 +140,7 @@ def survey(
     rules: Mapping[str, tuple[str, ...]] | None = None,
     baseline: str | None = None,
     students_per_pass: int = 28,
-    look_s: float | None = None,
+    look_s: LookSeconds | None = None,
     teacher_macs: int | None = None,
 ) -> Landscape | None:
     """Return the landscape of a group of combinations; None while fewer than two are finished.
@@ -136,7 +152,7 @@ def survey(
             of the group get a standing.
         baseline: The arm that the mean of all combinations is compared with.
         students_per_pass: Of the searches that are replayed.
-        look_s: Seconds of the look that told what each rule takes.
+        look_s: Seconds of the looks that tell what each rule takes.
         teacher_macs: Multiply-accumulates of the teacher for one image, for cells that do not tell.
 
     Example:
@@ -151,45 +167,89 @@ def survey(
         (('c',), 2, -0.67)
     """
     by_arm: dict[str, dict[int, Mapping[str, Any]]] = {}
+    ended: dict[str, set[int]] = {arm: set() for arm in group.arms.values()}
     for cell in cells:
-        if cell is not None and not cell["diverged"]:
-            by_arm.setdefault(cell["arm"], {})[int(cell["seed"])] = cell
-    layers, seeds = _whole_table({combo: set(by_arm.get(arm, ())) for combo, arm in group.arms.items()})
+        if cell is not None:
+            ended.setdefault(cell["arm"], set()).add(int(cell["seed"]))
+            if not cell["diverged"]:
+                by_arm.setdefault(cell["arm"], {})[int(cell["seed"])] = cell
+    by_all = set.intersection(*(ended[arm] for arm in group.arms.values()))
+    done = {combo: set(by_arm.get(arm, ())) for combo, arm in group.arms.items()}
+    layers, seeds = _whole_table({combo: at & by_all if by_all else at for combo, at in done.items()})
     if len(layers) < 2:
         return None
     rows = [[by_arm[group.arms[combo]][seed] for seed in seeds] for combo in layers]
+    known = {} if teacher_macs is None else {"teacher_macs": teacher_macs}
+    times = _seconds([{**known, **cell} for row in rows for cell in row])
     told = tuple(_combination(combo, row) for combo, row in zip(layers, rows, strict=True))
+    part = Landscape(
+        name=group.name,
+        arms=tuple(group.arms.values()),
+        seeds=seeds,
+        combinations=told,
+        left_out=len(group.arms) - len(told),
+        whole=bool(by_all),
+        mean=None,
+        spread=None,
+        seeds_agree=None,
+        held_out_tells=None,
+        effects=(),
+        standings=(),
+        winner=None,
+        over_baseline=None,
+        replays=(),
+        matches=(),
+        seconds_a_cell=times and times[0],
+        seconds_a_pass=times and times[1],
+        look_s=None if look_s is None else look_s.whole,
+        centers_s={} if look_s is None else look_s.centers,
+        sentence=_what_is_there(len(told), len(group.arms), seeds),
+    )
+    if not part.whole:
+        return part
     top1 = np.array([each.top1 for each in told])
     spread = spread_of(top1)
     average = dict(zip(seeds, top1.mean(axis=0).tolist(), strict=True))
     standings = standings_of(told, spread, _marks(group, rules or {}, by_arm, average))
     held_out = np.array([each.held_out for each in told]) if all(each.held_out for each in told) else None
     winner = None if held_out is None else winner_of(layers, top1, held_out, spread)
-    effects = effects_of(layers, top1, spread)
-    known = {} if teacher_macs is None else {"teacher_macs": teacher_macs}
-    times = _seconds([{**known, **cell} for row in rows for cell in row])
-    return Landscape(
-        name=group.name,
-        arms=tuple(group.arms.values()),
-        seeds=seeds,
-        combinations=told,
-        left_out=len(group.arms) - len(told),
+    tells = None if held_out is None else rank_correlation(top1.mean(axis=1), held_out.mean(axis=1))
+    curves = _curves(rows)
+    matches: tuple[Match, ...] = ()
+    if curves is not None and times is not None:
+        pace = Pace(*times, curves.shape[2])
+        choices = _timed_centers(standings, layers, look_s)
+        matches = match_searches(choices, curves, top1, pace=pace, spread=spread, students_per_pass=students_per_pass)
+    return replace(
+        part,
         mean=float(top1.mean()),
         spread=spread,
         seeds_agree=_seeds_agree(top1),
-        held_out_tells=None if held_out is None else rank_correlation(top1.mean(axis=1), held_out.mean(axis=1)),
-        effects=effects,
+        held_out_tells=tells,
+        effects=effects_of(layers, top1, spread),
         standings=standings,
         winner=winner,
         over_baseline=_over_baseline(average, baseline, by_arm.get(baseline or "", {})),
-        replays=()
-        if (curves := _curves(rows)) is None
-        else replay_searches(curves, top1, students_per_pass=students_per_pass),
-        seconds_a_cell=times and times[0],
-        seconds_a_pass=times and times[1],
-        look_s=look_s,
-        sentence=_sentence(len(told), spread, standings, winner),
+        replays=() if curves is None else replay_searches(curves, top1, students_per_pass=students_per_pass),
+        matches=matches,
+        sentence=_sentence(len(told), spread, standings, winner, tells),
     )
+
+
+def _timed_centers(
+    standings: Sequence[Standing], layers: Sequence[tuple[str, ...]], look_s: LookSeconds | None
+) -> dict[tuple[str, ...], tuple[int, float]]:
+    """Return row and seconds of each combination that k-means centers are, by the metrics that choose it.
+
+    Of several metrics the slowest counts, and where looks were not timed one by one, that of everything.
+    """
+    if look_s is None:
+        return {}
+    return {
+        metrics: (layers.index(each.layers), max(look_s.centers.get(metric, look_s.whole) for metric in metrics))
+        for each in standings
+        if each.layers and (metrics := _metrics_of(each.names))
+    }
 
 
 def _whole_table(done: Mapping[tuple[str, ...], set[int]]) -> tuple[list[tuple[str, ...]], tuple[int, ...]]:
@@ -258,7 +318,7 @@ def _seconds(cells: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
         return None
     found = []
     for cell in cells:
-        own, taught = 3 * int(cell["macs"]), int(cell["teacher_macs"])
+        own, taught = 3 * int(cell["macs"]) / _STUDENT_SPEED, int(cell["teacher_macs"]) / _TEACHER_SPEED
         a_mac = float(cell["cohort_seconds"]) / (taught + int(cell["cohort_students"]) * own)
         found.append((own * a_mac, taught * a_mac))
     return statistics.fmean(own for own, _ in found), statistics.fmean(taught for _, taught in found)
@@ -295,11 +355,15 @@ class Finalist:
         layers: What it is.
         kinds: Of those: :data:`CENTERS` of k-means clusters, :data:`GUESSES` without a look at similarities, or
             :data:`SEARCHED`.
+        metrics: Whose centers it is.
+        guesses: The rules that guess it, without what tells their draws apart.
     """
 
     name: str
     layers: tuple[str, ...]
     kinds: tuple[str, ...]
+    metrics: tuple[str, ...] = ()
+    guesses: tuple[str, ...] = ()
 
 
 def finalists(landscape: Landscape, *, searched: int = 3) -> tuple[Finalist, ...]:
@@ -316,7 +380,7 @@ def finalists(landscape: Landscape, *, searched: int = 3) -> tuple[Finalist, ...
     found = []
     for layers in dict.fromkeys([*places, *takers]):
         names = takers.get(layers, ())
-        metrics = [name.removeprefix("kmeans ") for name in names if name.startswith("kmeans ") and is_center(name)]
+        metrics = _metrics_of(names)
         guesses = [name for name in names if name.partition(",")[0] in _GUESSES]
         parts = {
             SEARCHED: f"searched {places[layers]}" if layers in places else "",
@@ -325,19 +389,70 @@ def finalists(landscape: Landscape, *, searched: int = 3) -> tuple[Finalist, ...
         }
         if any(parts.values()):
             told = {kind: part for kind, part in parts.items() if part}
-            found.append(Finalist("; ".join(told.values()), layers, tuple(told)))
+            rules = tuple(dict.fromkeys(name.partition(",")[0] for name in guesses))
+            found.append(Finalist("; ".join(told.values()), layers, tuple(told), metrics, rules))
     return tuple(found)
 
 
 def comparisons_of(found: Sequence[Finalist]) -> tuple[Comparison, ...]:
-    """Return the comparisons that fresh seeds are for; one that is of both sides counts on both."""
-    sides = {kind: tuple(each.name for each in found if kind in each.kinds) for kind in (CENTERS, GUESSES, SEARCHED)}
-    pairs = ((CENTERS, GUESSES), (CENTERS, SEARCHED), (SEARCHED, GUESSES))
-    return tuple(
-        Comparison(f"{first} against {second}", sides[first], sides[second])
-        for first, second in pairs
-        if sides[first] and sides[second] and sides[first] != sides[second]
-    )
+    """Return the comparisons that fresh seeds are for: centers metric by metric, and then of each kind the mean.
+
+    Metrics with the same centers are one comparison, and two comparisons of the same arms are one, so that no more
+    stand together for correction than differ. A combination of both sides would draw them together: it is left out of
+    both. Where one side lies within the other, it is compared with the rest of that, which is the same question.
+
+    Args:
+        found: What is worth fresh seeds.
+
+    Example:
+        >>> found = (
+        ...     Finalist("centers by r2_cca", ("a",), (CENTERS,), ("r2_cca",)),
+        ...     Finalist("searched 1", ("b",), (SEARCHED,)),
+        ...     Finalist("searched 2; stage-ends", ("c",), (SEARCHED, GUESSES), (), ("stage-ends",)),
+        ... )
+        >>> for each in comparisons_of(found):
+        ...     each.name, each.arms, each.against
+        ('centers by r2_cca against stage-ends', ('centers by r2_cca',), ('searched 2; stage-ends',))
+        ('centers by r2_cca against searched', ('centers by r2_cca',), ('searched 1', 'searched 2; stage-ends'))
+        ('searched against guesses, which are among them', ('searched 1',), ('searched 2; stage-ends',))
+    """
+    kinds = {kind: tuple(each.name for each in found if kind in each.kinds) for kind in (CENTERS, GUESSES, SEARCHED)}
+    rivals = {rule: tuple(each.name for each in found if rule in each.guesses) for rule in ("stage-ends", "random")}
+    rivals[SEARCHED] = kinds[SEARCHED]
+    asked = [
+        _contrast(f"centers by {' and '.join(each.metrics)}", (each.name,), rival, names)
+        for each in found
+        if each.metrics
+        for rival, names in rivals.items()
+    ]
+    asked += [
+        _contrast(first, kinds[first], second, kinds[second])
+        for first, second in ((CENTERS, GUESSES), (CENTERS, SEARCHED), (SEARCHED, GUESSES))
+    ]
+    once: dict[frozenset[tuple[str, ...]], Comparison] = {}
+    for each in asked:
+        if each is not None:
+            once.setdefault(frozenset((each.arms, each.against)), each)
+    return tuple(once.values())
+
+
+def _contrast(first: str, arms: tuple[str, ...], second: str, against: tuple[str, ...]) -> Comparison | None:
+    """Return a comparison of two sides without what is of both; None where nothing is left to compare."""
+    both = set(arms) & set(against)
+    own, other = (tuple(name for name in side if name not in both) for side in (arms, against))
+    name = f"{first} against {second}"
+    if own and other:
+        return Comparison(f"{name}, without what is both" if both else name, own, other)
+    if own and against:
+        return Comparison(f"{name}, which are among them", own, against)
+    if other and arms:
+        return Comparison(f"{first} against the rest of {second}", arms, other)
+    return None
+
+
+def _metrics_of(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the metrics whose k-means centers are meant, of the names of rules."""
+    return tuple(name.removeprefix("kmeans ") for name in names if name.startswith("kmeans ") and is_center(name))
 
 
 def is_center(name: str) -> bool:
@@ -352,18 +467,31 @@ def is_center(name: str) -> bool:
     return name.partition(" ")[0] in CLUSTERINGS and "," not in name
 
 
-def _sentence(count: int, spread: Spread | None, standings: Sequence[Standing], winner: Winner | None) -> str:
+def _what_is_there(count: int, asked: int, seeds: Sequence[int]) -> str:
+    """Return how much of a landscape is there, of which nothing else can be told yet."""
+    on = f"seed{'' if len(seeds) == 1 else 's'} {' and '.join(map(str, seeds))}"
+    return (
+        f"{count} of {asked} combinations of layers have come to the end on {on}. What layers are worth, where choices "
+        "stand and what a search finds can be told when all of them have with one seed."
+    )
+
+
+def _sentence(
+    count: int, spread: Spread | None, standings: Sequence[Standing], winner: Winner | None, tells: float | None
+) -> str:
     """Return what the figures say on choosing, whichever way they fall."""
     if spread is None:
-        return (
+        seed = (
             f"{count} combinations of layers on one seed: whether choosing matters cannot be told from chance. "
             "It takes a second seed."
         )
+        return " ".join(part for part in (seed, _do_held_out_images_tell(tells)) if part)
     parts = [
         _does_it_matter(count, spread),
         _do_centers_pay(standings),
         _where_controls_stand(standings),
         _does_searching_pay(winner),
+        _do_held_out_images_tell(tells),
     ]
     return " ".join(part for part in parts if part)
 
@@ -422,8 +550,20 @@ def _does_searching_pay(winner: Winner | None) -> str:
     if winner is None or winner.low is None or winner.high is None:
         return ""
     pays = "pays" if winner.low > 0 else "costs" if winner.high < 0 else "is not shown to pay"
+    many = len(set(winner.chosen))
+    which = "the combination that was chosen so" if many == 1 else f"the {many} combinations that were chosen so"
     return (
         f"Trying them all {pays}: what is best on held-out images of the other seeds is {winner.gain:+.2f} points "
         f"from the average combination on a seed it has not seen (95 % interval {winner.low:+.2f} to "
-        f"{winner.high:+.2f})."
+        f"{winner.high:+.2f} of {which}; a search on other seeds may choose others)."
+    )
+
+
+def _do_held_out_images_tell(tells: float | None) -> str:
+    if tells is None:
+        return ""
+    return (
+        f"Held-out images rank the combinations as test images do with a rank correlation of {tells:.2f}; where the "
+        "teacher was trained on the held-out images too, as published ones were, they may flatter some more than "
+        "others."
     )

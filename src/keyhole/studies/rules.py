@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from keyhole.data.splits import Split
 from keyhole.errors import SettingError
 from keyhole.hints.choice import CONSENSUS, ChoiceConfig, choose_hints
 from keyhole.hints.clustering import CLUSTERINGS
-from keyhole.hints.moments import ObserveConfig
+from keyhole.hints.moments import ObserveConfig, observe
 from keyhole.hints.selection import HINT_RULES, QUALITY, Rule, select
-from keyhole.hints.similarity import ALWAYS, METRICS, consensus
+from keyhole.hints.similarity import ALWAYS, METRICS, consensus, similarities
 from keyhole.models.layers import layers
 from keyhole.models.network import Network
 from keyhole.plans import ArmPlan, parse_count
@@ -23,6 +26,20 @@ from keyhole.runtime import choose_device
 from keyhole.studies.board import Board, Keep
 
 _RANDOM = 3  # draws of the random rule
+
+
+@dataclass(frozen=True)
+class LookSeconds:
+    """What looking at a teacher takes.
+
+    Attributes:
+        whole: Of the look that tells what every rule takes: all metrics, and what labels tell.
+        centers: Of a look for the k-means centers of one metric alone, by that metric, or of their consensus; empty
+            where that was not timed.
+    """
+
+    whole: float
+    centers: Mapping[str, float]
 
 
 def choices_of_rules(
@@ -97,6 +114,53 @@ def choices_of_rules(
     return found
 
 
+def seconds_of_centers(
+    teacher: Network,
+    train: Split,
+    plan: ArmPlan,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: Progress = silent,
+) -> dict[str, float]:
+    """Return what a look takes that tells the k-means centers of one metric and nothing else, by that metric.
+
+    The pass over the images is timed once for the metrics that need no more than sums of products, and once with the
+    sums of the Gaussian kernels for those that need them.
+
+    Args:
+        teacher: The teacher, with its trained weights.
+        train: The training images; its ``samples`` are drawn from them.
+        plan: The arm whose ``count``, ``layers``, ``samples`` and ``seed`` hold; the count is a number.
+        device: Where to run the teacher.
+        precision: In which.
+        progress: Wraps the long loops.
+    """
+    candidates, rule = layers(teacher, plan.layers), Rule(count=parse_count(str(plan.count)))
+    drawn = np.random.default_rng([plan.seed, 4]).permutation(len(train))[: plan.samples]
+    sample = train.subset(torch.from_numpy(drawn.copy()))
+    clock, found = time.perf_counter, {}
+    for rbf in (False, True):
+        started = clock()
+        moments = observe(
+            teacher,
+            sample,
+            [layer.name for layer in candidates],
+            config=ObserveConfig(precision=precision, rbf=rbf),
+            device=choose_device(device),
+            progress=progress,
+        )
+        seen = clock() - started
+        for metric in (*METRICS, CONSENSUS):
+            needed = ALWAYS if metric == CONSENSUS else (metric,)
+            if ("rbf_cka" in needed) is rbf:
+                started = clock()
+                matrices = [values[0] for values in similarities(moments, needed, progress=progress).values()]
+                select(candidates, consensus(matrices) if len(matrices) > 1 else matrices[0], rule)
+                found[metric] = seen + clock() - started
+    return found
+
+
 def settled_rules(
     board: Board,
     teacher: Network,
@@ -107,8 +171,8 @@ def settled_rules(
     precision: str = "auto",
     progress: Progress = silent,
     keep: Keep | None = None,
-) -> tuple[dict[str, tuple[str, ...]], float | None]:
-    """Return :func:`choices_of_rules` as the folder of a study has them, and the seconds that the look took.
+) -> tuple[dict[str, tuple[str, ...]], LookSeconds | None]:
+    """Return :func:`choices_of_rules` as the folder of a study has them, and the seconds that looks take.
 
     Args:
         board: The folder; looked at once for it.
@@ -119,19 +183,25 @@ def settled_rules(
         precision: In which.
         progress: Wraps the long loops.
         keep: :meth:`Board.settle`, which is meant where nothing is given, or :meth:`Board.peek`; with that, a look that
-            nobody has had is not taken: there are no rules, and no seconds.
+            nobody has had is not taken: there are no rules, and no seconds. Nor is one timed that nobody has timed.
     """
     asked = json.dumps([str(plan.count), plan.layers, plan.samples, plan.seed])
-    name = f"look-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+    asked = hashlib.sha256(asked.encode()).hexdigest()[:8]
+    times = f"times-{asked}"  # beside the look, which folders have that were begun before looks were timed one by one
 
     def look() -> str:
         started = time.perf_counter()
         found = choices_of_rules(teacher, train, plan, device=device, precision=precision, progress=progress)
         return json.dumps({"seconds": round(time.perf_counter() - started, 1), "layers": found}, indent=1)
 
+    def time_them() -> str:
+        found = seconds_of_centers(teacher, train, plan, device=device, precision=precision, progress=progress)
+        return json.dumps({metric: round(seconds, 3) for metric, seconds in found.items()}, indent=1)
+
     if keep == board.peek:
-        told = json.loads(board.peek(name, lambda: json.dumps({"seconds": None, "layers": {}})))
+        told = json.loads(board.peek(f"look-{asked}", lambda: json.dumps({"seconds": None, "layers": {}})))
+        centers = json.loads(board.peek(times, lambda: "{}"))
     else:
-        told = json.loads(board.settle(name, look))
-    seconds = told["seconds"]
-    return {rule: tuple(layers) for rule, layers in told["layers"].items()}, None if seconds is None else float(seconds)
+        told, centers = json.loads(board.settle(f"look-{asked}", look)), json.loads(board.settle(times, time_them))
+    rules = {rule: tuple(layers) for rule, layers in told["layers"].items()}
+    return rules, None if told["seconds"] is None else LookSeconds(float(told["seconds"]), centers)

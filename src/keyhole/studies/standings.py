@@ -87,10 +87,11 @@ class Winner:
     Attributes:
         layers: The combination with the highest held-out mean over all seeds.
         top1: Its mean on the test images, percent. It was chosen by runs of these seeds, so this flatters it.
-        fair: Mean test top-1 of the combinations chosen on the other seeds, each on the seed left out: what a search
-            gives on a new seed. With one seed the same as ``top1``.
+        fair: Mean test top-1 of the combinations chosen on the other seeds, each on the seed left out. With one seed
+            the same as ``top1``.
         gain: ``fair`` above the mean of all combinations on the same seeds.
-        low: Lower end of its 95 % interval; None with one seed, as for the next.
+        low: Lower end of the 95 % interval of what the ``chosen`` ones are truly worth; that a search on other seeds
+            may choose others is not in it. None with one seed, as for the next.
         high: Its upper end.
         highest: The highest mean on the test images, which nobody could have known.
         chosen: The combination chosen without each seed.
@@ -193,10 +194,11 @@ def effects_of(
 ) -> tuple[Effect, ...]:
     """Return what each layer is worth, in the order of depth; a layer that is in all of them or in none has no effect.
 
-    As all combinations are tried, the noise of an effect is that of single runs alone.
+    Where all combinations are tried, every layer stands beside the others as often, and the noise of an effect is that
+    of single runs alone. Of a part, in which some layers come together more often, the differences tell nothing.
 
     Args:
-        layers: The combinations.
+        layers: The combinations; all that there are, but for those that diverged.
         top1: Percent, one row a combination.
         spread: Of that table; None with one seed.
     """
@@ -233,6 +235,8 @@ def winner_of(
     spread: Spread | None,
 ) -> Winner:
     """Return what trying all of them finds; with several seeds each choice is judged on the seed it has not seen.
+
+    The interval is that of the combinations chosen here, on new seeds.
 
     Args:
         layers: The combinations.
