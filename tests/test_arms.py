@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -17,8 +18,8 @@ from keyhole.arms import ArmMaker
 from keyhole.data.splits import MemorySplit
 from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.terms import HintPair
-from keyhole.distillation.warmup import warm_up
-from keyhole.errors import DataError, SettingError, UnknownNameError
+from keyhole.distillation.warmup import WarmUpError, warm_up
+from keyhole.errors import DataError, DivergenceError, SettingError, UnknownNameError
 from keyhole.hints.choice import ChoiceConfig, choose_hints
 from keyhole.hints.moments import ObserveConfig
 from keyhole.hints.selection import Rule
@@ -184,6 +185,44 @@ def test_what_was_measured_is_kept_and_not_measured_again(
     assert [again.make(each).hints for each in (plan, replace(plan, hints="uniform"))] == pairs[:2]
     with pytest.raises(AssertionError):
         ArmMaker(toy_teacher, toy_split, replace(CONFIG, lr=0.1), keep=keep).make(plan)
+
+
+def test_a_warm_up_that_diverged_is_told_to_all_and_not_run_again(
+    toy_teacher: Network, toy_split: MemorySplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: dict[str, str] = {}
+
+    def keep(name: str, make: Callable[[], str]) -> str:
+        return kept.setdefault(name, kept.get(name) or make())
+
+    wild, plan = replace(CONFIG, lr=1e30), replace(PLAN, match="similarity")
+    with pytest.raises(WarmUpError, match="The warm-up of resnet14: ") as first:
+        ArmMaker(toy_teacher, toy_split, wild, keep=keep).make(plan)
+    monkeypatch.setattr(module, "warm_up", None)
+    for each in (plan, replace(plan, hints="uniform", name="other")):
+        with pytest.raises(WarmUpError) as again:
+            ArmMaker(toy_teacher, toy_split, wild, keep=keep).make(each)
+        assert str(again.value) == str(first.value)
+
+
+def test_whose_features_are_broken_decides_whether_an_arm_or_all_of_them_cannot_begin(
+    maker: ArmMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: object, **more: object) -> Network:
+        student = warm_up(*given, **more)  # type: ignore[arg-type]
+        next(student.module.parameters()).data.fill_(torch.inf)
+        return student
+
+    plan = replace(PLAN, hints="uniform", match="similarity")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "warm_up", broken)
+        with pytest.raises(WarmUpError, match=r"resnet14 after its warm-up: Layer .* gave NaN or infinity"):
+            maker.make(plan)
+    teacher = copy.deepcopy(maker.teacher)
+    next(teacher.module.parameters()).data.fill_(torch.inf)
+    with pytest.raises(DivergenceError, match="gave NaN or infinity") as caught:
+        ArmMaker(teacher, maker.train, CONFIG).make(plan)
+    assert not isinstance(caught.value, WarmUpError)
 
 
 def test_hints_that_were_chosen_once_are_not_chosen_anew(

@@ -933,6 +933,8 @@ def test_a_study_from_its_file_to_its_verdict(study: Path, tmp_path: Path) -> No
     command = ("study", study, "--out", tmp_path / "out", "--device", "cpu", "--json")
     seen = keyhole(*command, "--dry-run").json
     assert (seen["cells"], seen["done"], seen["passes"]) == (6, 0, 2)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
     nothing = keyhole(*command, "--report").json
     assert (nothing["open_cells"], nothing["sentence"]) == (6, "Nothing has come to the end yet.")
     assert "give one of them" in keyhole(*command, "--dry-run", "--report").err

@@ -18,12 +18,12 @@ from keyhole.distillation.arm import Arm
 from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.matching import match_hints
 from keyhole.distillation.terms import TERMS, HintPair, parse_terms
-from keyhole.distillation.warmup import warm_up
-from keyhole.errors import DataError, SettingError, unknown_name
+from keyhole.distillation.warmup import WarmUpError, warm_up
+from keyhole.errors import DataError, DivergenceError, SettingError, unknown_name
 from keyhole.files import read_json
 from keyhole.hints.choice import ChoiceConfig, Hints, choose_hints
 from keyhole.hints.likeness import likeness
-from keyhole.hints.moments import ObserveConfig
+from keyhole.hints.moments import ObserveConfig, observe
 from keyhole.hints.selection import CONTROLS, QUALITY, SELECTORS, Rule, Selection, check_rule, select
 from keyhole.hints.similarity import consensus
 from keyhole.hints.weighting import WEIGHTINGS, hint_weights
@@ -85,13 +85,14 @@ class ArmMaker:
         self._measured: dict[tuple[int, str | None, int], Hints] = {}
         self._students: dict[tuple[str, InputSpec], list[Layer]] = {}
         self._candidates: dict[str | None, list[Layer]] = {}
-        self._likenesses: dict[str, Float[np.ndarray, "l m"]] = {}
+        self._likenesses: dict[str, Any] = {}
         self._subject = (fingerprint(teacher), len(train))
 
     def make(self, plan: ArmPlan) -> Arm:
         """Return the arm of a plan.
 
         Raises:
+            WarmUpError: Its student diverged before it was matched.
             KeyholeError: A name does not exist, or settings do not fit together.
         """
         terms = parse_terms(plan.terms, temperature=plan.temperature, equal=plan.balance == "gradients")
@@ -134,6 +135,12 @@ class ArmMaker:
         key = _key_of("likeness", told)
 
         def measure() -> str:
+            try:
+                return json.dumps(compare().round(6).tolist())
+            except WarmUpError as error:  # kept as well, so that all processes are told the same
+                return json.dumps(str(error))
+
+        def compare() -> Float[np.ndarray, "l m"]:
             student = warm_up(
                 plan.student,
                 spec,
@@ -146,19 +153,23 @@ class ArmMaker:
             random = np.random.default_rng([plan.seed, 5])
             count = min(plan.samples, _LIKENESS_IMAGES)
             positions = torch.from_numpy(random.permutation(len(self.train))[:count].copy())
-            found = likeness(
-                (self.teacher, student),
-                (names[0], names[1]),
-                self.train.subset(positions),
-                config=ObserveConfig(precision=self.config.precision, rbf=False),
-                device=choose_device(self.config.device),
-                progress=self.progress,
-            )
-            return json.dumps(found.round(6).tolist())
+            images, device = self.train.subset(positions), choose_device(self.config.device)
+            look = ObserveConfig(precision=self.config.precision, rbf=False)
+            sides = (names[0], names[1])
+            try:
+                return likeness(
+                    (self.teacher, student), sides, images, config=look, device=device, progress=self.progress
+                )
+            except DivergenceError as error:
+                observe(self.teacher, images, names[0], config=look, device=device)  # raises where it is the teacher's
+                raise WarmUpError(f"{plan.student} after its warm-up: {error}") from error
 
         if key not in self._likenesses:
-            self._likenesses[key] = np.array(json.loads(self.keep(key, measure)))
-        return self._likenesses[key]
+            self._likenesses[key] = json.loads(self.keep(key, measure))
+        found = self._likenesses[key]
+        if isinstance(found, str):
+            raise WarmUpError(found)
+        return np.array(found)
 
     def _weighed(self, plan: ArmPlan, chosen: _Chosen, pairs: tuple[HintPair, ...]) -> tuple[HintPair, ...]:
         if plan.hint_weights == "equal":

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -76,6 +77,70 @@ def test_what_is_settled_once_stays_on_a_disk_without_hard_links(
     with pytest.raises(RunError, match=r"rules\.lock was left by a process that was killed"):
         board.settle("rules", lambda: "x")
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["precision.txt", "rules.lock"]
+
+
+def test_a_full_disk_is_no_disk_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    board = Board(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.link", full)
+        with pytest.raises(RunError, match=r"No space left on device\. Free space or choose another --out"):
+            board.settle("precision", lambda: "fp32")
+    assert not [path for path in tmp_path.iterdir() if path.is_file()]
+    assert board.settle("precision", lambda: "bf16") == "bf16"
+
+
+def test_a_disk_without_hard_links_that_fills_up_leaves_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    def full(path: Path, text: str) -> None:
+        if path.suffix == ".txt":
+            raise RunError(f"Cannot write {path}: No space left on device.")
+        path.write_text(text)
+
+    board = Board(tmp_path)
+    monkeypatch.setattr("os.link", refused)
+    with monkeypatch.context() as patch:
+        patch.setattr("keyhole.studies.board.write_text", full)
+        with pytest.raises(RunError, match="No space left on device"):
+            board.settle("precision", lambda: "fp32")
+    assert not [path for path in tmp_path.iterdir() if path.is_file()]
+    assert board.settle("precision", lambda: "bf16") == "bf16"
+
+
+def test_a_lock_that_its_owner_let_go_of_is_the_next_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, slept = tmp_path / "precision.lock", []
+
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    def waited(_seconds: float) -> None:
+        slept.append(lock.exists())
+        lock.unlink(missing_ok=True)  # its disk was full
+
+    monkeypatch.setattr("os.link", refused)
+    monkeypatch.setattr("keyhole.studies.board.time.sleep", waited)
+    board = Board(tmp_path, dead_after_s=0.5)
+    lock.touch()
+    assert board.settle("precision", lambda: "fp32") == "fp32"
+    assert slept == [True]
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["precision.txt"]
+
+
+def test_a_look_leaves_no_trace(tmp_path: Path) -> None:
+    board = Board(tmp_path / "study", make=False)
+    assert board.result("a") is None
+    assert not board.is_done("a")
+    assert board.peek("precision", lambda: "fp32") == "fp32"
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="file is a file; --out must be a folder"):
+        Board(tmp_path / "file", make=False)
 
 
 def test_what_is_settled_once_stays(board: Board) -> None:
@@ -210,6 +275,37 @@ def test_what_a_takeover_left_that_was_killed_is_swept(board: Board) -> None:
     with board.hold(["a"], 1) as mine:
         assert mine == ["a"]
     assert list(board.leases.iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_lease_of_nobody(board: Board) -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))  # files can be made, and hold nothing
+        with pytest.raises(RunError) as caught, board.hold(IDS, 2):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "Free space or choose another --out" in str(caught.value)
+    assert list(board.leases.iterdir()) == []
+    with Board(board.path).hold(IDS, 2) as theirs:
+        assert theirs == ["a", "b"]
+
+
+def test_a_folder_in_which_nothing_can_be_taken_over_is_told_at_once(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale(board, "a", "another-machine 1 0123", 1000)
+    opened = os.open
+
+    def full(path: Path, flags: int, *rest: int) -> int:
+        if str(path).endswith(".takeover"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(path, flags, *rest)
+
+    monkeypatch.setattr("os.open", full)
+    with pytest.raises(RunError, match="No space left on device"), board.hold(["a"], 1):
+        pass
 
 
 def test_a_cell_that_was_finished_right_before_its_lease_is_not_held(

@@ -110,6 +110,21 @@ def test_a_stopped_search_goes_on_to_the_same_end(
     assert not [line for line in told if "students to epoch" in line]
 
 
+def test_a_search_tells_what_it_matches_with_what(teacher: Network, digits: Data, tmp_path: Path) -> None:
+    told: list[str] = []
+    searched(
+        teacher,
+        digits,
+        tmp_path,
+        plan=replace(PLAN, terms="ce,hint", student_size=4),
+        train=replace(TRAIN, epochs=1),
+        search=replace(HALVING, method="random", cells=1),
+        note=told.append,
+    )
+    assert "averaged to" in told[0]
+    assert "(hint: 1x1 convolution" in told[0]
+
+
 def test_all_and_random(teacher: Network, digits: Data, tmp_path: Path) -> None:
     one = replace(TRAIN, epochs=1)
     everything = searched(teacher, digits, tmp_path / "a", train=one, search=replace(HALVING, method="all"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,10 @@ from torch import nn
 from keyhole.arms import ArmMaker
 from keyhole.data.sources import Data, default_input, open_data
 from keyhole.data.splits import hold_out
+from keyhole.distillation.cohort import Cohort
 from keyhole.distillation.config import TrainConfig
+from keyhole.distillation.replay import WARM_UP
+from keyhole.distillation.warmup import WarmUpError
 from keyhole.errors import RunError, UnknownNameError
 from keyhole.files import read_tensors
 from keyhole.models.network import Network, count_macs, fingerprint
@@ -28,7 +32,8 @@ from keyhole.models.zoo import build, load, save
 from keyhole.plans import ArmPlan
 from keyhole.studies.board import Board
 from keyhole.studies.plan import Cell, Study, expand
-from keyhole.studies.work import _work, look_ahead, run_study, settled
+from keyhole.studies.verdict import judge
+from keyhole.studies.work import _seconds_a_step, _work, look_ahead, run_study, settled
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +174,32 @@ def test_a_cell_that_diverges_is_recorded_and_the_rest_goes_on(
     assert found[study.arms[0].name]["diverged"] is None
 
 
+def test_a_warm_up_that_diverges_takes_the_cells_of_its_arm_and_the_rest_goes_on(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exploding(*_: object, **__: object) -> Network:
+        raise WarmUpError("The warm-up of resnet8: ce is nan after 2 steps.")
+
+    monkeypatch.setattr("keyhole.arms.warm_up", exploding)
+    wild = replace(study.arms[-1], name="wild", hints="uniform", match="similarity", match_steps=2)
+    study = replace(study, arms=(wild, study.arms[0]))
+    board, told = Board(tmp_path), []
+    seen = look_ahead(study, teacher, digits, board)
+    assert (seen.cells, seen.done, seen.passes) == (4, 0, 2)  # those of the other arm
+    assert look_ahead(replace(study, arms=(wild,)), teacher, digits, board).hours is None
+    assert run_study(study, teacher, digits, board, note=told.append) == 4
+    assert "wild, seed 1: diverged, The warm-up of resnet8: ce is nan after 2 steps." in told
+    for cell in study.cells:
+        value = board.result(cell.id)
+        assert value is not None
+        assert bool(value["diverged"]) is (cell.plan.name == "wild") is ("top1" not in value)
+        assert value["recipe"] == recipe_of(cell, study, teacher)
+    verdict = judge([board.result(cell.id) for cell in study.cells], [plan.name for plan in study.arms])
+    assert [row.diverged for row in verdict.rows if row.arm == "wild"] == [(0, 1)]
+    assert list(board.leases.iterdir()) == []
+    assert run_study(study, teacher, digits, board) == 0
+
+
 def test_a_mistake_in_one_arm_shows_before_anything_runs(
     study: Study, teacher: Network, digits: Data, tmp_path: Path
 ) -> None:
@@ -207,9 +238,9 @@ def test_pairs_by_similarity_are_settled_for_all_processes_of_a_study(
 
 
 def test_looking_ahead_runs_nothing(study: Study, teacher: Network, digits: Data, tmp_path: Path) -> None:
+    seen = look_ahead(study, teacher, digits, Board(tmp_path / "study", make=False))
+    assert list(tmp_path.iterdir()) == []  # nor decides anything for those who run it
     board = Board(tmp_path)
-    seen = look_ahead(study, teacher, digits, board)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []  # nor decides anything for those who run it
     assert (seen.cells, seen.done, seen.passes) == (6, 0, 4)
     assert seen.hours is not None
     assert 0 < seen.hours < 1
@@ -238,6 +269,52 @@ def test_hours_and_passes_are_those_of_all_epochs_of_all_cohorts(
     assert seen.hours == pytest.approx(36 * 3 * 7 * 2 * (7 + 4) / 7 / 3600)
 
 
+@pytest.mark.parametrize("compiles", [False, True])
+def test_steps_are_timed_as_the_study_takes_them(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiles: bool
+) -> None:
+    compiled = []
+
+    def timed(cohort: Cohort, *_: object) -> float:
+        compiled.extend(learner.tapped._compiled_call_impl is not None for learner in cohort.learners)
+        return 1.0
+
+    monkeypatch.setattr("keyhole.studies.work._seconds_a_step", timed)
+    study = replace(
+        study, config=replace(study.config, compile="on" if compiles else "auto")
+    )  # short, so auto does not
+    look_ahead(study, teacher, digits, Board(tmp_path, make=False))
+    assert compiled == [compiles, compiles]
+
+
+class Slow:
+    """A cohort whose first steps take long; those after them one second."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, replays: bool) -> None:
+        self.replays, self.steps, self.now = replays, 0, 0.0
+        monkeypatch.setattr("keyhole.studies.work.time.perf_counter", lambda: self.now)
+
+    def train_mode(self) -> None:
+        pass
+
+    def lessons(self, batches: Iterable[Any]) -> Iterable[Any]:
+        return batches
+
+    def step(self, _lesson: object, _rate: float) -> None:
+        self.steps += 1
+        self.now += 100.0 if self.steps <= (WARM_UP + 1 if self.replays else 1) else 1.0
+
+
+@pytest.mark.parametrize("replays", [False, True])
+def test_compiling_and_recording_are_not_timed_nor_need_many_batches(
+    study: Study, digits: Data, monkeypatch: pytest.MonkeyPatch, replays: bool
+) -> None:
+    slow = Slow(monkeypatch, replays=replays)
+    assert _seconds_a_step(slow, digits.train.subset(range(40)), study, 6) == 1.0  # type: ignore[arg-type]
+
+
 def killed_after(steps: int) -> Callable[..., Any]:
     left = [steps]
 
@@ -262,9 +339,94 @@ def test_a_broken_off_cohort_is_not_taken_up_with_another_recipe(
     board = Board(tmp_path / "broken")
     with pytest.raises(KeyboardInterrupt):
         run_study(study, teacher, digits, board, progress=killed_after(10))
-    assert list(board.cohorts.glob("*/checkpoint.safetensors"))
-    run_study(changed, teacher, digits, board)
+    (checkpoint,) = board.cohorts.glob("*/checkpoint.safetensors")
+    told: list[str] = []
+    run_study(changed, teacher, digits, board, note=told.append)
     assert results(board, changed) == results(fresh, changed)
+    (line,) = [line for line in told if "broken off" in line]
+    begun = "; ".join(cell.name for cell in study.cells[:2])
+    assert line.startswith(f"{checkpoint.parent} was broken off with another recipe and is not taken up")
+    assert f"these cells begin anew: {begun}. Remove it" in line
+    run_study(replace(changed, seeds=(0, 1)), teacher, digits, board, note=told.append)
+    assert len([line for line in told if "broken off" in line]) == 1  # its cells are there by now
+
+
+def test_a_cohort_that_was_broken_off_beside_other_cells_is_told(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path
+) -> None:
+    study = replace(study, seeds=(0,), config=replace(study.config, epochs=2))
+    board = Board(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, teacher, digits, board, progress=killed_after(10))
+    told: list[str] = []
+    run_study(replace(study, arms=study.arms[:1]), teacher, digits, board, note=told.append)
+    assert "was broken off beside cells that this study lacks and is not taken up" in told[0]
+    told.clear()
+    run_study(study, teacher, digits, board, note=told.append)  # which takes it up
+    assert not [line for line in told if "broken off" in line]
+
+
+def test_a_process_of_another_recipe_that_began_at_the_same_time_is_not_mixed_in(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path
+) -> None:
+    study = replace(study, seeds=(0,))
+    board, other = Board(tmp_path), replace(study, config=replace(study.config, lr=0.01))
+    last = other.cells[-1]
+
+    def progress(items: Iterable[Any], *, label: str, total: int, done: int = 0) -> Iterator[Any]:
+        if label.startswith("epoch"):  # by now the other one has come to its end
+            Board(tmp_path).finish(last.id, {"recipe": recipe_of(last, other, teacher)})
+        yield from items
+
+    with pytest.raises(RunError, match=r"another recipe: train\.lr is 0\.01 there and 0\.05 now"):
+        run_study(study, teacher, digits, board, progress=progress)
+    assert [path.stem for path in board.cells.iterdir()] == [last.id]
+    assert list(board.cohorts.glob("*/checkpoint.safetensors"))
+    assert list(board.leases.iterdir()) == []
+
+
+def left_by_another(board: Board, cell: str, age_s: float) -> None:
+    """Leave a lease as a process on another machine would that was last alive so long ago."""
+    lease = board.leases / f"{cell}.lease"
+    lease.write_text("another-machine 1 0123")
+    before = time.time() - age_s
+    os.utime(lease, (before, before))
+
+
+def test_cells_that_others_hold_are_told_at_the_end(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path
+) -> None:
+    study = replace(study, seeds=(0,))
+    board, told = Board(tmp_path), []
+    left_by_another(board, study.cells[1].id, 5)
+    assert run_study(study, teacher, digits, board, note=told.append) == 2
+    assert told[-1] == (
+        f"Left to other processes, which hold them: {study.cells[1].name}. "
+        "Where one of those was stopped, run this again after 90 seconds."
+    )
+    left_by_another(board, study.cells[1].id, 100)
+    assert run_study(study, teacher, digits, board, note=told.append) == 1
+    assert "Left to" not in told[-1]
+
+
+def test_what_a_killed_takeover_left_is_waited_for(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("keyhole.studies.work.random.uniform", lambda *_: 0.001)
+    study = replace(study, seeds=(0,), arms=study.arms[:1])
+    board = Board(tmp_path, dead_after_s=2.0)
+    left_by_another(board, study.cells[0].id, 100)
+    (board.leases / f"{study.cells[0].id}.takeover").touch()
+    assert run_study(study, teacher, digits, board) == 1
+    assert list(board.leases.iterdir()) == []
+
+
+def test_cells_that_cannot_be_taken_are_not_waited_for_forever(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Board, "_take", lambda *_: False)
+    with pytest.raises(RunError, match="Cannot take a cell in"):
+        run_study(study, teacher, digits, Board(tmp_path, dead_after_s=0.2))
 
 
 def test_a_full_disk_when_results_are_written_loses_no_training(
@@ -399,10 +561,24 @@ def on_disk(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def started(folder: Path, out: str) -> subprocess.Popen[str]:
-    code = "from keyhole.cli import main; main()"
+def started(folder: Path, out: str, code: str = "from keyhole.cli import main; main()") -> subprocess.Popen[str]:
     command = [sys.executable, "-c", code, "study", str(folder / "study.toml"), "--out", str(folder / out)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+FULL_DISK = """
+import importlib, resource
+from keyhole.cli import main
+module, whole = importlib.import_module("{module}"), [{whole}]
+write = module.{name}
+def filled(*given, **more):
+    whole[0] -= 1
+    if whole[0] < 0:  # files can be made from now on, and hold nothing
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    return write(*given, **more)
+module.{name} = filled
+main()
+"""
 
 
 def run_to_the_end(process: subprocess.Popen[str]) -> None:
@@ -441,3 +617,32 @@ def test_two_processes_share_a_study_and_a_killed_one_is_taken_over(on_disk: Pat
     for a, b in zip(ours, theirs, strict=True):
         one, other = read_tensors(a)[0], read_tensors(b)[0]
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_a_study_whose_disk_fills_up_loses_nothing_and_goes_on(on_disk: Path) -> None:
+    pytest.importorskip("resource")
+    (on_disk / "study.toml").write_text(FILE.replace("seeds = [0, 1]", "seeds = [0]"))
+    run_to_the_end(started(on_disk, "alone"))
+    places = {  # where, after so many whole files: what cannot be written, and the cells that are there by then
+        ("keyhole.distillation.training", "write_tensors", 1): ("checkpoint.safetensors", 0),
+        ("keyhole.studies.board", "write_json", 1): (".json", 1),
+    }
+    for i, ((module, name, whole), (file, cells)) in enumerate(places.items()):
+        out = on_disk / f"full-{i}"
+        process = started(on_disk, out.name, FULL_DISK.format(module=module, name=name, whole=whole))
+        _, errors = process.communicate(timeout=300)
+        line = errors.splitlines()[-1]
+        assert process.returncode == 1
+        assert "Traceback" not in errors
+        assert line.startswith(f"Error: Cannot write {out}")
+        assert f"{file}: " in line
+        assert "File too large" in line
+        assert "Free space or choose another --out" in line
+        assert list((out / "leases").iterdir()) == []
+        assert not list(out.rglob("*.part"))
+        assert len(list((out / "cells").iterdir())) == cells
+        for path in out.rglob("*.safetensors"):
+            read_tensors(path)  # what is there is whole
+        run_to_the_end(started(on_disk, out.name))
+        assert told(on_disk, out.name) == told(on_disk, "alone")

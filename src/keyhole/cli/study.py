@@ -94,7 +94,7 @@ def _look(read: Study, out: Path) -> tuple[dict[str, Any], str]:
     from keyhole.studies.work import look_ahead
 
     whole, teacher, data = _opened(read)
-    seen = look_ahead(whole, teacher, data, Board(out))
+    seen = look_ahead(whole, teacher, data, Board(out, make=False))
     hours = "" if seen.hours is None else f", about {seen.hours:.1f} hours here"
     return dict(vars(seen)), f"{seen.cells} cells, {seen.done} done, {seen.passes} teacher passes to go{hours}"
 

@@ -16,6 +16,10 @@ from keyhole.progress import Progress, silent
 _NAME = "warm-up"
 
 
+class WarmUpError(DivergenceError):
+    """A student that diverged in its warm-up, which concerns nobody but the arms that begin with it."""
+
+
 def warm_up(
     student: str,
     spec: InputSpec,
@@ -42,7 +46,7 @@ def warm_up(
 
     Raises:
         SettingError: Steps below 0, or fewer images than a batch.
-        DivergenceError: The loss became NaN or infinite.
+        WarmUpError: The loss became NaN or infinite.
 
     Example:
         >>> from keyhole.data.sources import default_input, open_data
@@ -71,5 +75,5 @@ def warm_up(
             done += 1
         epoch += 1
     for why in cohort.diverged(f"after {steps} steps").values():
-        raise DivergenceError(f"The {_NAME} of {student}: {why}. Lower --lr, or match otherwise.")
+        raise WarmUpError(f"The {_NAME} of {student}: {why}. Lower --lr, or match otherwise.")
     return cohort.learners[0].network

@@ -7,6 +7,7 @@ take it over, one at a time: a second file, which only one can create, guards th
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -27,6 +28,9 @@ Keep = Callable[[str, Callable[[], str]], str]  # what was chosen under a name, 
 
 BEAT_S = 10.0
 DEAD_AFTER_S = 90.0
+# what disks without hard links say
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EXDEV,
+             errno.EINVAL}  # fmt: skip
 
 
 class Board:
@@ -36,14 +40,21 @@ class Board:
         path: The folder; made when missing.
         beat_s: How often a living owner touches its leases.
         dead_after_s: A lease that was not touched for so long has run out.
+        make: Make what is missing of the folder; off for a look that leaves no trace.
 
     Raises:
-        RunError: The folder cannot be written.
+        RunError: The folder cannot be written, or is a file.
     """
 
-    def __init__(self, path: Path, *, beat_s: float = BEAT_S, dead_after_s: float = DEAD_AFTER_S) -> None:
+    def __init__(
+        self, path: Path, *, beat_s: float = BEAT_S, dead_after_s: float = DEAD_AFTER_S, make: bool = True
+    ) -> None:
         self.path, self.beat_s, self.dead_after_s = path, beat_s, dead_after_s
         self.owner = f"{_machine()} {os.getpid()} {_started(os.getpid())}-{uuid.uuid4().hex}"
+        if not make:
+            if path.exists() and not path.is_dir():
+                raise RunError(f"{path} is a file; --out must be a folder. Choose another --out.")
+            return
         try:
             for folder in (self.cells, self.leases, self.cohorts):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -110,6 +121,9 @@ class Board:
         Args:
             name: Of the choice.
             choose: Makes it where nobody has.
+
+        Raises:
+            RunError: The folder cannot be written, or the disk is full.
         """
         path = self.path / f"{name}.txt"
         if not path.is_file():
@@ -119,9 +133,12 @@ class Board:
                 os.link(fresh, path)
             except FileExistsError:  # another process was faster
                 pass
-            except OSError:  # a disk without hard links: whoever comes first has the name
-                self._laid_down(fresh, path)
-            fresh.unlink()
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise _unwritable(self.path, error) from error
+                self._laid_down(fresh, path)  # whoever comes first has the name
+            finally:
+                fresh.unlink(missing_ok=True)
         return path.read_text(encoding="utf-8").strip()
 
     def peek(self, name: str, choose: Callable[[], str]) -> str:
@@ -136,14 +153,20 @@ class Board:
         except FileExistsError:
             until = time.monotonic() + self.dead_after_s
             while not path.is_file():
+                if not lock.exists():  # whoever had it could not write, or has just done so
+                    self._laid_down(fresh, path)
+                    return
                 if time.monotonic() > until:
-                    fresh.unlink()
                     raise RunError(f"{lock} was left by a process that was killed. Remove it.") from None
                 time.sleep(0.02)
             return
-        if not path.is_file():
-            write_text(path, fresh.read_text(encoding="utf-8"))
-        lock.unlink()
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        try:
+            if not path.is_file():
+                write_text(path, fresh.read_text(encoding="utf-8"))
+        finally:
+            lock.unlink()
 
     def agree(self, what: str, recipe: Mapping[str, Any]) -> None:
         """Check that the folder was begun by the same recipe; the first one to ask lays it down.
@@ -212,9 +235,13 @@ class Board:
         except FileExistsError:
             return False
         except OSError as error:
-            raise RunError(f"Cannot write to {self.leases}: {error.strerror}. Choose another --out.") from error
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(self.owner)
+            raise _unwritable(self.leases, error) from error
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(self.owner)
+        except OSError as error:  # a full disk may still have room for a name
+            lease.unlink(missing_ok=True)
+            raise _unwritable(self.leases, error) from error
         return True
 
     def _take_over(self, lease: Path) -> bool:
@@ -222,11 +249,13 @@ class Board:
         guard = lease.with_suffix(".takeover")
         try:
             os.close(os.open(guard, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        except OSError:
+        except FileExistsError:
             with suppress(OSError):
                 if self._now() - guard.stat().st_mtime > self.dead_after_s:  # whoever made it was killed right then
                     guard.unlink()
             return False
+        except OSError as error:
+            raise _unwritable(self.leases, error) from error
         try:
             if not lease.exists() or self._alive(lease):
                 return False
@@ -282,6 +311,10 @@ class Board:
             return self._lease(cell).read_text(encoding="utf-8") == self.owner
         except FileNotFoundError:
             return False
+
+
+def _unwritable(folder: Path, error: OSError) -> RunError:
+    return RunError(f"Cannot write to {folder}: {error.strerror}. Free space or choose another --out.")
 
 
 def _machine() -> str:

@@ -177,7 +177,7 @@ def search_hints(
     rungs = plan_search(search, total, train.epochs)
     board.agree("search", _recipe(teacher, data, plan, search, train))
     kept, held_out = hold_out(data.train, search.holdout)
-    maker = ArmMaker(teacher, kept, train, keep=board.settle, progress=progress)
+    maker = ArmMaker(teacher, kept, train, keep=board.settle, progress=progress, note=note)
     names = [layer.name for layer in candidates]
     drawn = draw_combinations(names, int(plan.count), rungs[0].students, seed=search.seed)
     arms = {layers: maker.make(replace(plan, name="+".join(layers), hints=layers)) for layers in drawn}

@@ -6,9 +6,10 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,17 @@ from keyhole.data.splits import Split, hold_out
 from keyhole.distillation.arm import Arm
 from keyhole.distillation.cohort import Cohort
 from keyhole.distillation.experiment import Result, percent, run_cohort
-from keyhole.errors import DataError, RunError, SettingError
+from keyhole.distillation.replay import WARM_UP
+from keyhole.distillation.warmup import WarmUpError
+from keyhole.errors import DataError, RunError
 from keyhole.files import read_json, sweep, write_json
 from keyhole.models.network import InputSpec, Network, count_macs, fingerprint
 from keyhole.models.zoo import build, save
+from keyhole.plans import ArmPlan
 from keyhole.progress import Progress, silent
-from keyhole.runtime import choose_device, choose_precision, describe, synchronize
+from keyhole.runtime import choose_device, choose_precision, describe, keep_freed_memory, synchronize
 from keyhole.studies.board import Board, Keep
 from keyhole.studies.plan import Cell, Study
-
-_MISSES = 200  # tries for a lease while other processes are faster
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Outlook:
         cells: All cells.
         done: Cells that are finished.
         passes: Passes of the teacher over the training images that the open cells need.
-        hours: Estimated from a few steps of a cohort on this machine; None where nothing is open.
+        hours: Estimated from a few steps of a cohort on this machine; None where nothing is left to train.
     """
 
     cells: int
@@ -72,7 +74,7 @@ def run_study(
         How many cells this call finished.
 
     Raises:
-        RunError: The folder holds a cell of another recipe, or cannot be written.
+        RunError: The folder holds a cell of another recipe, also one that came meanwhile, or cannot be written.
         KeyholeError: A cell asks for something that does not exist.
     """
     study = settled(study, board)
@@ -81,24 +83,30 @@ def run_study(
     by_id = {cell.id: cell for cell in study.cells}
     if all(map(board.is_done, by_id)):
         return 0
+    _tell_left(board, recipes, note)
     train = hold_out(data.train, study.holdout)[0]
     maker = ArmMaker(teacher, train, study.config, keep=board.settle, progress=progress, note=note)
-    arms = {plan.name: maker.make(plan) for plan in study.arms}  # all of them, so that a mistake shows at once
-    finished = misses = 0
+    arms, lost = _made(maker, study.arms)  # all of them, so that a mistake shows at once
+    finished = _finish_lost(study, lost, teacher, board, recipes, note)
+    study = replace(study, arms=tuple(plan for plan in study.arms if plan.name in arms))
+    recipes = {cell.id: recipes[cell.id] for cell in study.cells}
+    missed_since: float | None = None
     while wanted := _next(study, board, recipes):
         with board.hold(wanted.cells, wanted.most, least=wanted.least) as held:
-            if not held:  # another process was faster
-                misses += 1
-                if misses > _MISSES:
+            if not held:  # another process was faster, or was killed when it took a dead one's cell over
+                missed_since = missed_since or time.monotonic()
+                if time.monotonic() - missed_since > 2 * board.dead_after_s:
                     raise RunError(f"Cannot take a cell in {board.leases}; is it writable? Remove stale files there.")
                 time.sleep(random.uniform(0.02, 0.2))
                 continue
-            misses = 0
+            missed_since = None
+            board.check_recipes(recipes)
             members = wanted.members or list(held)
             cells = [by_id[cell] for cell in members]
             note(f"{len(cells)} students, seed {cells[0].seed}: {', '.join(cell.plan.name for cell in cells)}")
             folder = board.cohorts / _name_of(members, recipes)
             result = _run_together(study, cells, arms, teacher, data, folder, progress)
+            board.check_recipes(recipes)  # of a process that began at the same time, its file another
             for cell, value in _results_of(cells, result, teacher, recipes):
                 if cell.id not in held:  # done before, or this process had stalled and another took it over
                     continue
@@ -108,7 +116,60 @@ def run_study(
             if all(map(board.is_done, members)):  # only now: until here a stop loses nothing
                 for done in ("checkpoint.safetensors", "cells.json"):
                     (folder / done).unlink(missing_ok=True)
+    if left := [cell.name for cell in by_id.values() if not board.is_done(cell.id)]:
+        note(
+            f"Left to other processes, which hold them: {'; '.join(left)}. Where one of those was stopped, run this "
+            f"again after {board.dead_after_s:.0f} seconds."
+        )
     return finished
+
+
+def _made(maker: ArmMaker, plans: Iterable[ArmPlan]) -> tuple[dict[str, Arm], dict[str, str]]:
+    """Return arms by name, and of those whose student diverged before it was matched what happened to it."""
+    arms, lost = {}, {}
+    for plan in plans:
+        try:
+            arms[plan.name] = maker.make(plan)
+        except WarmUpError as error:
+            lost[plan.name] = str(error)
+    return arms, lost
+
+
+def _finish_lost(
+    study: Study,
+    lost: Mapping[str, str],
+    teacher: Network,
+    board: Board,
+    recipes: Mapping[str, tuple[str, Mapping[str, Any]]],
+    note: Callable[[str], None],
+) -> int:
+    """Record the cells of arms that cannot begin, of all seeds, as the warm-up has the seed of the arm."""
+    cells = {cell.id: cell for cell in study.cells if cell.plan.name in lost}
+    common = {"precision": study.config.precision, **_common(teacher)} if lost else {}
+    finished = 0
+    with board.hold(list(cells), len(cells)) as held:
+        for cell in map(cells.__getitem__, list(held)):
+            value = _kept(cell, recipes, lost[cell.plan.name], common)
+            board.finish(cell.id, value)
+            finished += 1
+            note(_told(value))
+    return finished
+
+
+def _tell_left(board: Board, recipes: Mapping[str, tuple[str, Mapping[str, Any]]], note: Callable[[str], None]) -> None:
+    """Tell which cohorts of these cells were broken off and will not be taken up, and why."""
+    for folder in sorted(board.cohorts.iterdir()):
+        members = _members(folder)
+        ours = [cell for cell in members if cell in recipes and not board.is_done(cell)]
+        whole = set(members) <= recipes.keys()
+        if (whole and folder.name == _name_of(members, recipes)) or any(map(board.is_held, members)):
+            continue
+        if ours and (folder / "checkpoint.safetensors").is_file():
+            why = "with another recipe" if whole else "beside cells that this study lacks"
+            note(
+                f"{folder} was broken off {why} and is not taken up; these cells begin anew: "
+                f"{'; '.join(recipes[cell][0] for cell in ours)}. Remove it, or go back to the study that it is of."
+            )
 
 
 def check_cells(study: Study, teacher: Network, data: Data, board: Board) -> None:
@@ -238,26 +299,34 @@ def _results_of(
         "precision": result.config.precision,
         "cohort_seconds": round(result.seconds, 1),
         "cohort_students": len(cells),
-        "teacher_macs": count_macs(teacher),
-        "environment": describe(),
+        **_common(teacher),
     }
     if result.teacher_accuracy is not None:
         common["teacher_top1"] = percent(result.teacher_accuracy.top1)
     return [
         (
             cell,
-            {
-                "name": cell.name,
-                "arm": cell.plan.name,
-                "seed": cell.seed,
-                "recipe": dict(recipes[cell.id][1]),
-                "diverged": result.diverged.get(cell.plan.name),
-                **common,
-                **arms.get(cell.plan.name, {}),
-            },
+            _kept(cell, recipes, result.diverged.get(cell.plan.name), {**common, **arms.get(cell.plan.name, {})}),
         )
         for cell in cells
     ]
+
+
+def _common(teacher: Network) -> dict[str, Any]:
+    return {"teacher_macs": count_macs(teacher), "environment": describe()}
+
+
+def _kept(
+    cell: Cell, recipes: Mapping[str, tuple[str, Mapping[str, Any]]], diverged: str | None, more: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "name": cell.name,
+        "arm": cell.plan.name,
+        "seed": cell.seed,
+        "recipe": dict(recipes[cell.id][1]),
+        "diverged": diverged,
+        **more,
+    }
 
 
 def _told(value: Mapping[str, Any]) -> str:
@@ -269,6 +338,7 @@ def _told(value: Mapping[str, Any]) -> str:
 def look_ahead(study: Study, teacher: Network, data: Data, board: Board, *, steps: int = 6) -> Outlook:
     """Return what is open, and how long it will take here, from a few steps of the first open cohort.
 
+    The steps are timed as the study takes them, compiled where it compiles; the time of compiling does not count.
     Nothing is decided for the processes that will run it: what they have to choose is chosen here again, and forgotten.
 
     Raises:
@@ -278,20 +348,20 @@ def look_ahead(study: Study, teacher: Network, data: Data, board: Board, *, step
     study = settled(study, board, keep=board.peek)
     check_cells(study, teacher, data, board)
     open_cells = [cell for cell in study.cells if not board.is_done(cell.id)]
+    train = hold_out(data.train, study.holdout)[0]
+    maker = ArmMaker(teacher, train, study.config, keep=board.peek)
+    arms, _ = _made(maker, {cell.plan.name: cell.plan for cell in open_cells}.values())
     cohorts = [
         group[first : first + study.students_per_pass]
         for seed in study.seeds
-        if (group := [cell for cell in open_cells if cell.seed == seed])
+        if (group := [cell for cell in open_cells if cell.seed == seed and cell.plan.name in arms])
         for first in range(0, len(group), study.students_per_pass)
     ]
     if not cohorts:
-        return Outlook(len(study.cells), len(study.cells), 0, None)
-    train = hold_out(data.train, study.holdout)[0]
-    maker = ArmMaker(teacher, train, study.config, keep=board.peek)
-    arms = {cell.plan.name: maker.make(cell.plan) for cell in open_cells}
+        return Outlook(len(study.cells), len(study.cells) - len(open_cells), 0, None)
     works = [_work([arms[cell.plan.name] for cell in group], teacher, data.classes) for group in cohorts]
     first = [arms[cell.plan.name] for cell in cohorts[0]]
-    cohort = Cohort(first, replace(study.config, compile="off"), classes=data.classes, teacher=teacher, train=train)
+    cohort = Cohort(first, study.config, classes=data.classes, teacher=teacher, train=train)
     step_s = _seconds_a_step(cohort, train, study, steps)
     all_steps = study.config.epochs * (len(train) // study.config.batch_size)
     hours = step_s * all_steps * sum(map(sum, works)) / sum(works[0]) / 3600
@@ -312,12 +382,16 @@ def _macs(student: str, spec: InputSpec, classes: int) -> int:
 
 
 def _seconds_a_step(cohort: Cohort, train: Split, study: Study, steps: int) -> float:
+    if cohort.device.type == "cpu":
+        keep_freed_memory()  # as the training does
     cohort.train_mode()
-    warm_up = 3  # fills what is made ahead, so that each step timed holds one pass of the teacher
-    batches = train.to(cohort.device).training_batches(study.config.batch_size, seed=0, epoch=0)
-    lessons = cohort.lessons(batches)
-    started, taken = time.perf_counter(), 0
-    for taken, lesson in enumerate(lessons, start=1):
+    # compiles, and fills what is made ahead, so that each step timed holds one pass of the teacher; where steps are
+    # replayed, the recording comes after those that run as they are
+    warm_up = WARM_UP + 2 if cohort.replays else 3
+    there, config = train.to(cohort.device), study.config
+    epochs = (there.training_batches(config.batch_size, seed=0, epoch=k, augment=config.augment) for k in count())
+    started = time.perf_counter()
+    for taken, lesson in enumerate(cohort.lessons(chain.from_iterable(epochs)), start=1):
         cohort.step(lesson, 0.0)
         if taken == warm_up:
             synchronize(cohort.device)
@@ -325,6 +399,4 @@ def _seconds_a_step(cohort: Cohort, train: Split, study: Study, steps: int) -> f
         if taken == warm_up + steps:
             break
     synchronize(cohort.device)
-    if taken <= warm_up:
-        raise SettingError(f"There are fewer than {warm_up + 1} batches of training images; lower batch_size.")
-    return (time.perf_counter() - started) / (taken - warm_up)
+    return (time.perf_counter() - started) / steps
