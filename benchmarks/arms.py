@@ -73,8 +73,9 @@ def main() -> None:
             print(
                 f"| {row.arm} | {statistics.fmean(row.last):.2f}{spread} | {told_gap(gaps.get(row.arm))} | {others} |"
             )
-        for gap, (one, other) in zip(verdict.comparisons, given.compare, strict=True):
-            print(f"| {gap.arm} | | {told_gap(gap)} | {told_ends(other_people(cells[size], one, other))} |")
+        sides = {each.name: pair for each, pair in zip(asked, given.compare, strict=True)}
+        for gap in verdict.comparisons:
+            print(f"| {gap.arm} | | {told_gap(gap)} | {told_ends(other_people(cells[size], *sides[gap.arm]))} |")
 
 
 def accuracies(given: argparse.Namespace, sizes: tuple[float, ...]) -> Figures:
@@ -182,11 +183,15 @@ def named(run: Path) -> tuple[str, int]:
 
 
 def other_people(cells: list[Cell], one: str, other: str) -> tuple[float, float] | None:
-    """Return the ends of the difference of two arms over draws of people; None where an earlier call kept no draws."""
-    each = [[cell["draws"] for cell in cells if cell["arm"] == arm and cell.get("draws")] for arm in (one, other)]
-    if not all(each) or len({len(draws) for arm in each for draws in arm}) > 1:
+    """Return the ends of the mean difference of two arms over draws of people, on the seeds that both have.
+
+    None where they share none, or where an earlier call kept no draws of one, or others.
+    """
+    first, second = ({cell["seed"]: cell.get("draws") for cell in cells if cell["arm"] == arm} for arm in (one, other))
+    pairs = [(first[seed], second[seed]) for seed in first if seed in second]
+    if not pairs or not all(map(all, pairs)) or len({len(draws) for pair in pairs for draws in pair}) > 1:
         return None
-    gaps = np.mean(each[0], axis=0) - np.mean(each[1], axis=0)
+    gaps = np.mean([np.subtract(*pair) for pair in pairs], axis=0)
     low, high = np.quantile(gaps, [0.025, 0.975])
     return float(low), float(high)
 

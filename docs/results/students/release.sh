@@ -14,7 +14,7 @@ sizes=(--probe-px 112,16,12,8)
 
 [ -f "$out/lfw/result.json" ] ||
     keyhole faces evaluate --model "$model" --protocol lfw --root "$faces/lfw112.zip" --folds 8,9,10 "${sizes[@]}" --out "$out/lfw"
-[ -d "$out/trees" ] ||
+[ -f "$out/trees/crowd/manifest.csv" ] ||
     python benchmarks/london.py --london "$faces/london_faces.zip" --congress "$faces/congress_faces.zip" --out "$out/trees"
 [ -f "$out/london/result.json" ] ||
     keyhole faces evaluate --model "$model" --root "$out/trees/crowd" "${sizes[@]}" --out "$out/london"
