@@ -106,8 +106,7 @@ def run_study(
             note(f"{len(cells)} students, seed {cells[0].seed}: {', '.join(cell.plan.name for cell in cells)}")
             folder = board.cohorts / _name_of(members, recipes)
             result = _run_together(study, cells, arms, teacher, data, folder, progress)
-            # of a process that began at the same time, its file another
-            board.check_recipes({cell: recipes[cell] for cell in members})
+            board.check_recipes(recipes)  # of a process that began at the same time, its file another
             for cell, value in _results_of(cells, result, teacher, recipes):
                 if cell.id not in held:  # done before, or this process had stalled and another took it over
                     continue
