@@ -7,7 +7,7 @@ import pytest
 
 from keyhole.errors import ShapeError
 from keyhole.studies.budget import Cost
-from keyhole.studies.replay import Pace, match_searches, replay_searches
+from keyhole.studies.replay import Match, Pace, match_searches, replay_searches
 from keyhole.studies.variance import spread_of
 
 
@@ -103,17 +103,19 @@ def test_differences_at_equal_seconds_lie_in_their_intervals_as_often_as_they_sa
     held_out = true[:, :, None] + 0.7 * random.normal(size=(12, 2, 4))
     pace = Pace(cell_s=9.0, pass_s=1.0, epochs=4)
 
-    def matched(top1: np.ndarray) -> tuple[object, ...]:
+    def matched(top1: np.ndarray) -> tuple[Match, ...]:
         return match_searches(
             {("center",): (5, 1.0)}, held_out, top1, pace=pace, spread=spread_of(top1), students_per_pass=4
         )
 
-    exact = [each.difference for each in matched(np.repeat(true, 2, axis=1))]  # type: ignore[attr-defined]
+    exact = [each.difference for each in matched(np.repeat(true, 2, axis=1))]
     held = [0] * len(exact)
     for _ in range(150):
         found = matched(60 + true + random.normal(size=(1, 2)) + 0.4 * random.normal(size=(12, 2)))
         for i, each in enumerate(found):
-            held[i] += each.low <= exact[i] <= each.high  # type: ignore[attr-defined]
+            assert each.low is not None
+            assert each.high is not None
+            held[i] += each.low <= exact[i] <= each.high
     assert len(held) == 6
     assert all(0.89 < count / 150 < 0.995 for count in held)
 

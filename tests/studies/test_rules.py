@@ -96,5 +96,7 @@ def test_a_folder_is_looked_at_once(
     assert told == (rules, LookSeconds(7.0, {}))
     assert not times.exists()
     monkeypatch.undo()
-    assert set(settled_rules(board, toy_teacher, toy_split, PLAN, device="cpu")[1].centers) == set(seconds.centers)  # type: ignore[union-attr]
+    timed = settled_rules(board, toy_teacher, toy_split, PLAN, device="cpu")[1]
+    assert timed is not None
+    assert set(timed.centers) == set(seconds.centers)
     assert len(settled_rules(board, toy_teacher, toy_split, replace(PLAN, count=2), device="cpu")[0]["uniform"]) == 2
