@@ -10,19 +10,8 @@ import pytest
 
 from keyhole.distillation.config import TrainConfig
 from keyhole.plans import ArmPlan
-from keyhole.studies.landscape import (
-    CENTERS,
-    GUESSES,
-    SEARCHED,
-    Finalist,
-    Group,
-    Landscape,
-    comparisons_of,
-    finalists,
-    groups_of,
-    is_center,
-    survey,
-)
+from keyhole.studies.finalists import CENTERS, GUESSES, SEARCHED, Finalist, comparisons_of, finalists
+from keyhole.studies.landscape import Group, Landscape, groups_of, survey
 from keyhole.studies.plan import Comparison, Study, expand, with_combinations
 from keyhole.studies.rules import LookSeconds
 
@@ -371,11 +360,6 @@ def test_groups_are_arms_of_one_loss_and_their_rivals() -> None:
     assert groups_of(study({"name": "kd", "terms": "ce,kd"})) == ()
 
 
-def test_rules_that_take_centers_are_known_by_their_name() -> None:
-    assert [name for name in RULES if is_center(name)] == ["kmeans r2_cca", "segments r2_cca"]
-    assert not is_center("kmeans r2_cca, informative")
-
-
 def test_what_is_worth_fresh_seeds() -> None:
     found = finalists(surveyed(world(DEEP, 0.2)))
     by_kind = {kind: [each for each in found if kind in each.kinds] for kind in (CENTERS, GUESSES, SEARCHED)}
@@ -397,53 +381,6 @@ def test_what_is_worth_fresh_seeds() -> None:
     )
     (asked,) = comparisons_of(final)  # all else would be of the same two
     assert asked == Comparison("centers by r2_cca against stage-ends", (final[1].name,), (final[0].name,))
-
-
-def finalist(*metrics: str, searched: int = 0, guesses: tuple[str, ...] = ()) -> Finalist:
-    kinds = [kind for kind, has in ((SEARCHED, searched), (CENTERS, metrics), (GUESSES, guesses)) if has]
-    name = "; ".join([*metrics, *guesses, f"searched {searched}"])
-    return Finalist(name, (name,), tuple(kinds), metrics, guesses)
-
-
-def test_fresh_seeds_are_asked_for_each_metric_by_itself() -> None:
-    r2, both, ends = finalist("r2_cca"), finalist("svcca", "consensus"), finalist(guesses=("stage-ends",))
-    draws = [finalist(guesses=("random",)), replace(finalist(guesses=("random",)), name="another draw")]
-    best = [finalist(searched=place) for place in (1, 2, 3)]
-    names, found = [each.name for each in draws], tuple(each.name for each in best)
-    asked = {each.name: each for each in comparisons_of([r2, both, ends, *draws, *best])}
-    assert list(asked) == [
-        "centers by r2_cca against stage-ends", "centers by r2_cca against random",
-        "centers by r2_cca against searched", "centers by svcca and consensus against stage-ends",
-        "centers by svcca and consensus against random", "centers by svcca and consensus against searched",
-        "centers against guesses", "centers against searched", "searched against guesses",
-    ]  # fmt: skip
-    assert (asked["centers by r2_cca against stage-ends"].arms, ends.name) == ((r2.name,), "stage-ends; searched 0")
-    assert asked["centers by r2_cca against stage-ends"].against == (ends.name,)
-    assert asked["centers by r2_cca against random"].against == tuple(names)
-    assert asked["centers by svcca and consensus against searched"].against == found
-    assert asked["centers against guesses"].arms == (r2.name, both.name)
-    assert asked["centers against guesses"].against == (ends.name, *names)
-
-
-def test_a_combination_of_both_sides_stands_on_neither() -> None:
-    r2, other = finalist("r2_cca", searched=1, guesses=("stage-ends",)), finalist("svcca")
-    second, draw = finalist(searched=2), finalist(guesses=("random",))
-    asked = {each.name: (each.arms, each.against) for each in comparisons_of([r2, other, second, draw])}
-    assert asked == {
-        # stage ends themselves are not compared with stage ends
-        "centers by r2_cca against random": ((r2.name,), (draw.name,)),
-        "centers by r2_cca against the rest of searched": ((r2.name,), (second.name,)),
-        "centers by svcca against stage-ends": ((other.name,), (r2.name,)),
-        "centers by svcca against random": ((other.name,), (draw.name,)),
-        "centers by svcca against searched": ((other.name,), (r2.name, second.name)),
-        "centers against searched, without what is both": ((other.name,), (second.name,)),
-        "searched against guesses, without what is both": ((second.name,), (draw.name,)),
-    }
-    within = finalist("r2_cca"), finalist("svcca", guesses=("uniform",))
-    (asked_last,) = [each for each in comparisons_of(within) if each.name.startswith("centers against")]
-    assert asked_last == Comparison(
-        "centers against guesses, which are among them", (within[0].name,), (within[1].name,)
-    )
 
 
 def test_the_sentence_says_what_its_interval_is_of_and_what_held_out_images_tell() -> None:

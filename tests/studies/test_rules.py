@@ -15,7 +15,7 @@ from keyhole.hints.similarity import ALWAYS, METRICS
 from keyhole.models.network import Network
 from keyhole.plans import ArmPlan
 from keyhole.studies.board import Board
-from keyhole.studies.rules import LookSeconds, choices_of_rules, settled_rules
+from keyhole.studies.rules import LookSeconds, choices_of_rules, is_center, metrics_of, settled_rules
 
 PLAN = ArmPlan(name="x", student="resnet8", terms="ce,hint", count=3)
 
@@ -100,3 +100,12 @@ def test_a_folder_is_looked_at_once(
     assert timed is not None
     assert set(timed.centers) == set(seconds.centers)
     assert len(settled_rules(board, toy_teacher, toy_split, replace(PLAN, count=2), device="cpu")[0]["uniform"]) == 2
+
+
+def test_rules_that_take_centers_are_known_by_their_name(found: dict[str, tuple[str, ...]]) -> None:
+    centers = [name for name in found if is_center(name)]
+    assert sorted(centers) == sorted(
+        f"{clustering} {metric}" for clustering in CLUSTERINGS for metric in (*METRICS, "consensus")
+    )
+    kmeans = [name.removeprefix("kmeans ") for name in centers if name.startswith("kmeans ")]
+    assert metrics_of(list(found)) == tuple(kmeans)

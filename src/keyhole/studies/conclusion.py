@@ -12,8 +12,9 @@ from keyhole.data.splits import hold_out
 from keyhole.models.network import Network, count_macs
 from keyhole.progress import Progress, silent
 from keyhole.studies.board import Board, Keep
+from keyhole.studies.finalists import comparisons_of, finalists
 from keyhole.studies.followup import fresh_study
-from keyhole.studies.landscape import Group, Landscape, comparisons_of, finalists, groups_of, survey
+from keyhole.studies.landscape import Group, Landscape, groups_of, survey
 from keyhole.studies.plan import Study
 from keyhole.studies.rules import settled_rules
 from keyhole.studies.verdict import Verdict, judge

@@ -6,14 +6,16 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from keyhole.plans import ArmPlan
-from keyhole.studies.plan import Comparison, Study
+from keyhole.studies.findings import what_is_found, what_is_there
+from keyhole.studies.plan import Study
 from keyhole.studies.replay import Match, Pace, Replayed, match_searches, replay_searches
+from keyhole.studies.rules import LookSeconds, metrics_of
 from keyhole.studies.standings import (
     Combination,
     Effect,
@@ -25,10 +27,7 @@ from keyhole.studies.standings import (
     winner_of,
 )
 from keyhole.studies.variance import Spread, rank_correlation, spread_of
-from keyhole.studies.verdict import SURE, Gap, Row, paired
-
-if TYPE_CHECKING:
-    from keyhole.studies.rules import LookSeconds
+from keyhole.studies.verdict import Gap, Row, paired
 
 _CHOOSING = ("name", "hints", "metric", "count", "center", "hint", "samples", "layers", "seed")
 # Of the speed of a large matrix product, measured (docs/results/distillation.md); a student steps, a teacher looks.
@@ -203,7 +202,7 @@ def survey(
         seconds_a_pass=times and times[1],
         look_s=None if look_s is None else look_s.whole,
         centers_s={} if look_s is None else look_s.centers,
-        sentence=_what_is_there(len(told), len(group.arms), seeds),
+        sentence=what_is_there(len(told), len(group.arms), seeds),
     )
     if not part.whole:
         return part
@@ -232,7 +231,7 @@ def survey(
         over_baseline=_over_baseline(average, baseline, by_arm.get(baseline or "", {})),
         replays=() if curves is None else replay_searches(curves, top1, students_per_pass=students_per_pass),
         matches=matches,
-        sentence=_sentence(len(told), spread, standings, winner, tells),
+        sentence=what_is_found(len(told), spread, standings, winner, tells),
     )
 
 
@@ -248,7 +247,7 @@ def _timed_centers(
     return {
         metrics: (layers.index(each.layers), max(look_s.centers.get(metric, look_s.whole) for metric in metrics))
         for each in standings
-        if each.layers and (metrics := _metrics_of(each.names))
+        if each.layers and (metrics := metrics_of(each.names))
     }
 
 
@@ -340,230 +339,3 @@ def _over_baseline(
     base = tuple(float(cells[seed]["top1"]["last"]) for seed in seeds)
     both = [Row(name, seeds, each, each, (), None, None) for name, each in (("mean", mean), (baseline, base))]
     return paired(*both)
-
-
-CENTERS, GUESSES, SEARCHED = "centers", "guesses", "searched"
-_GUESSES = ("stage-ends", "uniform", "random")
-
-
-@dataclass(frozen=True)
-class Finalist:
-    """A combination that is worth fresh seeds.
-
-    Attributes:
-        name: Of all that choose it.
-        layers: What it is.
-        kinds: Of those: :data:`CENTERS` of k-means clusters, :data:`GUESSES` without a look at similarities, or
-            :data:`SEARCHED`.
-        metrics: Whose centers it is.
-        guesses: The rules that guess it, without what tells their draws apart.
-    """
-
-    name: str
-    layers: tuple[str, ...]
-    kinds: tuple[str, ...]
-    metrics: tuple[str, ...] = ()
-    guesses: tuple[str, ...] = ()
-
-
-def finalists(landscape: Landscape, *, searched: int = 3) -> tuple[Finalist, ...]:
-    """Return what is worth fresh seeds: the centers of each metric, the guesses, and the best that the search found.
-
-    Args:
-        landscape: The landscape.
-        searched: How many of the combinations with the highest held-out means.
-    """
-    ranked = [each for each in landscape.combinations if each.held_out]
-    ranked.sort(key=lambda each: -statistics.fmean(each.held_out))
-    places = {each.layers: place for place, each in enumerate(ranked[:searched], start=1)}
-    takers = {each.layers: each.names for each in landscape.standings if each.layers}
-    found = []
-    for layers in dict.fromkeys([*places, *takers]):
-        names = takers.get(layers, ())
-        metrics = _metrics_of(names)
-        guesses = [name for name in names if name.partition(",")[0] in _GUESSES]
-        parts = {
-            SEARCHED: f"searched {places[layers]}" if layers in places else "",
-            CENTERS: f"centers by {' and '.join(metrics)}" if metrics else "",
-            GUESSES: " and ".join(guesses),
-        }
-        if any(parts.values()):
-            told = {kind: part for kind, part in parts.items() if part}
-            rules = tuple(dict.fromkeys(name.partition(",")[0] for name in guesses))
-            found.append(Finalist("; ".join(told.values()), layers, tuple(told), metrics, rules))
-    return tuple(found)
-
-
-def comparisons_of(found: Sequence[Finalist]) -> tuple[Comparison, ...]:
-    """Return the comparisons that fresh seeds are for: centers metric by metric, and then of each kind the mean.
-
-    Metrics with the same centers are one comparison, and two comparisons of the same arms are one, so that no more
-    stand together for correction than differ. A combination of both sides would draw them together: it is left out of
-    both. Where one side lies within the other, it is compared with the rest of that, which is the same question.
-
-    Args:
-        found: What is worth fresh seeds.
-
-    Example:
-        >>> found = (
-        ...     Finalist("centers by r2_cca", ("a",), (CENTERS,), ("r2_cca",)),
-        ...     Finalist("searched 1", ("b",), (SEARCHED,)),
-        ...     Finalist("searched 2; stage-ends", ("c",), (SEARCHED, GUESSES), (), ("stage-ends",)),
-        ... )
-        >>> for each in comparisons_of(found):
-        ...     each.name, each.arms, each.against
-        ('centers by r2_cca against stage-ends', ('centers by r2_cca',), ('searched 2; stage-ends',))
-        ('centers by r2_cca against searched', ('centers by r2_cca',), ('searched 1', 'searched 2; stage-ends'))
-        ('searched against guesses, which are among them', ('searched 1',), ('searched 2; stage-ends',))
-    """
-    kinds = {kind: tuple(each.name for each in found if kind in each.kinds) for kind in (CENTERS, GUESSES, SEARCHED)}
-    rivals = {rule: tuple(each.name for each in found if rule in each.guesses) for rule in ("stage-ends", "random")}
-    rivals[SEARCHED] = kinds[SEARCHED]
-    asked = [
-        _contrast(f"centers by {' and '.join(each.metrics)}", (each.name,), rival, names)
-        for each in found
-        if each.metrics
-        for rival, names in rivals.items()
-    ]
-    asked += [
-        _contrast(first, kinds[first], second, kinds[second])
-        for first, second in ((CENTERS, GUESSES), (CENTERS, SEARCHED), (SEARCHED, GUESSES))
-    ]
-    once: dict[frozenset[tuple[str, ...]], Comparison] = {}
-    for each in asked:
-        if each is not None:
-            once.setdefault(frozenset((each.arms, each.against)), each)
-    return tuple(once.values())
-
-
-def _contrast(first: str, arms: tuple[str, ...], second: str, against: tuple[str, ...]) -> Comparison | None:
-    """Return a comparison of two sides without what is of both; None where nothing is left to compare."""
-    both = set(arms) & set(against)
-    own, other = (tuple(name for name in side if name not in both) for side in (arms, against))
-    name = f"{first} against {second}"
-    if own and other:
-        return Comparison(f"{name}, without what is both" if both else name, own, other)
-    if own and against:
-        return Comparison(f"{name}, which are among them", own, against)
-    if other and arms:
-        return Comparison(f"{first} against the rest of {second}", arms, other)
-    return None
-
-
-def _metrics_of(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the metrics whose k-means centers are meant, of the names of rules."""
-    return tuple(name.removeprefix("kmeans ") for name in names if name.startswith("kmeans ") and is_center(name))
-
-
-def is_center(name: str) -> bool:
-    """Return whether a rule takes the centers of clusters, by its name.
-
-    Example:
-        >>> is_center("kmeans r2_cca"), is_center("kmeans r2_cca, last"), is_center("uniform")
-        (True, False, False)
-    """
-    from keyhole.hints.clustering import CLUSTERINGS
-
-    return name.partition(" ")[0] in CLUSTERINGS and "," not in name
-
-
-def _what_is_there(count: int, asked: int, seeds: Sequence[int]) -> str:
-    """Return how much of a landscape is there, of which nothing else can be told yet."""
-    on = f"seed{'' if len(seeds) == 1 else 's'} {' and '.join(map(str, seeds))}"
-    return (
-        f"{count} of {asked} combinations of layers have come to the end on {on}. What layers are worth, where choices "
-        "stand and what a search finds can be told when all of them have with one seed."
-    )
-
-
-def _sentence(
-    count: int, spread: Spread | None, standings: Sequence[Standing], winner: Winner | None, tells: float | None
-) -> str:
-    """Return what the figures say on choosing, whichever way they fall."""
-    if spread is None:
-        seed = (
-            f"{count} combinations of layers on one seed: whether choosing matters cannot be told from chance. "
-            "It takes a second seed."
-        )
-        return " ".join(part for part in (seed, _do_held_out_images_tell(tells)) if part)
-    parts = [
-        _does_it_matter(count, spread),
-        _do_centers_pay(standings),
-        _where_controls_stand(standings),
-        _does_searching_pay(winner),
-        _do_held_out_images_tell(tells),
-    ]
-    return " ".join(part for part in parts if part)
-
-
-def _does_it_matter(count: int, spread: Spread) -> str:
-    told = (
-        f"Over {count} combinations of layers and {spread.seeds} seeds, the combination accounts for "
-        f"{100 * spread.share:.0f} % of the variance of single runs (95 % interval {100 * spread.share_low:.0f} to "
-        f"{100 * spread.share_high:.0f} %): a standard deviation of {spread.between:.2f} points against "
-        f"{spread.noise:.2f} between seeds."
-    )
-    if spread.p is not None and spread.p >= SURE:
-        return (
-            "Which layers are taken cannot be told to matter; if it does, then by a standard deviation of at most "
-            f"{spread.between_high:.2f} points. {told}"
-        )
-    if spread.between < spread.noise:
-        return f"Which layers are taken matters, but less than the seed does. {told}"
-    return f"Which layers are taken matters, more than the seed does. {told}"
-
-
-def _do_centers_pay(standings: Sequence[Standing]) -> str:
-    centers = [each for each in standings if any(is_center(name) for name in each.names)]
-    if not centers:
-        return ""
-    places = [100 * each.better_than for each in centers]
-    better = sum(each.p is not None and each.p < SURE and each.gain > 0 for each in centers)
-    worse = sum(each.p is not None and each.p < SURE and each.gain < 0 for each in centers)
-    many = f"The {len(centers)} different choices of cluster centers are" if len(centers) > 1 else "Cluster centers are"
-    between = f"{min(places):.0f} to {max(places):.0f}" if len(centers) > 1 else f"{places[0]:.0f}"
-    told = f"{many} better than {between} % of the other combinations"
-    if not better + worse:
-        return f"{told}; that cannot be told from the average combination, so choosing them is not shown to pay."
-    ends = [f"{better} better" if better else "", f"{worse} worse" if worse else ""]
-    return f"{told}: {' and '.join(end for end in ends if end)} than the average combination beyond chance."
-
-
-def _where_controls_stand(standings: Sequence[Standing]) -> str:
-    """Return the places of the rules that look at no similarity."""
-    named = {
-        "stage-ends": "stage ends",
-        "uniform": "uniform layers",
-        "all": "all layers",
-        "last-only": "the last alone",
-    }
-    found = [
-        f"{told} {'beats' if rule == 'last-only' else 'beat'} {100 * each.better_than:.0f} %"
-        for rule, told in named.items()
-        for each in standings
-        if any(name == rule or name.endswith(f" {rule}") for name in each.names)
-    ]
-    return f"Of the combinations, {', '.join(found)}." if found else ""
-
-
-def _does_searching_pay(winner: Winner | None) -> str:
-    if winner is None or winner.low is None or winner.high is None:
-        return ""
-    pays = "pays" if winner.low > 0 else "costs" if winner.high < 0 else "is not shown to pay"
-    many = len(set(winner.chosen))
-    which = "the combination that was chosen so" if many == 1 else f"the {many} combinations that were chosen so"
-    return (
-        f"Trying them all {pays}: what is best on held-out images of the other seeds is {winner.gain:+.2f} points "
-        f"from the average combination on a seed it has not seen (95 % interval {winner.low:+.2f} to "
-        f"{winner.high:+.2f} of {which}; a search on other seeds may choose others)."
-    )
-
-
-def _do_held_out_images_tell(tells: float | None) -> str:
-    if tells is None:
-        return ""
-    return (
-        f"Held-out images rank the combinations as test images do with a rank correlation of {tells:.2f}; where the "
-        "teacher was trained on the held-out images too, as published ones were, they may flatter some more than "
-        "others."
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,6 +112,26 @@ def choices_of_rules(
             continue
         found[name] = tuple(candidates[i].name for i in sorted(chosen.hints))
     return found
+
+
+def is_center(name: str) -> bool:
+    """Return whether a rule takes the centers of clusters, by its name.
+
+    Example:
+        >>> is_center("kmeans r2_cca"), is_center("kmeans r2_cca, last"), is_center("uniform")
+        (True, False, False)
+    """
+    return name.partition(" ")[0] in CLUSTERINGS and "," not in name
+
+
+def metrics_of(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the metrics by which k-means centers are among what is named, of the names of rules.
+
+    Example:
+        >>> metrics_of(("stage-ends", "kmeans r2_cca", "kmedoids linear_cka", "kmeans linear_cka, last"))
+        ('r2_cca',)
+    """
+    return tuple(name.removeprefix("kmeans ") for name in names if name.startswith("kmeans ") and is_center(name))
 
 
 def seconds_of_centers(

@@ -1,0 +1,112 @@
+"""What a landscape says on choosing, in plain words, whichever way it falls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from keyhole.studies.rules import is_center
+from keyhole.studies.standings import Standing, Winner
+from keyhole.studies.variance import Spread
+from keyhole.studies.verdict import SURE
+
+
+def what_is_there(count: int, asked: int, seeds: Sequence[int]) -> str:
+    """Return how much of a landscape is there, of which nothing else can be told yet."""
+    on = f"seed{'' if len(seeds) == 1 else 's'} {' and '.join(map(str, seeds))}"
+    return (
+        f"{count} of {asked} combinations of layers have come to the end on {on}. What layers are worth, where choices "
+        "stand and what a search finds can be told when all of them have with one seed."
+    )
+
+
+def what_is_found(
+    count: int, spread: Spread | None, standings: Sequence[Standing], winner: Winner | None, tells: float | None
+) -> str:
+    """Return what the figures say on choosing, whichever way they fall."""
+    if spread is None:
+        seed = (
+            f"{count} combinations of layers on one seed: whether choosing matters cannot be told from chance. "
+            "It takes a second seed."
+        )
+        return " ".join(part for part in (seed, _do_held_out_images_tell(tells)) if part)
+    parts = [
+        _does_it_matter(count, spread),
+        _do_centers_pay(standings),
+        _where_controls_stand(standings),
+        _does_searching_pay(winner),
+        _do_held_out_images_tell(tells),
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def _does_it_matter(count: int, spread: Spread) -> str:
+    told = (
+        f"Over {count} combinations of layers and {spread.seeds} seeds, the combination accounts for "
+        f"{100 * spread.share:.0f} % of the variance of single runs (95 % interval {100 * spread.share_low:.0f} to "
+        f"{100 * spread.share_high:.0f} %): a standard deviation of {spread.between:.2f} points against "
+        f"{spread.noise:.2f} between seeds."
+    )
+    if spread.p is not None and spread.p >= SURE:
+        return (
+            "Which layers are taken cannot be told to matter; if it does, then by a standard deviation of at most "
+            f"{spread.between_high:.2f} points. {told}"
+        )
+    if spread.between < spread.noise:
+        return f"Which layers are taken matters, but less than the seed does. {told}"
+    return f"Which layers are taken matters, more than the seed does. {told}"
+
+
+def _do_centers_pay(standings: Sequence[Standing]) -> str:
+    centers = [each for each in standings if any(is_center(name) for name in each.names)]
+    if not centers:
+        return ""
+    places = [100 * each.better_than for each in centers]
+    better = sum(each.p is not None and each.p < SURE and each.gain > 0 for each in centers)
+    worse = sum(each.p is not None and each.p < SURE and each.gain < 0 for each in centers)
+    many = f"The {len(centers)} different choices of cluster centers are" if len(centers) > 1 else "Cluster centers are"
+    between = f"{min(places):.0f} to {max(places):.0f}" if len(centers) > 1 else f"{places[0]:.0f}"
+    told = f"{many} better than {between} % of the other combinations"
+    if not better + worse:
+        return f"{told}; that cannot be told from the average combination, so choosing them is not shown to pay."
+    ends = [f"{better} better" if better else "", f"{worse} worse" if worse else ""]
+    return f"{told}: {' and '.join(end for end in ends if end)} than the average combination beyond chance."
+
+
+def _where_controls_stand(standings: Sequence[Standing]) -> str:
+    """Return the places of the rules that look at no similarity."""
+    named = {
+        "stage-ends": "stage ends",
+        "uniform": "uniform layers",
+        "all": "all layers",
+        "last-only": "the last alone",
+    }
+    found = [
+        f"{told} {'beats' if rule == 'last-only' else 'beat'} {100 * each.better_than:.0f} %"
+        for rule, told in named.items()
+        for each in standings
+        if any(name == rule or name.endswith(f" {rule}") for name in each.names)
+    ]
+    return f"Of the combinations, {', '.join(found)}." if found else ""
+
+
+def _does_searching_pay(winner: Winner | None) -> str:
+    if winner is None or winner.low is None or winner.high is None:
+        return ""
+    pays = "pays" if winner.low > 0 else "costs" if winner.high < 0 else "is not shown to pay"
+    many = len(set(winner.chosen))
+    which = "the combination that was chosen so" if many == 1 else f"the {many} combinations that were chosen so"
+    return (
+        f"Trying them all {pays}: what is best on held-out images of the other seeds is {winner.gain:+.2f} points "
+        f"from the average combination on a seed it has not seen (95 % interval {winner.low:+.2f} to "
+        f"{winner.high:+.2f} of {which}; a search on other seeds may choose others)."
+    )
+
+
+def _do_held_out_images_tell(tells: float | None) -> str:
+    if tells is None:
+        return ""
+    return (
+        f"Held-out images rank the combinations as test images do with a rank correlation of {tells:.2f}; where the "
+        "teacher was trained on the held-out images too, as published ones were, they may flatter some more than "
+        "others."
+    )
