@@ -29,6 +29,7 @@ from keyhole.errors import DivergenceError, KeyholeError, SettingError, WeightsE
 from keyhole.files import write_bytes
 from keyhole.libraries import optional
 from keyhole.models.network import InputSpec, Network
+from keyhole.runtime import silence_toolkit
 
 FORMS = {".onnx": "onnxruntime", ".xml": "openvino"}
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -237,6 +238,7 @@ def _quantized(model: Any, images: Sequence[Any], whole: Sequence[str]) -> Any:
 
 def _silent_nncf() -> Any:
     """Return NNCF without its telemetry, which sends what is done with it to its maker unless it cannot be imported."""
+    silence_toolkit()
     with _missing("openvino_telemetry"):
         nncf = _needed("nncf")
     nncf.set_log_level(logging.ERROR)

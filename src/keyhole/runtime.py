@@ -135,16 +135,17 @@ _HEAP = 1 << 26  # of a thread
 
 
 def ready_compiler() -> None:
-    """Let ``torch.compile`` keep the code of many networks of one kind; it gives up on the ninth by default.
-
-    Where CUDA's compiler is installed and there is no GPU, it compiles for the processor and says nothing about that.
-    """
+    """Let ``torch.compile`` keep the code of many networks of one kind; it gives up on the ninth by default."""
     import torch._dynamo.config as dynamo
 
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-
+    silence_toolkit()
     dynamo.recompile_limit = max(dynamo.recompile_limit, 256)
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 1024)
+
+
+def silence_toolkit() -> None:
+    """Let torch say nothing of CUDA's compiler where that is installed without a GPU; what is compiled is for the CPU."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 def describe() -> dict[str, Any]:
