@@ -144,7 +144,7 @@ def ready_compiler() -> None:
 
 
 def silence_toolkit() -> None:
-    """Let torch say nothing of CUDA's compiler where that is installed without a GPU; what is compiled is for the CPU."""
+    """Let torch say nothing of CUDA's compiler where that is installed without a GPU: it compiles for the processor."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 

@@ -99,6 +99,12 @@ class FacesOptions:
         found = apart_of(self.apart, self.apart_folds)
         return None if found is None else replace(found, score=self.apart_score)
 
+    def blending(self) -> dict[str, Any]:
+        """Return how blends are made, for a recipe; nothing where there are none."""
+        from keyhole.students.blends import Blending
+
+        return {"blending": asdict(Blending())} if self.blends else {}
+
 
 @dataclass(frozen=True)
 class FaceTrainOptions(o.TrainOptions):
@@ -140,59 +146,65 @@ def distill(
     of the other commands takes, result.json, log.jsonl and report.html to RUN; of a cohort one folder a student. With
     --wise-ft below 1 the trained weights as they are lie in trained.safetensors.
     """
-    from keyhole.distillation.training import Checkpointing
-    from keyhole.faces.images.distributions import parse_distribution
-    from keyhole.models.network import fingerprint
     from keyhole.plans import files_of, settled_before
     from keyhole.runs import open_run
-    from keyhole.students.blends import Blending, with_blends
     from keyhole.students.distilling import StudentPlan
-    from keyhole.students.distilling import distill as learn
-    from keyhole.students.teachers import load_teacher
 
     training = training.settled()
     config = training.config()
-    base = StudentPlan(**vars(student), seed=config.seed)
-    plans = _plans(cohort, base)
-    camera = parse_distribution(given.degrade)
+    plans = _plans(cohort, StudentPlan(**vars(student), seed=config.seed))
     told = o.recipe(
         {"out": out, "teacher": teacher, "cohort": cohort, **vars(given), "faces": list(map(str, given.faces)),
-         **settled_before(vars(student), StudentPlan), **vars(training),
-         **({"blending": asdict(Blending())} if given.blends else {})}
+         **settled_before(vars(student), StudentPlan), **vars(training), **given.blending()}
     )  # fmt: skip
     told["files"] |= o.fingerprints(files_of(plans))
     config = replace(config, precision=told["precision"])
     with open_run(out, "faces distill", told, resume=resume) as run:
-        opened = load_teacher(teacher)
-        run.check("teacher-sha256", f"{opened.sha256} {fingerprint(opened.network)}", "teacher")
-        read, apart = _read(given, plans, opened, camera, device=config.device, seed=config.seed)
-        run.check("faces-sha256", read.fingerprint(), "set of faces")
-        arms = _planned(plans, opened, read, config, run)
-        shown = {"faces": len(read), "blends": given.blends, "people": len(read.classes)}
-        if given.blends:  # hints were chosen without them
-            read = with_blends(read, given.blends, seed=config.seed)
-
-        def log(record: dict[str, Any]) -> None:
-            run.append(record)
-            o.note(f"{record['arm']}: epoch {record['epoch']}/{config.epochs}, loss {record['loss']:.4f}")
-
-        keep = Checkpointing(run.checkpoint, resume=run.resumed, private=True)
-        trained = learn(arms, opened, read, config, checkpointing=keep, progress=o.progress_bar(), log=log)
-        outcomes = trained.outcomes
-        about = {
-            "teacher": opened.sha256, "degrade": given.degrade, **shown,
-            **({"blending": asdict(Blending())} if given.blends else {}), **({"apart": apart} if apart else {}),
-            **{key: value for key, value in vars(config).items() if key not in ("device", "compile")},
-        }  # fmt: skip
-        mixed = {arm.name: plan.wise_ft for arm, plan in zip(arms, plans, strict=True)}
-        kept = [
-            _keep(outcome, run.path if len(outcomes) == 1 else run.path / str(number), opened, about, mixed)
-            for number, outcome in enumerate(outcomes)
-        ]
-        value = {"teacher": teacher, **shown, "apart": apart, "seconds": round(trained.seconds, 1), "arms": kept}
-        _finish(run, value)
-    lines = [f"{arm['name']}: {arm['parameters']:,} parameters, {arm['file']}" for arm in kept]
+        value = _teach(run, teacher, given, plans, config)
+    lines = [f"{arm['name']}: {arm['parameters']:,} parameters, {arm['file']}" for arm in value["arms"]]
     o.emit(value, "\n".join([*lines, f"Report: {out / 'report.html'}"]), as_json=json)
+
+
+def _teach(
+    run: RunFolder, teacher: str, given: FacesOptions, plans: Sequence[StudentPlan], config: TrainConfig
+) -> dict[str, Any]:
+    """Train the students of a run and write all that it leaves; returns what result.json tells."""
+    from keyhole.distillation.training import Checkpointing
+    from keyhole.faces.images.distributions import parse_distribution
+    from keyhole.models.network import fingerprint
+    from keyhole.students.blends import with_blends
+    from keyhole.students.distilling import distill as learn
+    from keyhole.students.teachers import load_teacher
+
+    camera, opened = parse_distribution(given.degrade), load_teacher(teacher)
+    run.check("teacher-sha256", f"{opened.sha256} {fingerprint(opened.network)}", "teacher")
+    read, apart = _read(given, plans, opened, camera, device=config.device, seed=config.seed)
+    run.check("faces-sha256", read.fingerprint(), "set of faces")
+    arms = _planned(plans, opened, read, config, run)
+    shown = {"faces": len(read), "blends": given.blends, "people": len(read.classes)}
+    if given.blends:  # hints were chosen without them
+        read = with_blends(read, given.blends, seed=config.seed)
+
+    def log(record: dict[str, Any]) -> None:
+        run.append(record)
+        o.note(f"{record['arm']}: epoch {record['epoch']}/{config.epochs}, loss {record['loss']:.4f}")
+
+    keep = Checkpointing(run.checkpoint, resume=run.resumed, private=True)
+    trained = learn(arms, opened, read, config, checkpointing=keep, progress=o.progress_bar(), log=log)
+    about = {
+        "teacher": opened.sha256, "degrade": given.degrade, **shown, **given.blending(),
+        **({"apart": apart} if apart else {}),
+        **{key: value for key, value in vars(config).items() if key not in ("device", "compile")},
+    }  # fmt: skip
+    mixed = {arm.name: plan.wise_ft for arm, plan in zip(arms, plans, strict=True)}
+    outcomes = trained.outcomes
+    kept = [
+        _keep(outcome, run.path if len(outcomes) == 1 else run.path / str(number), opened, about, mixed)
+        for number, outcome in enumerate(outcomes)
+    ]
+    value = {"teacher": teacher, **shown, "apart": apart, "seconds": round(trained.seconds, 1), "arms": kept}
+    _finish(run, value)
+    return value
 
 
 def _planned(
