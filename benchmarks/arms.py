@@ -1,7 +1,8 @@
 """Students of several seeds on LFW: what each arm reaches at each size, and its paired differences to the first one.
 
     python benchmarks/arms.py RUN... --root lfw112.zip [--compare "ARM:OTHER"]... [--folds 7]
-        [--threshold-folds 1,2,3,4,5,6] [--pictures] [--probe-px 112,16,12,8] [--degrade blur=0.7] [--out FILE.json]
+        [--threshold-folds 1,2,3,4,5,6] [--pictures] [--probe-px 112,16,12,8] [--degrade blur=0.7]
+        [--beside FILE.json] [--out FILE.json]
 
 Each RUN is a folder of 'keyhole faces distill' whose name ends in its seed, such as ablation-0: a cohort, whose arms
 are compared, or one student, whose arm is called by the rest of the name; or the FILE.json of an earlier call, which
@@ -10,7 +11,8 @@ are Student's, probabilities corrected by Holm's procedure, as in 'keyhole study
 With --pictures they are judged by TAR at 1 % FAR over all pictures of the folds (see choosing.py), which tells more
 than the accuracy of 600 pairs; a second interval, by bootstrap over people, then tells what other people would do to
 the mean over these seeds. FILE.json keeps the hints of each arm, and how its teacher's layers survive. What a run
-trained, before the weights that it began with were mixed back in (--wise-ft), is an arm of its own.
+trained, before the weights that it began with were mixed back in (--wise-ft), is an arm of its own. With --beside,
+every figure is the change from that of the same arm and seed in an earlier call's file, whose camera was another one.
 """
 
 from __future__ import annotations
@@ -54,6 +56,9 @@ def main() -> None:
         found = read_cells(run, given) if run.suffix == ".json" else cells_of(run, figures, sizes)
         for size in sizes:
             cells[size] += found[size]
+    if given.beside:
+        before = read_cells(given.beside, given, but="degrade")
+        cells = {size: changed(cells[size], before.get(size, [])) for size in sizes}
     names = list({cell["arm"]: None for cell in cells[sizes[0]]})
     asked = [Comparison(f"{one} - {other}", (one,), (other,)) for one, other in given.compare]
     verdicts = {size: judge(cells[size], names, comparisons=asked) for size in sizes}
@@ -61,6 +66,7 @@ def main() -> None:
         told = {f"{size:g}": verdict.to_json() for size, verdict in verdicts.items()}
         kept = {f"{size:g}": cells[size] for size in sizes}
         about = {key: told_value(vars(given)[key]) for key in _SETTINGS}
+        about |= {"beside": given.beside.name} if given.beside else {}
         write_json(given.out, {**about, "by_px": told, "cells": kept})
     for size, verdict in verdicts.items():
         print(f"\n{size:g} px: {verdict.sentence}\n")
@@ -76,6 +82,22 @@ def main() -> None:
         sides = {each.name: pair for each, pair in zip(asked, given.compare, strict=True)}
         for gap in verdict.comparisons:
             print(f"| {gap.arm} | | {told_gap(gap)} | {told_ends(other_people(cells[size], *sides[gap.arm]))} |")
+
+
+def changed(cells: list[Cell], before: list[Cell]) -> list[Cell]:
+    """Return cells whose figures are the change from those of the same arm and seed, draw of people by draw."""
+    known = {(cell["arm"], cell["seed"]): cell for cell in before}
+    found = []
+    for cell in cells:
+        other = known.get((cell["arm"], cell["seed"]))
+        if other is None:
+            raise SettingError(
+                f"--beside has no {cell['arm']!r} of seed {cell['seed']} at each size; measure it there."
+            )
+        value = cell["top1"]["last"] - other["top1"]["last"]
+        draws = [round(one - two, 3) for one, two in zip(cell["draws"], other["draws"], strict=True)]
+        found.append({**cell, "top1": {"last": value, "best": value}, "draws": draws})
+    return found
 
 
 def accuracies(given: argparse.Namespace, sizes: tuple[float, ...]) -> Figures:
@@ -129,8 +151,8 @@ def cells_of(run: Path, figures: Figures, sizes: tuple[float, ...]) -> dict[floa
     return cells
 
 
-def read_cells(path: Path, given: argparse.Namespace) -> dict[float, list[Cell]]:
-    """Return what an earlier call measured, of the same folds."""
+def read_cells(path: Path, given: argparse.Namespace, *, but: str = "") -> dict[float, list[Cell]]:
+    """Return what an earlier call measured, with the same settings ``but`` one."""
     value = json.loads(path.read_text())
     if not isinstance(value, dict) or "cells" not in value:
         raise SettingError(
@@ -138,7 +160,7 @@ def read_cells(path: Path, given: argparse.Namespace) -> dict[float, list[Cell]]
         )
     for key in _SETTINGS:
         asked = told_value(vars(given)[key])
-        if value.get(key) != asked:
+        if key != but and value.get(key) != asked:
             raise SettingError(f"{path} has {key} {value.get(key)!r}, this call {asked!r}. Give the same.")
     return {float(size): cells for size, cells in value["cells"].items()}
 
@@ -161,6 +183,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--pictures", action="store_true", help="TAR over all pictures, without a threshold")
     parser.add_argument("--probe-px", default="112,16,12,8")
     parser.add_argument("--degrade", type=camera, help="the camera, but for its size; Pillow's bicubic without")
+    parser.add_argument("--beside", type=Path, metavar="FILE.json", help="tell the change from an earlier call")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 

@@ -120,6 +120,12 @@ def timed(models: list[FaceModel], rounds: int) -> list[dict[str, float]]:
     ]
 
 
+def named(model: str) -> str:
+    """Return what a table calls a model: a student by its run."""
+    path = Path(model)
+    return path.parent.name if path.name == "student.safetensors" else path.name
+
+
 def table(rows, sizes) -> str:
     heads = [
         "model",
@@ -137,7 +143,7 @@ def table(rows, sizes) -> str:
             f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in (row["accuracy"][f"{s:g}"] for s in sizes)
         ]
         cells = [
-            Path(row["model"]).name,
+            named(row["model"]),
             "" if row["bytes"] is None else f"{row['bytes'] / 1e6:.2f}",
             "" if row["parameters"] is None else f"{row['parameters']:,}",
             "" if row["macs"] is None else f"{row['macs'] / 1e6:.1f}",
