@@ -158,6 +158,8 @@ def read_cells(path: Path, given: argparse.Namespace, *, but: str = "") -> dict[
         raise SettingError(
             f"{path} holds no cells; expected what an earlier call wrote with --out. Name its run instead."
         )
+    if "beside" in value:
+        raise SettingError(f"{path} holds changes from {value['beside']}; name a file written without --beside.")
     for key in _SETTINGS:
         asked = told_value(vars(given)[key])
         if key != but and value.get(key) != asked:

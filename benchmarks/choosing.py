@@ -55,7 +55,7 @@ def main() -> None:
     whose, drawing = pairs_of(faces), Resampling(given.draws)
     for file in given.students:
         student = load_face_model(file, device="cpu")
-        name = Path(file).parent.name if Path(file).name == "student.safetensors" else Path(file).stem
+        name = called(file)
         if student.embedding_size != teacher.embedding_size:
             raise SettingError(f"{name} gives {student.embedding_size} numbers, the teacher {teacher.embedding_size}.")
         for px, small, (scores, same) in compared(student, faces, sizes or ()):
@@ -91,6 +91,12 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--draws", type=int, default=200, help="of people, for the differences")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
+
+
+def called(file: str) -> str:
+    """Return what a table calls a model: a student by its run."""
+    path = Path(file)
+    return path.parent.name if path.name == "student.safetensors" else path.stem
 
 
 def compared(

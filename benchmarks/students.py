@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import torch
+from choosing import called
 
 from keyhole.cli.face_options import integers
 from keyhole.faces.comparison import Pipeline, Setting
@@ -120,12 +121,6 @@ def timed(models: list[FaceModel], rounds: int) -> list[dict[str, float]]:
     ]
 
 
-def named(model: str) -> str:
-    """Return what a table calls a model: a student by its run."""
-    path = Path(model)
-    return path.parent.name if path.name == "student.safetensors" else path.name
-
-
 def table(rows, sizes) -> str:
     heads = [
         "model",
@@ -143,7 +138,7 @@ def table(rows, sizes) -> str:
             f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in (row["accuracy"][f"{s:g}"] for s in sizes)
         ]
         cells = [
-            named(row["model"]),
+            called(row["model"]),
             "" if row["bytes"] is None else f"{row['bytes'] / 1e6:.2f}",
             "" if row["parameters"] is None else f"{row['parameters']:,}",
             "" if row["macs"] is None else f"{row['macs'] / 1e6:.1f}",

@@ -85,7 +85,8 @@ forms=$out/forms-$digits
 mkdir -p "$forms"
 export_() { # MODEL FILE PRECISION
     [ -f "$2.toml" ] || keyhole export --model "$1" --faces "$faces/congress_faces.zip" \
-        --degrade "log-uniform:6-32;blur=0.2-1@0.3,noise=1-4@0.2,jpeg=30-95@0.3" --precision "$3" --out "$2"
+        --degrade "log-uniform:6-32;blur=0.2-1@0.3,noise=1-4@0.2,jpeg=30-95@0.3" --precision "$3" --out "$2" ||
+        failed+="${2##*/} "
 }
 export_ "$teacher" "$forms/teacher-fp32.onnx" fp32
 for form in onnx xml; do

@@ -51,7 +51,7 @@ class Group:
     rivals: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Landscape:
     """All combinations of one arm of a study, as far as they are finished.
 
@@ -91,16 +91,16 @@ class Landscape:
     combinations: tuple[Combination, ...]
     left_out: int
     whole: bool
-    mean: float | None
-    spread: Spread | None
-    seeds_agree: float | None
-    held_out_tells: float | None
-    effects: tuple[Effect, ...]
-    standings: tuple[Standing, ...]
-    winner: Winner | None
-    over_baseline: Gap | None
-    replays: tuple[Replayed, ...]
-    matches: tuple[Match, ...]
+    mean: float | None = None
+    spread: Spread | None = None
+    seeds_agree: float | None = None
+    held_out_tells: float | None = None
+    effects: tuple[Effect, ...] = ()
+    standings: tuple[Standing, ...] = ()
+    winner: Winner | None = None
+    over_baseline: Gap | None = None
+    replays: tuple[Replayed, ...] = ()
+    matches: tuple[Match, ...] = ()
     seconds_a_cell: float | None
     seconds_a_pass: float | None
     look_s: float | None
@@ -188,16 +188,6 @@ def survey(
         combinations=told,
         left_out=len(group.arms) - len(told),
         whole=bool(by_all),
-        mean=None,
-        spread=None,
-        seeds_agree=None,
-        held_out_tells=None,
-        effects=(),
-        standings=(),
-        winner=None,
-        over_baseline=None,
-        replays=(),
-        matches=(),
         seconds_a_cell=times and times[0],
         seconds_a_pass=times and times[1],
         look_s=None if look_s is None else look_s.whole,

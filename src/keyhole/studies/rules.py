@@ -128,7 +128,7 @@ def metrics_of(names: Sequence[str]) -> tuple[str, ...]:
     """Return the metrics by which k-means centers are among what is named, of the names of rules.
 
     Example:
-        >>> metrics_of(("stage-ends", "kmeans r2_cca", "kmedoids linear_cka", "kmeans linear_cka, last"))
+        >>> metrics_of(("stage-ends", "kmeans r2_cca", "segments linear_cka", "kmeans linear_cka, last"))
         ('r2_cca',)
     """
     return tuple(name.removeprefix("kmeans ") for name in names if name.startswith("kmeans ") and is_center(name))
