@@ -465,7 +465,7 @@ def test_a_cohort_of_a_toml_file(runs: Path, teacher: Path, looked: Ran, tmp_pat
     assert [arm["student"] for arm in value["arms"]] == ["resnet8", "resnet8", "resnet8", "resnet14"]
     plain, kd, chosen, listed = value["arms"]
     assert (plain["hints"], kd["hints"]) == ([], [])
-    assert kd["terms"][1] == {"name": "kd", "weight": 0.9, "temperature": 2.0, "knob": None}
+    assert kd["terms"][1] == {"name": "kd", "weight": 0.9, "temperature": 2.0, "knobs": []}
     assert [pair["teacher"] for pair in chosen["hints"]] == looked.json["hints"]
     assert [pair["teacher"] for pair in listed["hints"]] == ["layer2.0"]
     folders = ("0-plain", "1-kd-only", "2-chosen", "3-listed")

@@ -61,13 +61,17 @@ def test_a_setting_of_a_term_reaches_its_loss_and_is_told() -> None:
     logits, taught = torch.randn(6, 4, generator=generator), torch.randn(6, 4, generator=generator)
     labels = torch.arange(6) % 4
     view = View(logits, {}, taught, {}, labels, torch.arange(6))
-    plain, set_ = parse_terms("dkd"), parse_terms("dkd(beta=2)")
-    expected = decoupled_loss(logits, taught, labels, beta=2.0)
-    assert build_term(set_[0], Setting())(view).item() == pytest.approx(expected.item())
-    assert build_term(plain[0], Setting())(view).item() != pytest.approx(expected.item())
+    given: dict[str, dict[str, float]] = {
+        "dkd": {},
+        "dkd(beta=2)": {"beta": 2.0},
+        "dkd(alpha=3,beta=2)": {"alpha": 3.0, "beta": 2.0},
+    }
+    found = [build_term(parse_terms(text)[0], Setting())(view).item() for text in given]
+    assert found == pytest.approx([decoupled_loss(logits, taught, labels, **knobs).item() for knobs in given.values()])
+    assert len({round(value, 4) for value in found}) == 3
     spec = InputSpec((8, 8), (0.5,), (0.5,))
-    told = [told_loss(Arm("x", "resnet8", spec, terms)) for terms in (plain, set_)]
-    assert told == ["1 dkd 4.0", "1 dkd(beta 2) 4.0"]
+    told = [told_loss(Arm("x", "resnet8", spec, parse_terms(text))) for text in given]
+    assert told == ["1 dkd 4.0", "1 dkd(beta 2) 4.0", "1 dkd(alpha 3, beta 2) 4.0"]
 
 
 @pytest.mark.parametrize(
@@ -79,8 +83,10 @@ def test_a_setting_of_a_term_reaches_its_loss_and_is_told() -> None:
         ("dkd(beta=-1)", "beta of term dkd is -1.0; expected a number >= 0"),
         ("dkd(beta=nan)", "expected a number >= 0"),
         ("dkd(beta)", r"Unknown term 'dkd\(beta\)'"),
-        ("ce, dkd(alpha=1, beta=2)=3,at", r"Term dkd has the settings \(alpha=1, beta=2\); expected one, such as dkd"),
-        ("dist(beta=1,gamma=2)", "Term dist has the settings"),
+        ("dist(beta=1, gamma=2, beta=3)", "beta of term dist is given twice; expected each setting once"),
+        ("dkd(alpha=1,)", r"Unknown term 'dkd\(alpha=1,\)'"),
+        ("dkd(alpha=1,beta=)", "beta of term dkd is ''; expected a number"),
+        ("dkd(alpha=1,gamma=2)", "Unknown setting of term dkd 'gamma'"),
     ],
 )
 def test_settings_that_make_no_sense(text: str, told: str) -> None:
@@ -243,7 +249,7 @@ def test_weights_of_hints_are_numbers_from_zero(weight: float) -> None:
 
 
 def test_blanks_do_not_count_and_cost_nothing() -> None:
-    assert parse_terms(" ce = 1, dkd ( beta = 2 ) = 3 ") == parse_terms("ce=1,dkd(beta=2)=3")
+    assert parse_terms(" ce = 1, dkd ( alpha = 2 , beta=4 ) = 3 ,kd") == parse_terms("ce=1,dkd(alpha=2,beta=4)=3,kd")
     with pytest.raises(SettingError, match="Weight '5 0' of term kd is no number"):
         parse_terms("kd = 5 0")
     with pytest.raises(UnknownNameError):

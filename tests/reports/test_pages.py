@@ -241,7 +241,7 @@ def result(arms: int = 2, epochs: int = 3, *, held_out: bool = True, taught: boo
             "terms": [
                 {"name": "ce", "weight": 0.5, "temperature": None},
                 {"name": "kd", "weight": 0.9, "temperature": 3.0},
-                {"name": "dkd", "weight": 1.0, "temperature": 4.0, "knob": ["beta", 2.0]},
+                {"name": "dkd", "weight": 1.0, "temperature": 4.0, "knobs": [["alpha", 1.0], ["beta", 2.0]]},
             ],
             "hints": [{"teacher": f"layer1.{k}{EVIL}", "student": "layer2.0"}] if k else [],
             "top1": {"last": 61.234 + k, "best": 62.345 + k},
@@ -291,8 +291,8 @@ def test_training_table_holds_the_numbers_of_the_result() -> None:
     sizes = parsed.tables[1]
     assert sizes[1][3:] == ["862 k", "125 M", "–", "–"]  # noqa: RUF001
     assert sizes[2][1:] == [
-        f"student{EVIL}0", "0.5 ce + 0.9 kd (temperature 3) + 1 dkd (beta 2, temperature 4)", "278 k", "40.8 M",
-        "3.10 ×", "3.08 ×",  # noqa: RUF001
+        f"student{EVIL}0", "0.5 ce + 0.9 kd (temperature 3) + 1 dkd (alpha 1, beta 2, temperature 4)",
+        "278 k", "40.8 M", "3.10 ×", "3.08 ×",  # noqa: RUF001
     ]  # fmt: skip
     assert parsed.tables[-1][1][1:] == ["layer2.0", f"layer1.1{EVIL}"]
     assert "10.40 percentage points less than the teacher" in parsed.text("p")

@@ -47,7 +47,7 @@ def test_the_baseline_weighs_its_terms_as_the_others_do(tmp_path: Path, terms: s
     assert all(weights(other) == weights(bare) for other in others)
 
 
-@pytest.mark.parametrize("terms", ["ce,dkd(beta=2),hint", "dist(gamma=0.5),at", "ce=1.23456789,hint"])
+@pytest.mark.parametrize("terms", ["ce,dkd(beta=2),hint", "dist(beta=2,gamma=0.5),at", "ce=1.23456789,hint"])
 def test_the_baseline_has_the_terms_of_the_others_with_their_settings(tmp_path: Path, terms: str) -> None:
     bare, *others = fresh_study(study(tmp_path), replace(PLAN, terms=terms), CHOICES).arms
     for other in others:

@@ -96,8 +96,8 @@ def check_arms(arms: Sequence[Arm], *, teacher: bool, processes: int) -> None:
 
 
 def _told(term: Term) -> str:
-    knob = "" if term.knob is None else f"({term.knob[0]} {term.knob[1]:g})"
-    return f"{term.weight:g} {term.name}{knob} {term.temperature or ''}".rstrip()
+    knobs = ", ".join(f"{knob} {value:g}" for knob, value in term.knobs)
+    return f"{term.weight:g} {term.name}{f'({knobs})' if knobs else ''} {term.temperature or ''}".rstrip()
 
 
 def told_loss(arm: Arm) -> str:

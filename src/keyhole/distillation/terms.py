@@ -53,21 +53,23 @@ class Term:
         name: One of :data:`TERMS`.
         weight: What it is multiplied with.
         temperature: Of a term of softened logits; None takes the published one.
-        knob: Another setting of the term by name, and its value, such as ``("beta", 2.0)`` of ``dkd``; None leaves all
-            of them as :data:`TERMS` has them.
+        knobs: Other settings of the term by name, and their values, such as ``("beta", 2.0)`` of ``dkd``; those that
+            are not named stay as the source has them.
     """
 
     name: str
     weight: float
     temperature: float | None = None
-    knob: tuple[str, float] | None = None
+    knobs: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         """Check name and ranges."""
         if self.name not in TERMS:
             raise unknown_name("term", self.name, TERMS)
-        if self.knob is not None:
-            knob, value = self.knob
+        names = [knob for knob, _ in self.knobs]
+        if twice := next((knob for knob in names if names.count(knob) > 1), None):
+            raise SettingError(f"{twice} of term {self.name} is given twice; expected each setting once.")
+        for knob, value in self.knobs:
             if knob not in TERMS[self.name].knobs:
                 raise unknown_name(f"setting of term {self.name}", knob, TERMS[self.name].knobs)
             if not 0 <= value < float("inf"):
@@ -398,30 +400,30 @@ def build_term(term: Term, setting: Setting) -> nn.Module:
     """Return the module that computes a term from a :class:`View`; its weights are trained with the student."""
     kind = TERMS[term.name]
     module = kind.make(kind.temperature if term.temperature is None else term.temperature, setting)
-    if term.knob is not None:
+    if term.knobs:
         assert isinstance(module, _OfLogits), "terms with settings are losses of logits"
-        module.knobs[term.knob[0]] = term.knob[1]
+        module.knobs |= dict(term.knobs)
     return module
 
 
-_TERM = re.compile(r"([^=()]+)(?:\((\w+)=([^()]+)\))?(?:=(.*))?")
-_SEVERAL = re.compile(r"\([^(),]*,[^()]*\)")
+_TERM = re.compile(r"([^=()]+)(?:\((\w+=[^(),=]*(?:,\w+=[^(),=]*)*)\))?(?:=(.*))?")
+_COMMA = re.compile(r",(?![^()]*\))")  # outside of brackets
 
 
 def parse_terms(text: str, *, temperature: float | None = None, equal: bool = False) -> tuple[Term, ...]:
-    """Return the terms of ``"ce,kd,hint"``, ``"ce=0.5,kd=0.5,hint=50"`` or ``"ce,dkd(beta=2)"``.
+    """Return the terms of ``"ce,kd,hint"``, ``"ce=0.5,kd=0.5,hint=50"`` or ``"ce,dkd(alpha=1,beta=2)"``.
 
     A term without a weight has its default one. Without any weight, ``ce,kd`` alone takes the published 0.1 and 0.9,
     ``ce,ls`` alone the published 0.1 and 9. ``margin`` beside ``embedding``, ``relations`` or ``seed`` takes 0.02.
 
     Args:
-        text: Names of :data:`TERMS` by commas, each perhaps with one setting in brackets and a weight.
+        text: Names of :data:`TERMS` by commas, each perhaps with settings in brackets and a weight.
         temperature: Of all terms that have one; None leaves each its published one.
         equal: Terms without a weight weigh 1, as they should where gradients are balanced.
 
     Raises:
         UnknownNameError: No such term.
-        SettingError: A term stands twice or has several settings, or a weight is no number.
+        SettingError: A term or a setting of it stands twice, or a weight or a setting is no number.
 
     Example:
         >>> [(term.name, term.weight) for term in parse_terms("ce,kd")]
@@ -430,14 +432,11 @@ def parse_terms(text: str, *, temperature: float | None = None, equal: bool = Fa
         [('ce', 1.0), ('kd', 1.0), ('hint', 50.0)]
         >>> [(term.name, term.weight) for term in parse_terms("embedding,margin")]
         [('embedding', 1.0), ('margin', 0.02)]
-        >>> parse_terms("ce,dkd(beta=2)")[1].knob
-        ('beta', 2.0)
+        >>> parse_terms("ce,dkd(alpha=1,beta=2)")[1].knobs
+        (('alpha', 1.0), ('beta', 2.0))
     """
-    if several := _SEVERAL.search(text):
-        name = text[: several.start()].rpartition(",")[2].strip()
-        raise SettingError(f"Term {name} has the settings {several[0]}; expected one, such as dkd(beta=2).")
-    given = ["".join(map(str.strip, re.split("([=()])", part))) for part in text.split(",") if part.strip()]
-    parts = [found.groups() if (found := _TERM.fullmatch(part)) else (part, None, None, None) for part in given]
+    given = ["".join(map(str.strip, re.split("([=(),])", part))) for part in _COMMA.split(text) if part.strip()]
+    parts = [found.groups() if (found := _TERM.fullmatch(part)) else (part, None, None) for part in given]
     names = [name.strip() for name, *_ in parts]
     if not names or len(set(names)) < len(names):
         raise SettingError(f"Terms {text!r} must name each term once, such as ce,kd,hint.")
@@ -446,18 +445,24 @@ def parse_terms(text: str, *, temperature: float | None = None, equal: bool = Fa
     else:
         defaults = _default_weights(set(names), weighed=any(weight for *_, weight in parts))
     terms = []
-    for name, (_, knob, setting, weight) in zip(names, parts, strict=True):
+    for name, (_, settings, weight) in zip(names, parts, strict=True):
         try:
             value = float(weight) if weight else defaults.get(name, 1.0)
         except ValueError as error:
             raise SettingError(f"Weight {weight!r} of term {name} is no number; write {name}=50.") from error
-        try:
-            own_knob = (knob, float(setting or "")) if knob else None
-        except ValueError as error:
-            raise SettingError(f"{knob} of term {name} is {setting!r}; expected a number.") from error
+        knobs = tuple(_knob(name, setting) for setting in settings.split(",")) if settings else ()
         own = TERMS[name].temperature if name in TERMS else None
-        terms.append(Term(name, value, own if own is None or temperature is None else temperature, own_knob))
+        terms.append(Term(name, value, own if own is None or temperature is None else temperature, knobs))
     return tuple(terms)
+
+
+def _knob(term: str, setting: str) -> tuple[str, float]:
+    """Return name and value of ``beta=2``."""
+    knob, _, value = setting.partition("=")
+    try:
+        return knob, float(value)
+    except ValueError as error:
+        raise SettingError(f"{knob} of term {term} is {value!r}; expected a number.") from error
 
 
 def _default_weights(names: set[str], *, weighed: bool) -> dict[str, float]:

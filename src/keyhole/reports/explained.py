@@ -96,7 +96,7 @@ TERM_NAMES = {
     "crd": "contrast of the last layers (crd)",
     "embedding": "direction of the embedding (embedding)",
     "relations": "how alike the embeddings of a batch are (relations)",
-    "seed": "how alike the embedding is to earlier ones (seed)",
+    "seed": "how far likeness to earlier faces is from the teacher's (seed)",
     "askd": "attention maps of the hint layers, small against sharp (askd)",
     "margin": "people kept apart by an angle (margin)",
 }

@@ -136,8 +136,7 @@ def _size_table(result: Mapping[str, Any]) -> Html:
 def _terms(arm: Mapping[str, Any]) -> Html:
     told = []
     for term in arm["terms"]:
-        knob = term.get("knob")  # results of earlier versions have none
-        settings = [f"{knob[0]} {knob[1]:g}"] if knob else []
+        settings = [f"{knob} {value:g}" for knob, value in term.get("knobs", ())]  # earlier results have none
         settings += [f"temperature {term['temperature']:g}"] if term["temperature"] else []
         told.append(join([f"{term['weight']:g} ", code(term["name"]), f" ({', '.join(settings)})" if settings else ""]))
     return join(told, " + ")

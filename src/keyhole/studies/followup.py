@@ -142,9 +142,9 @@ def _without_hints(plan: ArmPlan) -> ArmPlan | None:
 
 
 def _written(term: Term) -> str:
-    """Return a term as :func:`parse_terms` reads it, with its setting and its weight."""
-    setting = "" if term.knob is None else f"({term.knob[0]}={_exact(term.knob[1])})"
-    return f"{term.name}{setting}={_exact(term.weight)}"
+    """Return a term as :func:`parse_terms` reads it, with its settings and its weight."""
+    settings = ",".join(f"{knob}={_exact(value)}" for knob, value in term.knobs)
+    return f"{term.name}{f'({settings})' if settings else ''}={_exact(term.weight)}"
 
 
 def _exact(value: float) -> str:
