@@ -63,11 +63,11 @@ def main() -> None:
     asked = [Comparison(f"{one} - {other}", (one,), (other,)) for one, other in given.compare]
     verdicts = {size: judge(cells[size], names, comparisons=asked) for size in sizes}
     if given.out:
-        told = {f"{size:g}": verdict.to_json() for size, verdict in verdicts.items()}
+        by_px = {f"{size:g}": verdict.to_json() for size, verdict in verdicts.items()}
         kept = {f"{size:g}": cells[size] for size in sizes}
-        about = {key: told_value(vars(given)[key]) for key in _SETTINGS}
+        about = {key: json_value(vars(given)[key]) for key in _SETTINGS}
         about |= {"beside": given.beside.name} if given.beside else {}
-        write_json(given.out, {**about, "by_px": told, "cells": kept})
+        write_json(given.out, {**about, "by_px": by_px, "cells": kept})
     for size, verdict in verdicts.items():
         print(f"\n{size:g} px: {verdict.sentence}\n")
         print(f"| arm | {'TAR' if given.pictures else 'accuracy'}, % | minus the first, points | by other people |")
@@ -75,13 +75,13 @@ def main() -> None:
         gaps = {gap.arm: gap for gap in verdict.gaps}
         for row in verdict.rows:
             spread = f" (sd {statistics.stdev(row.last):.2f})" if len(row.last) > 1 else ""
-            others = told_ends(other_people(cells[size], row.arm, names[0])) if row.arm in gaps else ""
+            others = ends_text(other_people(cells[size], row.arm, names[0])) if row.arm in gaps else ""
             print(
-                f"| {row.arm} | {statistics.fmean(row.last):.2f}{spread} | {told_gap(gaps.get(row.arm))} | {others} |"
+                f"| {row.arm} | {statistics.fmean(row.last):.2f}{spread} | {gap_text(gaps.get(row.arm))} | {others} |"
             )
         sides = {each.name: pair for each, pair in zip(asked, given.compare, strict=True)}
         for gap in verdict.comparisons:
-            print(f"| {gap.arm} | | {told_gap(gap)} | {told_ends(other_people(cells[size], *sides[gap.arm]))} |")
+            print(f"| {gap.arm} | | {gap_text(gap)} | {ends_text(other_people(cells[size], *sides[gap.arm]))} |")
 
 
 def changed(cells: list[Cell], before: list[Cell]) -> list[Cell]:
@@ -161,7 +161,7 @@ def read_cells(path: Path, given: argparse.Namespace, *, but: str = "") -> dict[
     if "beside" in value:
         raise SettingError(f"{path} holds changes from {value['beside']}; name a file written without --beside.")
     for key in _SETTINGS:
-        asked = told_value(vars(given)[key])
+        asked = json_value(vars(given)[key])
         if key != but and value.get(key) != asked:
             raise SettingError(f"{path} has {key} {value.get(key)!r}, this call {asked!r}. Give the same.")
     return {float(size): cells for size, cells in value["cells"].items()}
@@ -170,7 +170,7 @@ def read_cells(path: Path, given: argparse.Namespace, *, but: str = "") -> dict[
 _SETTINGS = ("folds", "threshold_folds", "pictures", "degrade")
 
 
-def told_value(setting: Any) -> Any:
+def json_value(setting: Any) -> Any:
     return str(setting) if isinstance(setting, Degradation) else setting
 
 
@@ -221,11 +221,11 @@ def other_people(cells: list[Cell], one: str, other: str) -> tuple[float, float]
     return float(low), float(high)
 
 
-def told_ends(ends: tuple[float, float] | None) -> str:
+def ends_text(ends: tuple[float, float] | None) -> str:
     return "" if ends is None else f"[{ends[0]:+.2f}, {ends[1]:+.2f}]"
 
 
-def told_gap(gap: Gap | None) -> str:
+def gap_text(gap: Gap | None) -> str:
     if gap is None:
         return ""
     ends = "" if gap.low is None else f" [{gap.low:+.2f}, {gap.high:+.2f}], p {gap.corrected:.3f}"

@@ -78,8 +78,8 @@ def main() -> None:
                 "difference": difference(one, other, bounds=(-2.0, 2.0)),
             }
             near = nearest_is_same(faces, px)
-            told = {key: asdict(value) for key, value in row.items()}
-            found["faces"][name]["by_px"][str(px)] = told | {"nearest_is_same": near}
+            values = {key: asdict(value) for key, value in row.items()}
+            found["faces"][name]["by_px"][str(px)] = values | {"nearest_is_same": near}
             print(f"| {about} | {px} | {' | '.join(map(text, row.values()))} | {percent(near)} |", flush=True)
         found["faces"][name]["control_nearest_is_same"] = control = nearest_is_same(faces, CONTROL_PX)
         print(f"| {about} | {CONTROL_PX} | | | | {percent(control)} |", flush=True)

@@ -70,8 +70,8 @@ def main() -> None:
                 gap = {"value": tar - first[px][0], "low": low, "high": high}
             else:
                 first[px] = (tar, drawn)
-            told = {"cosine": asdict(cosine), "eer": eer, "tar": tar, "tar_minus_first": gap}
-            found.append({"student": name, "px": px, **told})
+            figures = {"cosine": asdict(cosine), "eer": eer, "tar": tar, "tar_minus_first": gap}
+            found.append({"student": name, "px": px, **figures})
             above = (
                 "{value:+.1f} [{low:+.1f}, {high:+.1f}]".format(**{k: 100 * v for k, v in gap.items()}) if gap else ""
             )

@@ -34,10 +34,10 @@ def main() -> None:
     measured = {name: accuracies(each) for (name, _), each in zip(LINES, found, strict=True)}
     sizes = {px for values in measured.values() for px in values}
     lines = [(name, {px: values.get(px, NOT_MEASURED) for px in sizes}) for name, values in measured.items()]
-    told = "Accuracy in percent on LFW, folds 8 to 10, over the size of the probe, with 95 % intervals"
-    drawn = markup.figure(face_figures.by_size(lines, "LFW, folds 8 to 10: accuracy, %", told))
+    alt = "Accuracy in percent on LFW, folds 8 to 10, over the size of the probe, with 95 % intervals"
+    drawn = markup.figure(face_figures.by_size(lines, "LFW, folds 8 to 10: accuracy, %", alt))
     legend = markup.legend([name for name, _ in lines])
-    (picture,) = drawings(markup.page(told, "", markup.section("By size", legend, drawn)))
+    (picture,) = drawings(markup.page(alt, "", markup.section("By size", legend, drawn)))
     write_text(out / "few-pixels.svg", picture.svg)
 
 

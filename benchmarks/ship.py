@@ -24,12 +24,12 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", required=True, help="what it was trained on")
     given = parser.parse_args()
-    model, told = load_face_model(given.student, device="cpu"), read_tensors(given.student)[1]
+    model, stored = load_face_model(given.student, device="cpu"), read_tensors(given.student)[1]
     assert isinstance(model.network, TorchNetwork)
-    about = {**told["about"], "arm": Path(told["about"]["arm"]).name}
+    about = {**stored["about"], "arm": Path(stored["about"]["arm"]).name}
     terms = replace(model.licenses, data=model.licenses.data.replace("see the recipe", given.data))
     save_face_model(
-        given.out, model.network.module, told["network"] or "", model.preparation,
+        given.out, model.network.module, stored["network"] or "", model.preparation,
         licenses=terms, about=about, half=True,
     )  # fmt: skip
     print(f"{given.out}: {given.out.stat().st_size:,} bytes")

@@ -55,8 +55,8 @@ def main() -> None:
         {"model": name, **size_of(name, model), "accuracy": accuracies(model, protocol, sizes, given.draws)}
         for name, model in zip(given.models, models, strict=True)
     ]
-    for row, told in zip(rows, timed(models, given.rounds), strict=True):
-        row |= told
+    for row, timing in zip(rows, timed(models, given.rounds), strict=True):
+        row |= timing
     value = {
         "folds": given.folds, "threshold_folds": given.threshold_folds, "threads": given.threads, "batch": BATCH,
         "models": rows, "environment": describe(),
@@ -79,11 +79,11 @@ def size_of(name: str, model: FaceModel) -> dict[str, int | None]:
 
 def accuracies(model: FaceModel, protocol, sizes, draws) -> dict[str, list[float]]:
     found = evaluate(Pipeline(model, setting=Setting(probe_px=sizes, draws=draws)), protocol)
-    told = {}
+    figures = {}
     for row in found.rows:
         figure = row.figures["accuracy"]
-        told[f"{row.face_px:g}"] = [100 * figure.value, 100 * figure.low, 100 * figure.high]
-    return told
+        figures[f"{row.face_px:g}"] = [100 * figure.value, 100 * figure.low, 100 * figure.high]
+    return figures
 
 
 def timed(models: list[FaceModel], rounds: int) -> list[dict[str, float]]:
@@ -97,7 +97,7 @@ def timed(models: list[FaceModel], rounds: int) -> list[dict[str, float]]:
     times: list[dict[str, list[float]]] = [{"one": [], "many": []} for _ in models]
     for key, count, calls in (("many", BATCH, 3), ("one", 1, 20)):
         for _ in range(rounds):
-            for model, faces, told in zip(models, crops, times, strict=True):
+            for model, faces, timing in zip(models, crops, times, strict=True):
                 time.sleep(0.2)
                 model.embed(faces[:count])
                 taken = []
@@ -105,19 +105,19 @@ def timed(models: list[FaceModel], rounds: int) -> list[dict[str, float]]:
                     started = time.perf_counter()
                     model.embed(faces[:count])
                     taken.append(1000 * (time.perf_counter() - started) / count)
-                told[key].append(statistics.median(taken))
+                timing[key].append(statistics.median(taken))
     first = times[0]
     return [
         {
-            **{f"ms_{key}": round(statistics.median(values), 3) for key, values in told.items()},
+            **{f"ms_{key}": round(statistics.median(values), 3) for key, values in timing.items()},
             **{
                 f"times_as_fast_{key}": round(
-                    statistics.median(a / b for a, b in zip(first[key], told[key], strict=True)), 3
+                    statistics.median(a / b for a, b in zip(first[key], timing[key], strict=True)), 3
                 )
-                for key in told
+                for key in timing
             },
         }
-        for told in times
+        for timing in times
     ]
 
 

@@ -217,7 +217,7 @@ def errors(group: Group, folder: Path) -> dict[str, str]:
         "large": large,
         "crd": crd,
         "checkpoint": checkpoint,
-        "first": lambda: group.told(_only_first),
+        "first": lambda: group.broadcast(_only_first),
         "wild": lambda: fit(Cohort([arm("ce")], replace(config(BATCH), lr=1e30), classes=3, group=group), split()),
     }
     told = {}
@@ -234,7 +234,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with join_group("cpu") as group:
         value = {
-            "told": group.told(lambda: ("made by", group.rank)),
+            "told": group.broadcast(lambda: ("made by", group.rank)),
             "ends": trained(group, folder),
             "seen": seen(group),
             "statistics": statistics(group),

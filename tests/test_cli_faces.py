@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import pattern_faces
-from keyhole.faces.images.photos import told_face_px
+from keyhole.faces.images.photos import noted_face_px
 from keyhole.faces.models.compact import compact, form_of
 from keyhole.faces.models.face_model import save_face_model
 from keyhole.faces.models.preparation import Licenses
@@ -139,7 +139,7 @@ def test_a_clip_is_followed_from_frames_to_names(shared: Path, tmp_path: Path) -
     assert len(folders) == len(found["tracks"])
     assert "holds this run, finished" in faces(*command).err
     crop = next((tmp_path / "run" / "tracks").rglob("*.png"))
-    assert told_face_px(crop.read_bytes()) is not None
+    assert noted_face_px(crop.read_bytes()) is not None
     assert "No folder or archive nowhere.gif" in faces("frames", "nowhere.gif", *command[2:-1], tmp_path / "no").err
 
 

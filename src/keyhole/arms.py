@@ -115,9 +115,9 @@ class ArmMaker:
         if hinted:
             chosen = self._hints(plan)
             pairs = self._weighed(plan, chosen, self._matched(plan, chosen, spec))
-            told = ", ".join(_told(pairs, chosen.candidates, self._students[plan.student, spec]))
+            shown = ", ".join(_pair_texts(pairs, chosen.candidates, self._students[plan.student, spec]))
             worn = (f"{term.name}: {TERMS[term.name].adapter}" for term in terms if TERMS[term.name].adapter)
-            self.note(f"{name}: {told}{''.join(f' ({each} layers)' for each in worn)}")
+            self.note(f"{name}: {shown}{''.join(f' ({each} layers)' for each in worn)}")
         return Arm(name, plan.student, spec, terms, pairs, plan.balance)
 
     def _matched(self, plan: ArmPlan, chosen: _Chosen, spec: InputSpec) -> tuple[HintPair, ...]:
@@ -131,8 +131,8 @@ class ArmMaker:
         config = replace(self.config, seed=plan.seed)
         settings = settled_before({k: v for k, v in asdict(config).items() if k not in ("device", "compile")})
         about = [Path(plan.student).name, asdict(spec), names, plan.match_steps, plan.samples, settings]
-        told = [*about, *self._subject]
-        key = _key_of("likeness", told)
+        deciding = [*about, *self._subject]
+        key = _key_of("likeness", deciding)
 
         def measure() -> str:
             try:
@@ -183,8 +183,8 @@ class ArmMaker:
             matrix = self._similarities(plan, chosen, Rule(count=1)) if needed else None
             return json.dumps(hint_weights(plan.hint_weights, wanted, matrix, clusters=clusters))
 
-        told = [plan.hint_weights, wanted, clusters, plan.metric, *_sample(plan, chosen), *self._subject]
-        weights = json.loads(self.keep(_key_of("weights", told), weigh))
+        deciding = [plan.hint_weights, wanted, clusters, plan.metric, *_sample(plan, chosen), *self._subject]
+        weights = json.loads(self.keep(_key_of("weights", deciding), weigh))
         return tuple(replace(pair, weight=weight) for pair, weight in zip(pairs, weights, strict=True))
 
     def _hints(self, plan: ArmPlan) -> _Chosen:
@@ -215,8 +215,8 @@ class ArmMaker:
             found = _named(open_to, self._selected(plan, rule, open_to))
             return json.dumps([found.hints, found.clusters])
 
-        told = [plan.metric, asdict(rule), *_sample(plan, open_to), *self._subject]
-        hints, clusters = json.loads(self.keep(_key_of("hints", told), look))
+        deciding = [plan.metric, asdict(rule), *_sample(plan, open_to), *self._subject]
+        hints, clusters = json.loads(self.keep(_key_of("hints", deciding), look))
         return replace(open_to, hints=hints, clusters=clusters)
 
     def _selected(self, plan: ArmPlan, rule: Rule, open_to: _Chosen) -> Selection:
@@ -279,12 +279,12 @@ class ArmMaker:
         return _Chosen(hints, candidates, pattern, clusters)
 
 
-def _key_of(kind: str, told: Sequence[Any]) -> str:
+def _key_of(kind: str, deciding: Sequence[Any]) -> str:
     """Return the name under which something is kept that all of this decides."""
-    return f"{kind}-{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]}"
+    return f"{kind}-{hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]}"
 
 
-def _told(pairs: Sequence[HintPair], teacher: Sequence[Layer], student: Sequence[Layer]) -> list[str]:
+def _pair_texts(pairs: Sequence[HintPair], teacher: Sequence[Layer], student: Sequence[Layer]) -> list[str]:
     """Return hints and the layers that learn from them; where sizes differ, with what is done about it."""
     sizes = [{layer.name: layer.size for layer in side} for side in (teacher, student)]
     parts = []

@@ -120,7 +120,7 @@ def export(
     calibrating, checked = (images[:-judging], images[-judging:]) if judging else (images, images)
     with torch.no_grad():
         expected = torch.cat([network(part) for part in torch.split(checked, 32)]).numpy()
-    with tempfile.TemporaryDirectory() as folder, _told(path):
+    with tempfile.TemporaryDirectory() as folder, _in_one_line(path):
         plain = Path(folder) / "plain.onnx"
         # traced on noise, so that a network that became a constant differs from itself on the images
         noise = torch.rand((2, *images.shape[1:]), generator=torch.Generator().manual_seed(0)) * 255
@@ -134,10 +134,10 @@ def export(
         if path.suffix == ".xml":
             files[path.with_suffix(".bin")] = made.with_suffix(".bin")
         found = np.concatenate([rows for rows in _run(made, checked)])
-        told = _compared(found, expected, path, precision)
+        agreement = _compared(found, expected, path, precision)
         _put(files)
     size = sum(target.stat().st_size for target in files)
-    return Exported(path, precision, size, *told, len(checked))
+    return Exported(path, precision, size, *agreement, len(checked))
 
 
 def _put(files: Mapping[Path, Path]) -> None:
@@ -156,7 +156,7 @@ def _put(files: Mapping[Path, Path]) -> None:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _in_one_line(path: Path) -> Iterator[None]:
     """Turn what a runtime or quantizer raises, of a dozen types, into one line."""
     try:
         yield

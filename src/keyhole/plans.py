@@ -153,16 +153,16 @@ def read_arm(table: Any, base: P = _USUAL) -> P:
     if "name" not in table:
         raise SettingError("An [[arm]] has no name; give each one a name of its own.")
     for name, value in table.items():
-        told, least = known[name]["expected"], known[name]["least"]
+        expected, least = known[name]["expected"], known[name]["least"]
         wrong = isinstance(value, list) and not all(isinstance(item, str) for item in value)
         if wrong or isinstance(value, bool) or not isinstance(value, known[name]["kinds"]):
-            raise SettingError(f"{name} of arm {table['name']!r} is {value!r}; expected {told}.")
+            raise SettingError(f"{name} of arm {table['name']!r} is {value!r}; expected {expected}.")
         if isinstance(value, int | float):
             if not abs(value) < 2**31:  # nor NaN
                 raise SettingError(f"{name} of arm {table['name']!r} is {value!r}; expected a number below 2^31.")
             if least is not None and value < least:
                 raise SettingError(
-                    f"{name} of arm {table['name']!r} is {value!r}; expected {told} of at least {least:g}."
+                    f"{name} of arm {table['name']!r} is {value!r}; expected {expected} of at least {least:g}."
                 )
     given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in table.items()}
     plan: P = replace(base, **given)

@@ -118,7 +118,7 @@ def open_run(
     if group.count > 1:
         arguments = {**arguments, "processes": group.count}
     with ExitStack() as stack:
-        yield group.told(lambda: stack.enter_context(_held(out, command, arguments, resume=resume)))
+        yield group.broadcast(lambda: stack.enter_context(_held(out, command, arguments, resume=resume)))
 
 
 @contextmanager
@@ -166,9 +166,9 @@ def _locked(out: Path) -> Iterator[None]:
 
 
 def _opened(out: Path, command: str, arguments: Mapping[str, Any], *, resume: bool) -> RunFolder:
-    told = json.loads(json.dumps({"command": command, "arguments": dict(arguments)}))
+    recipe = json.loads(json.dumps({"command": command, "arguments": dict(arguments)}))
     if (out / _RECIPE).is_file():
-        _check_same(out, told)
+        _check_same(out, recipe)
         if (out / "result.json").is_file():
             raise RunError(
                 f"{out} holds this run, finished; its result is {out / 'result.json'}. Choose another --out."
@@ -183,7 +183,7 @@ def _opened(out: Path, command: str, arguments: Mapping[str, Any], *, resume: bo
         half.unlink(missing_ok=True)
     if others := sorted(path.name for path in out.iterdir() if path.name != _LOCK):
         raise RunError(f"{out} is not empty and holds no run ({others[0]}). Choose another --out.")
-    write_json(out / _RECIPE, {**told, "environment": describe()})
+    write_json(out / _RECIPE, {**recipe, "environment": describe()})
     return RunFolder(out, resumed=False)
 
 
@@ -202,14 +202,14 @@ def _sweep(run: RunFolder) -> None:
     sweep(run.path)
 
 
-def _check_same(out: Path, told: Mapping[str, Any]) -> None:
+def _check_same(out: Path, recipe: Mapping[str, Any]) -> None:
     old = read_json(out / _RECIPE)
     if not isinstance(old, dict) or not isinstance(old.get("arguments"), dict):
         raise RunError(f"{out / _RECIPE} is no recipe of Keyhole. Choose another --out.")
-    if old.get("command") != told["command"]:
+    if old.get("command") != recipe["command"]:
         raise RunError(f"{out} holds a run of 'keyhole {old.get('command')}'. Choose another --out.")
     before, now = (
-        {"processes": 1} | {k: v for k, v in each["arguments"].items() if k != _MACHINE} for each in (old, told)
+        {"processes": 1} | {k: v for k, v in each["arguments"].items() if k != _MACHINE} for each in (old, recipe)
     )
     if isinstance(before.get("files"), dict) and isinstance(now.get("files"), dict):
         # an earlier version did not tell of all files; that another one is named shows in the option that names it

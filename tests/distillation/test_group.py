@@ -168,7 +168,7 @@ def test_a_setting_that_does_not_fit_is_told_once(tmp_path: Path) -> None:
 def test_a_process_of_its_own_is_alone() -> None:
     with join_group("cpu") as group:
         assert group == Group()
-        assert group.told(lambda: 3) == 3
+        assert group.broadcast(lambda: 3) == 3
         assert group.gathered(3) == [3]
         tensor = torch.ones(2)
         group.average([tensor])

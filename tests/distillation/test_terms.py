@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
 from keyhole.distillation.adapters import HintAdapter, VariationalHead
-from keyhole.distillation.arm import Arm, told_loss
+from keyhole.distillation.arm import Arm, loss_text
 from keyhole.distillation.embeddings import attention_similarity_loss
 from keyhole.distillation.losses import (
     attention_loss,
@@ -70,7 +70,7 @@ def test_a_setting_of_a_term_reaches_its_loss_and_is_told() -> None:
     assert found == pytest.approx([decoupled_loss(logits, taught, labels, **knobs).item() for knobs in given.values()])
     assert len({round(value, 4) for value in found}) == 3
     spec = InputSpec((8, 8), (0.5,), (0.5,))
-    told = [told_loss(Arm("x", "resnet8", spec, parse_terms(text))) for text in given]
+    told = [loss_text(Arm("x", "resnet8", spec, parse_terms(text))) for text in given]
     assert told == ["1 dkd 4.0", "1 dkd(beta 2) 4.0", "1 dkd(alpha 3, beta 2) 4.0"]
 
 

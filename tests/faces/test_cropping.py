@@ -52,7 +52,7 @@ def test_each_photo_becomes_a_crop_that_training_reads(photos: Path, yunet: Path
         (face,) = detector.detect(photo)
         crop = (out / f"{name}.png").read_bytes()
         np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(crop))), align(photo, face.landmarks))
-        assert files.told_face_px(crop) == pytest.approx(face_px_of(face.landmarks), abs=0.01)
+        assert files.noted_face_px(crop) == pytest.approx(face_px_of(face.landmarks), abs=0.01)
         assert stat.S_IMODE((out / f"{name}.png").stat().st_mode) == 0o600
     how = Preparation(112, template=arcface_template(112))
     views = read_faces(out, shown=how, seen=how, camera=FixedSizes((12,)))

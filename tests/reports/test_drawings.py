@@ -49,13 +49,13 @@ def drawn_parts(root: ElementTree.Element) -> Counter[tuple[str, str]]:
 
 def test_each_is_a_file_of_its_own_named_by_number_and_heading() -> None:
     first, second = drawings(two_drawings())
-    assert (first.name, first.told) == ("1-losses-by-epoch", "Loss of <kd> & others")
-    assert (second.name, second.told) == ("2-how-many", "How many clusters")
+    assert (first.name, first.alt) == ("1-losses-by-epoch", "Loss of <kd> & others")
+    assert (second.name, second.alt) == ("2-how-many", "How many clusters")
     for each in (first, second):
         root = parsed(each.svg)
         assert each.svg.startswith('<?xml version="1.0" encoding="utf-8"?>')
         assert root.tag == SVG + "svg"
-        assert root.findtext(SVG + "title") == each.told
+        assert root.findtext(SVG + "title") == each.alt
         assert "http" not in each.svg.replace("http://www.w3.org/", "")
 
 

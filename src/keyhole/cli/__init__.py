@@ -84,8 +84,8 @@ def _refuse(error: Any) -> NoReturn:
         error.show()
         raise SystemExit(1) from None
     command = "keyhole" if error.ctx is None else error.ctx.command_path
-    told = error.format_message().rstrip(".")
-    _fail(f"{told}{'' if told.endswith('?') else '.'} See {command} --help.")
+    message = error.format_message().rstrip(".")
+    _fail(f"{message}{'' if message.endswith('?') else '.'} See {command} --help.")
 
 
 def _fail(message: str) -> NoReturn:

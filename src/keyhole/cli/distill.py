@@ -95,7 +95,7 @@ def train(
         spec = _needed(o.input_spec(model, images.data, expects), model)
         opened = open_data(images.data, images.root, input=spec, workers=images.workers, progress=o.progress_bar())
         group.check_same(opened.fingerprint())
-        group.told(lambda: _check_images(run, opened))
+        group.broadcast(lambda: _check_images(run, opened))
         arm = Arm(model, model, spec, parse_terms("ce"))
         _run(run, [arm], opened, config, holdout=holdout, group=group, as_json=json)
 
@@ -152,7 +152,7 @@ def distill(
             return [maker.make(plan) for plan in plans]
 
         group.check_same({"teacher": fingerprint(opened), **data.fingerprint()})
-        arms = group.told(chosen)
+        arms = group.broadcast(chosen)
         _run(run, arms, data, config, teacher=opened, holdout=holdout, group=group, as_json=json)
 
 
@@ -186,8 +186,8 @@ def _run(
     def log(record: dict[str, Any]) -> None:
         run.append(record)
         held = record.get("held_out_top1")
-        told = "" if held is None else f", held out {100 * held:.2f} %"
-        o.note(f"{record['arm']}: epoch {record['epoch']}/{config.epochs}, loss {record['loss']:.4f}{told}")
+        also = "" if held is None else f", held out {100 * held:.2f} %"
+        o.note(f"{record['arm']}: epoch {record['epoch']}/{config.epochs}, loss {record['loss']:.4f}{also}")
 
     result = run_cohort(
         arms,

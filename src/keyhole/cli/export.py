@@ -73,22 +73,22 @@ def export(
         raise SettingError(f"--out is {out}, the model itself. Choose another file.")
     if shown.faces is None and (model == o.FACE_MODEL or is_face_model(Path(model))):
         raise SettingError(f"{model} is a face model; name aligned crops to check it on: --faces.")
-    told: str | None = None
+    description: str | None = None
     if shown.faces is None:
         shown.check_for_classes()
         prepared, pixels = _of_classes(model, images, network, shown.samples, seed)
     else:
-        prepared, pixels, told = _of_faces(model, shown.faces, shown, seed)
+        prepared, pixels, description = _of_faces(model, shown.faces, shown, seed)
     found = write(prepared, out, pixels, precision=precision)
     value = {
         "file": str(out), "precision": precision, "bytes": found.size_bytes, "worst": found.worst,
         "cosine": found.cosine, "least_cosine": found.least_cosine, "images": found.checked,
     }  # fmt: skip
-    if told is not None:
+    if description is not None:
         from keyhole.files import write_text
 
         beside = out.with_name(f"{out.name}.toml")
-        write_text(beside, f"file = {_quoted(out.name)}\n{told}")
+        write_text(beside, f"file = {_quoted(out.name)}\n{description}")
         value["description"] = str(beside)
     o.emit(
         value,

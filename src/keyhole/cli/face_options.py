@@ -47,7 +47,7 @@ class DetectionOptions:
 
         return Detector(path, side_px=self.detect_px, enlarge=self.detect_enlarge)
 
-    def told(self) -> dict[str, Any]:
+    def for_recipe(self) -> dict[str, Any]:
         """Return the options for a recipe, silent about how photos are searched where that is the usual way."""
         usual = vars(DetectionOptions())
         return {name: value for name, value in vars(self).items() if name not in usual or value != usual[name]}

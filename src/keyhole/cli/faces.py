@@ -43,11 +43,11 @@ def evaluate(
 
     setting = conditions.conditions()
     fitted = f.matcher_of(matcher, setting.match)
-    told = o.recipe(
-        {**use.told(), **vars(protocol), **vars(conditions), "matcher": matcher, "precision": "fp32"},
+    recipe = o.recipe(
+        {**use.for_recipe(), **vars(protocol), **vars(conditions), "matcher": matcher, "precision": "fp32"},
         of_machine=("threads",),
     )
-    with open_run(out, "faces evaluate", told, resume=True) as run:
+    with open_run(out, "faces evaluate", recipe, resume=True) as run:
         read = protocol.open()
         for line in (read.summary(), *read.notes):
             o.note(line)
@@ -83,12 +83,12 @@ def factors(
     setting = varied.conditions()
     extents = tuple(f.extent(part) for part in varied.margins.split(","))
     also, matchers = varied.also or (), [str(path) for path in varied.matcher or ()]
-    told = o.recipe(
-        {**use.told(), **vars(protocol), **vars(varied), "matcher": matchers, "precision": "fp32"},
+    recipe = o.recipe(
+        {**use.for_recipe(), **vars(protocol), **vars(varied), "matcher": matchers, "precision": "fp32"},
         of_machine=("threads",),
     )
-    told["files"] |= o.fingerprints([*also, *matchers])
-    with open_run(out, "faces factors", told, resume=True) as run:
+    recipe["files"] |= o.fingerprints([*also, *matchers])
+    with open_run(out, "faces factors", recipe, resume=True) as run:
         read = protocol.open()
         for line in (read.summary(), *read.notes):
             o.note(line)

@@ -105,10 +105,10 @@ def hints(
         write_arrays(run.path / "similarity.npz", found.similarities)
         write_text(run.path / "report.html", hints_page(found))
         write_json(run.path / "hints.json", found.to_json())
-    o.emit(found.to_json(), _told(found.to_json(), run.path), as_json=json)
+    o.emit(found.to_json(), _summary(found.to_json(), run.path), as_json=json)
 
 
-def _told(value: dict[str, Any], out: Path) -> str:
+def _summary(value: dict[str, Any], out: Path) -> str:
     lines = [f"{value['teacher']}: learn from {', '.join(value['hints'])}"]
     for name in value["hints"]:
         sure = value["stability"].get(name)

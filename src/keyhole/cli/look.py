@@ -134,7 +134,7 @@ def figures(
     found = read_drawings(report)
     for drawing in found:
         write_text(out / f"{drawing.name}.svg", drawing.svg)
-    value = [{"file": f"{drawing.name}.svg", "shows": drawing.told, "caption": drawing.caption} for drawing in found]
+    value = [{"file": f"{drawing.name}.svg", "shows": drawing.alt, "caption": drawing.caption} for drawing in found]
     o.emit({"figures": value}, "\n".join(f"{each['file']}  {each['shows']}" for each in value), as_json=json)
 
 

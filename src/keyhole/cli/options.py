@@ -165,15 +165,15 @@ def recipe(options: Mapping[str, Any], *, of_machine: tuple[str, ...] = ()) -> d
     for key, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise SettingError(f"--{key.replace('_', '-')} is {value}; expected a finite number.")
-    told = {key: str(value) if isinstance(value, Path) else value for key, value in flat.items()}
-    kept = {key: value for key, value in told.items() if key not in ("out", "json", "resume", *of_machine)}
+    values = {key: str(value) if isinstance(value, Path) else value for key, value in flat.items()}
+    kept = {key: value for key, value in values.items() if key not in ("out", "json", "resume", *of_machine)}
     wanted = flat["precision"]
     if wanted == "auto":  # a resumed run keeps what it took, whatever is faster today
         wanted = _precision_of(flat.get("out")) or wanted
     return kept | {
         "precision": choose_precision(wanted, choose_device(flat["device"])),
         "files": fingerprints(_texts(kept.values())),
-        "machine": {key: told[key] for key in of_machine if key in told},
+        "machine": {key: values[key] for key in of_machine if key in values},
     }
 
 

@@ -105,7 +105,7 @@ def search(
     write_json(out / "search.json", value)
     write_text(out / "fresh.toml", study_toml(_next(teacher, network, images, found, (plan, train))))
     write_text(out / "report.html", search_page(found))
-    o.emit(value, _told(found, out), as_json=json)
+    o.emit(value, _summary(found, out), as_json=json)
 
 
 def _next(
@@ -131,7 +131,7 @@ def _next(
     return fresh_study(searched, plan, {"searched": found.hints, **rules})
 
 
-def _told(found: Found, out: Path) -> str:
+def _summary(found: Found, out: Path) -> str:
     cost = found.to_json()["cost"]
     return "\n".join(
         [

@@ -153,13 +153,13 @@ def distill(
     training = training.settled()
     config = training.config()
     plans = _plans(cohort, StudentPlan(**vars(student), seed=config.seed))
-    told = o.recipe(
+    recipe = o.recipe(
         {"out": out, "teacher": teacher, "cohort": cohort, **vars(given), "faces": list(map(str, given.faces)),
          **settled_before(vars(student), StudentPlan), **vars(training), **given.blending()}
     )  # fmt: skip
-    told["files"] |= o.fingerprints(files_of(plans))
-    config = replace(config, precision=told["precision"])
-    with open_run(out, "faces distill", told, resume=resume) as run:
+    recipe["files"] |= o.fingerprints(files_of(plans))
+    config = replace(config, precision=recipe["precision"])
+    with open_run(out, "faces distill", recipe, resume=resume) as run:
         value = _teach(run, teacher, given, plans, config)
     lines = [f"{arm['name']}: {arm['parameters']:,} parameters, {arm['file']}" for arm in value["arms"]]
     o.emit(value, "\n".join([*lines, f"Report: {out / 'report.html'}"]), as_json=json)
@@ -269,10 +269,10 @@ def _read(
         ),
         progress=o.progress_bar(),
     )
-    told = None
+    set_apart = None
     if apart and people:
         read, found = leave_out(read, apart, people, teacher, device=choose_device(device), progress=o.progress_bar())
-        told = {
+        set_apart = {
             "people": len(people.apart), "left_out_by_face": len(found.people), "score": apart.score,
             "highest_score": found.highest, "near": found.near,
         }  # fmt: skip
@@ -282,7 +282,7 @@ def _read(
     if given.draw is not None:
         read = drawn(read, given.draw, seed=seed)
     o.note(f"{len(read)} faces of {len(read.classes)} people")
-    return read, told
+    return read, set_apart
 
 
 def _keep(
@@ -294,11 +294,11 @@ def _keep(
     arm, path = outcome.arm, folder / "student.safetensors"
     hints = {pair.teacher: pair.student for pair in arm.hints}
     survival = dict(arm.survival) if isinstance(arm, FaceArm) else {}
-    told = {"arm": Path(arm.name).name, "terms": _terms(arm), "hints": hints, **about}  # not where a file lies
+    description = {"arm": Path(arm.name).name, "terms": _terms(arm), "hints": hints, **about}  # not where a file lies
     wise_ft = mixed[arm.name]
-    save_student(path, outcome, teacher=teacher, about=told, wise_ft=wise_ft)
+    save_student(path, outcome, teacher=teacher, about=description, wise_ft=wise_ft)
     if wise_ft < 1:
-        save_student(folder / "trained.safetensors", outcome, teacher=teacher, about=told)
+        save_student(folder / "trained.safetensors", outcome, teacher=teacher, about=description)
     return {
         "name": arm.name, "student": arm.student, "parameters": outcome.last.parameters, "hints": hints,
         "file": str(path), "wise_ft": wise_ft, **({"survival": survival} if survival else {}),

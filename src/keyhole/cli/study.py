@@ -64,15 +64,15 @@ def study(
     if len({_folder(name) for name in read}) < len(read):
         raise SettingError(f"{file} holds studies whose folders would have one name; let their teachers differ more.")
     found = {name: run(each, out / _folder(name)) for name, each in read.items()}
-    told = {"studies": {name: value for name, (value, _) in found.items()}}
+    results = {"studies": {name: value for name, (value, _) in found.items()}}
     lines = [f"{name}: {text}" for name, (_, text) in found.items()]
     if not dry_run:
-        write_json(out / "result.json", told)
+        write_json(out / "result.json", results)
         write_text(
             out / "report.html", studies_page({name: (_folder(name), text) for name, (_, text) in found.items()})
         )
         lines.append(f"Report: {out / 'report.html'}")
-    o.emit(told, "\n".join(lines), as_json=json)
+    o.emit(results, "\n".join(lines), as_json=json)
 
 
 def _folder(name: str) -> str:

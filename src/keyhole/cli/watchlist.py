@@ -147,8 +147,8 @@ def compare(
     found = measure(use.pipeline(crop.setting()), first, second, note=o.note)
     if report is not None:
         write_text(report, comparison_page(found), private=True)
-    told = f"score {found.score:.3f} ({found.first_px:.0f} and {found.second_px:.0f} px)"
-    o.emit(found.to_json(), told, as_json=json)
+    text = f"score {found.score:.3f} ({found.first_px:.0f} and {found.second_px:.0f} px)"
+    o.emit(found.to_json(), text, as_json=json)
 
 
 @o.command
@@ -174,18 +174,18 @@ def frames(
     from keyhole.reports.watchlist_page import clip_page
     from keyhole.runs import open_run
 
-    told = o.recipe(
+    recipe = o.recipe(
         {
             "clip": str(clip),
             "detector": str(detector),
             "crops": crops,
             "precision": "fp32",
             "device": "cpu",
-            **search.told(),
+            **search.for_recipe(),
         }
     )
-    told["files"] |= {str(clip): clip_digest(clip)}
-    with open_run(out, "faces frames", told, resume=True) as run:
+    recipe["files"] |= {str(clip): clip_digest(clip)}
+    with open_run(out, "faces frames", recipe, resume=True) as run:
         pictures = o.progress_bar()(read_clip(clip), label="frames", total=clip_length(clip))
         sink = {"sink": crop_writer(run.path / "tracks")} if crops else {}
         found = follow(pictures, search.open_detector(detector), keep_crops=examples, **sink)

@@ -63,8 +63,8 @@ class FolderSplit:
         common = os.path.commonpath([path.parent for path in self.paths])
         try:
             for path, label in zip(self.paths, self.labels.tolist(), strict=True):
-                told = f"{path.relative_to(common).as_posix()}\0{path.stat().st_size}\0{label}\n"
-                digest.update(told.encode(errors="surrogateescape"))
+                line = f"{path.relative_to(common).as_posix()}\0{path.stat().st_size}\0{label}\n"
+                digest.update(line.encode(errors="surrogateescape"))
         except OSError as error:
             raise DataError(f"Cannot read {path}: {error.strerror}. Start again with the folder as it is.") from error
         return digest.hexdigest()

@@ -95,15 +95,15 @@ def check_arms(arms: Sequence[Arm], *, teacher: bool, processes: int) -> None:
             )
 
 
-def _told(term: Term) -> str:
+def _term_text(term: Term) -> str:
     knobs = ", ".join(f"{knob} {value:g}" for knob, value in term.knobs)
     return f"{term.weight:g} {term.name}{f'({knobs})' if knobs else ''} {term.temperature or ''}".rstrip()
 
 
-def told_loss(arm: Arm) -> str:
+def loss_text(arm: Arm) -> str:
     """Return terms and hints in one line; two arms with the same line learn the same."""
-    terms = " + ".join(_told(term) for term in arm.terms)
+    terms = " + ".join(_term_text(term) for term in arm.terms)
     balanced_by = f"; balance by {arm.balance}" if arm.balance != "weights" else ""
     weights = ["" if pair.weight == 1 else f" times {pair.weight:g}" for pair in arm.hints]
-    pairs = (f"; {pair.teacher} -> {pair.student}{told}" for pair, told in zip(arm.hints, weights, strict=True))
+    pairs = (f"; {pair.teacher} -> {pair.student}{times}" for pair, times in zip(arm.hints, weights, strict=True))
     return terms + "".join(pairs) + balanced_by

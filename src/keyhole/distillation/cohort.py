@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from keyhole.data.splits import Batch, Split
-from keyhole.distillation.arm import Arm, Lesson, check_arms, told_loss
+from keyhole.distillation.arm import Arm, Lesson, check_arms, loss_text
 from keyhole.distillation.config import TrainConfig, make_optimizer
 from keyhole.distillation.group import ALONE, Group
 from keyhole.distillation.learner import Learner, draws_random_numbers, under
@@ -61,7 +61,7 @@ class Cohort:
         check_arms(arms, teacher=teacher is not None, processes=group.count)
         self.group = group
         self.device = group.device or choose_device(config.device)
-        precision = group.told(lambda: choose_precision(config.precision, self.device))
+        precision = group.broadcast(lambda: choose_precision(config.precision, self.device))
         self.config = config = replace(config, precision=precision)
         self.teacher_input = teacher.input if teacher else None
         self._train = train
@@ -290,7 +290,7 @@ class Cohort:
             tensors |= {f"{i}.{name}": tensor for name, tensor in own.items()}
             values.append(kept)
         names = [learner.arm.name for learner in self.learners]
-        losses = [told_loss(learner.arm) for learner in self.learners]
+        losses = [loss_text(learner.arm) for learner in self.learners]
         return tensors, {"arms": names, "losses": losses, "learners": values, "dropped": self.dropped}
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -305,7 +305,7 @@ class Cohort:
         if values.get("arms") != names:
             raise WeightsError(f"The checkpoint holds the arms {values.get('arms')}, expected {names}.")
         for learner, old in zip(self.learners, values.get("losses", ()), strict=False):
-            if old != (new := told_loss(learner.arm)):
+            if old != (new := loss_text(learner.arm)):
                 raise WeightsError(
                     f"The checkpoint's arm {learner.arm.name} learned by {old}, not by {new}. Start anew."
                 )

@@ -171,7 +171,7 @@ def run_cohort(
     trained = fit(cohort, train, chosen_on, checkpointing=keep, diverging=diverging, progress=progress, log=log)
 
     def measured(network: Network) -> Accuracy:
-        return group.told(lambda: evaluate(network, test, device=cohort.device, progress=progress))
+        return group.broadcast(lambda: evaluate(network, test, device=cohort.device, progress=progress))
 
     scores, diverged = [], dict(trained.diverged)
     for outcome in trained.outcomes:

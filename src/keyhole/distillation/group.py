@@ -49,7 +49,7 @@ class Group:
         """Whether this is the first process."""
         return self.rank == 0
 
-    def told(self, make: Callable[[], T]) -> T:
+    def broadcast(self, make: Callable[[], T]) -> T:
         """Return, in every process, what the first one makes; a :class:`KeyholeError` in it is raised in every one."""
         if self.count == 1:
             return make()
@@ -84,7 +84,7 @@ class Group:
             SettingError: A setting differs; it is named with both values.
         """
         found = self.gathered(dict(settings))
-        self.told(lambda: _compare(found))
+        self.broadcast(lambda: _compare(found))
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors by their mean over the processes; every process gives the same shapes."""

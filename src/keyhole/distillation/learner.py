@@ -62,7 +62,7 @@ class Learner:
         """Compute the gradient of the loss on a batch, and add the terms to the sums."""
         self.optimizer.zero_grad(set_to_none=True)
         images = lesson.views[self.arm.input]
-        with autocast(images.device, precision), _told_batch_norm(self.arm):
+        with autocast(images.device, precision), _explained_batch_norm(self.arm):
             logits, features = self.tapped(images)
             answer, hints = lesson.taught or (None, {})
             view = View(logits, features, answer, hints, lesson.batch.labels, lesson.batch.indices)
@@ -88,7 +88,7 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def told_sums(self) -> dict[str, float]:
+    def sums_as_numbers(self) -> dict[str, float]:
         """Return the sums as numbers."""
         return {name: float(value) for name, value in self.sums.items()}
 
@@ -151,7 +151,7 @@ def draws_random_numbers(network: Network) -> bool:
 
 
 @contextmanager
-def _told_batch_norm(arm: Arm) -> Iterator[None]:
+def _explained_batch_norm(arm: Arm) -> Iterator[None]:
     try:
         yield
     except ValueError as error:

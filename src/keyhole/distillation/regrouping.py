@@ -33,10 +33,10 @@ def regroup(sources: Sequence[Path], names: Sequence[str], target: Path) -> None
     common: dict[str, Any] = {}
     for source in sources:
         found, values = read_tensors(source)
-        told = {key: values.get(key) for key in ("epoch", "step", "config")}
-        if told["step"] != 0 or (common and common != told):
+        state = {key: values.get(key) for key in ("epoch", "step", "config")}
+        if state["step"] != 0 or (common and common != state):
             raise RunError(f"{source} is not at the end of the same epoch as the others. Remove it to start anew.")
-        common = told
+        common = state
         tensors |= {name: tensor for name, tensor in found.items() if name.startswith("rng")}
         for i, name in enumerate(values["arms"]):
             if name in place:

@@ -120,9 +120,9 @@ def fit(
     if cohort.device.type == "cpu":
         keep_freed_memory()
     _check_processes(cohort, train)
-    group.told(lambda: _check_labels(cohort, train))
+    group.broadcast(lambda: _check_labels(cohort, train))
     share = Share(group.rank, group.count)
-    steps = group.told(lambda: share.steps(len(train), config.batch_size))
+    steps = group.broadcast(lambda: share.steps(len(train), config.batch_size))
     train = train.to(cohort.device)
     held_out = held_out.to(cohort.device) if held_out is not None and len(held_out) else None
     begin, step, earlier = _begin(cohort, checkpointing, len(train))
@@ -160,7 +160,7 @@ def fit(
 def _due(cohort: Cohort, checkpointing: Checkpointing | None, since_s: float, *, checked: bool) -> bool:
     """Return whether to write a checkpoint; of several processes the first one's clock counts, where all meet."""
     due = checkpointing is not None and since_s > checkpointing.every_s
-    return due if cohort.group.count == 1 else checked and cohort.group.told(lambda: due)
+    return due if cohort.group.count == 1 else checked and cohort.group.broadcast(lambda: due)
 
 
 def _check_processes(cohort: Cohort, train: Split) -> None:
@@ -172,7 +172,7 @@ def _check_processes(cohort: Cohort, train: Split) -> None:
 
 def _begin(cohort: Cohort, checkpointing: Checkpointing | None, images: int) -> tuple[int, int, float]:
     """Begin where an earlier run stopped, in all processes with the state of the first one."""
-    epoch, step, seconds, sums = cohort.group.told(lambda: _restore(cohort, checkpointing, images))
+    epoch, step, seconds, sums = cohort.group.broadcast(lambda: _restore(cohort, checkpointing, images))
     _share(cohort)
     for learner, own in zip(cohort.learners, sums[cohort.group.rank] if sums else (), strict=False):
         learner.sums = {name: torch.tensor(value, device=cohort.device) for name, value in own.items()}
@@ -188,7 +188,7 @@ def _share(cohort: Cohort) -> None:
         tensors, values = cohort.state()
         return {name: tensor.cpu() for name, tensor in tensors.items()}, values
 
-    tensors, values = cohort.group.told(state)
+    tensors, values = cohort.group.broadcast(state)
     if not cohort.group.leads:
         cohort.restore(tensors, values)
 
@@ -198,7 +198,7 @@ def _check_finite(cohort: Cohort, where: str, diverging: str, checkpointing: Che
     for seen in cohort.group.gathered(cohort.diverged(where)):
         found = seen | found
     if found and diverging == "raise":
-        cohort.group.told(lambda: _tell(*next(iter(found.items())), checkpointing))
+        cohort.group.broadcast(lambda: _tell(*next(iter(found.items())), checkpointing))
     for name, why in found.items():
         cohort.drop(name, why)
 
@@ -235,7 +235,7 @@ def _close_epoch(
     rate = cohort.config.rate(epoch - 1 + (steps - 1) / steps)
     for learner in list(cohort.learners):
         try:
-            score = cohort.group.told(partial(_held_out_top1, cohort, learner, held_out))
+            score = cohort.group.broadcast(partial(_held_out_top1, cohort, learner, held_out))
         except DivergenceError as error:  # weights that are finite, and too large for their own logits
             if not drop:
                 raise
@@ -271,7 +271,7 @@ def _save(
     if checkpointing is None:
         return
     alone = cohort.group.count == 1
-    sums = [] if alone else cohort.group.gathered([learner.told_sums() for learner in cohort.learners])
+    sums = [] if alone else cohort.group.gathered([learner.sums_as_numbers() for learner in cohort.learners])
     if not cohort.group.leads:
         return
     tensors, values = cohort.state()

@@ -64,9 +64,9 @@ class Setting:
         check_poolings(self.pool)
         sizes = self.probe_px
         if not sizes or len(set(sizes)) < len(sizes) or not all(1 <= px <= 1000 and px == int(px) for px in sizes):
-            told = ",".join(f"{px:g}" for px in sizes)
+            listed = ",".join(f"{px:g}" for px in sizes)
             raise SettingError(
-                f"Sizes of probes are {told!r}; expected whole numbers from 1 to 1000 px, each once, such as 8,12,16."
+                f"Sizes of probes are {listed!r}; expected whole numbers from 1 to 1000 px, each once, such as 8,12,16."
             )
         if self.shrink not in ("probe", "both"):
             raise SettingError(f"shrink is {self.shrink!r}; expected probe or both.")
@@ -191,8 +191,8 @@ class Pipeline:
     @property
     def camera(self) -> str:
         """The camera of a gallery's small views, in words; empty where no matcher tells of one."""
-        told = self.matcher is not None and isinstance(self.matcher.about.get("camera"), dict)
-        return str(replace(self.enrolling().setting.how, face_px=SIDE_PX)) if told else ""
+        fitted_for_camera = self.matcher is not None and isinstance(self.matcher.about.get("camera"), dict)
+        return str(replace(self.enrolling().setting.how, face_px=SIDE_PX)) if fitted_for_camera else ""
 
     def doubts(self) -> tuple[str, ...]:
         """Return the note on a matcher that was fitted for another camera than the one of the setting."""

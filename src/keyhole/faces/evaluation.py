@@ -117,9 +117,9 @@ def _pairs(pipeline: Pipeline, protocol: PairSet, crops: Crops, progress: Progre
         scores = np.full(len(place), verification.LOST)
         pairs = probe_places, mate_places
         scores[whole] = compare(probes, gallery, face_px, mode=mode, matcher=pipeline.matcher, pairs=pairs)
-        told = verification.fold_accuracy(scores, protocol.same, protocol.folds, by=by)
+        judged_folds = verification.fold_accuracy(scores, protocol.same, protocol.folds, by=by)
         scores, same, people = scores[judged], protocol.same[judged], subjects[judged]
-        main = verification.accuracy_statistic(told, people)
+        main = verification.accuracy_statistic(judged_folds, people)
         more = {
             "EER": verification.eer_statistic(scores, same, subjects=people),
             "TAR at FAR 1 %": verification.tar_statistic(scores, same, 0.01, subjects=people),
@@ -128,13 +128,13 @@ def _pairs(pipeline: Pipeline, protocol: PairSet, crops: Crops, progress: Progre
         curve = verification.det(scores, same)
         errors = tuple(curve.false_accept.tolist()), tuple(curve.false_reject.tolist())
         figures = _with_intervals({"accuracy": main, **more}, setting)
-        yield main, Row(face_px, mode, figures, None, (), errors, _flags(told.correct))
+        yield main, Row(face_px, mode, figures, None, (), errors, _flags(judged_folds.correct))
 
     missed = int((~crops.found).sum())
     summary = f"{protocol.summary()}; {missed} without a face, {int((~whole).sum())} pairs lost by that"
     found = Evaluation(
         "pairs", pipeline.model.name, protocol.name, summary, "accuracy", _rows(rows, setting), (), protocol.notes,
-        _about(pipeline.model), _told(setting), setting.draws, {"pictures": missed},
+        _about(pipeline.model), _setting_values(setting), setting.draws, {"pictures": missed},
         ("false accepts, %", "false rejects, %"),
     )  # fmt: skip
     return found, probes
@@ -177,8 +177,8 @@ def _searches(
         summary += f"; {len(tracked.probes):,} tracks of the probes, {int((~there).sum())} of them without a face"
     found = Evaluation(
         "searches", pipeline.model.name, protocol.name, summary, "rank-1", made, _groups(tracked, held, setting),
-        (*protocol.notes, *_too_few(held, setting)), _about(pipeline.model), _told(setting), setting.draws, missed,
-        ("FPIR, %", "FNIR, %"),
+        (*protocol.notes, *_too_few(held, setting)), _about(pipeline.model), _setting_values(setting), setting.draws,
+        missed, ("FPIR, %", "FNIR, %"),
     )  # fmt: skip
     return found, probes
 
@@ -250,7 +250,7 @@ def _row_of(
 
 def _rows(rows: Callable[[float, str], Iterator[tuple[Statistic, Row]]], setting: Setting) -> tuple[Row, ...]:
     """Return the rows of each size, with the gap to the first row of ``none``."""
-    told: list[Row] = []
+    made_rows: list[Row] = []
     for face_px in setting.probe_px:
         made = [each for mode in setting.match for each in rows(face_px, mode)]
         plain = next(((main, row) for main, row in made if row.mode.split()[0] == "none"), None)
@@ -258,8 +258,8 @@ def _rows(rows: Callable[[float, str], Iterator[tuple[Statistic, Row]]], setting
             gap = None
             if plain is not None and row is not plain[1]:
                 gap = difference(main, plain[0], resampling=_draws(setting))
-            told.append(replace(row, gap=gap, against="none" if plain is None else plain[1].mode))
-    return tuple(told)
+            made_rows.append(replace(row, gap=gap, against="none" if plain is None else plain[1].mode))
+    return tuple(made_rows)
 
 
 def _flags(values: np.ndarray) -> tuple[bool, ...]:
@@ -316,10 +316,10 @@ def _about(model: FaceModel) -> dict[str, str]:
     }
 
 
-def _told(setting: Setting) -> dict[str, Any]:
-    told = asdict(setting)
+def _setting_values(setting: Setting) -> dict[str, Any]:
+    values = asdict(setting)
     lists = {name: list(getattr(setting, name)) for name in ("probe_px", "match", "pool")}
-    return {**told, **lists, "how": asdict(setting.how)}
+    return {**values, **lists, "how": asdict(setting.how)}
 
 
 def _examples(probes: Watched, setting: Setting, *, most: int = 4) -> tuple[Example, ...]:

@@ -166,7 +166,7 @@ def study_factors(
             for row in part["rows"]:
                 condition = Condition(model.name, margin, row["face_px"], row["match"])
                 right[condition] = np.array([mark == "1" for mark in row["right"]])
-    return _told(right, main, protocol, setting, _notes(models))
+    return _factors(right, main, protocol, setting, _notes(models))
 
 
 def _part_path(folder: Path, model: FaceModel, margin: float | None) -> Path:
@@ -190,11 +190,11 @@ def _conditions(
     model: FaceModel, protocol: IdentificationSet | PairSet, setting: Setting, matcher: Matcher | None
 ) -> dict[str, Any]:
     """Return what decides a part: setting, model, matcher, and the pictures by their content."""
-    told = asdict(setting)
-    told |= {name: list(getattr(setting, name)) for name in ("probe_px", "match", "pool")}
-    told |= {"fingerprint": model.fingerprint}
-    told |= {"matcher": None if matcher is None else matcher.digest(), "pictures": _digest(protocol)}
-    return {key: value for key, value in told.items() if key not in ("draws", "fpir")}
+    values = asdict(setting)
+    values |= {name: list(getattr(setting, name)) for name in ("probe_px", "match", "pool")}
+    values |= {"fingerprint": model.fingerprint}
+    values |= {"matcher": None if matcher is None else matcher.digest(), "pictures": _digest(protocol)}
+    return {key: value for key, value in values.items() if key not in ("draws", "fpir")}
 
 
 def _digest(protocol: IdentificationSet | PairSet) -> str:
@@ -238,7 +238,7 @@ def _kept(
     return dict(value)
 
 
-def _told(
+def _factors(
     right: dict[Condition, np.ndarray],
     main: str,
     protocol: IdentificationSet | PairSet,

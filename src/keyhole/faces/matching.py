@@ -104,9 +104,9 @@ class Matcher:
     def digest(self) -> str:
         """Return what tells it from other matchers: a digest of its numbers."""
         parts = (self.maps.astype(np.float16), self.small_means, self.sharp_mean, np.array([self.sharp_px]))
-        told = [self.fingerprint, repr(self.sizes_px), repr(self.alike_shares)]
+        settings = [self.fingerprint, repr(self.sizes_px), repr(self.alike_shares)]
         return hashlib.sha256(
-            b"".join([*(np.ascontiguousarray(part).tobytes() for part in parts), repr(told).encode()])
+            b"".join([*(np.ascontiguousarray(part).tobytes() for part in parts), repr(settings).encode()])
         ).hexdigest()
 
     def check(self, fingerprint: str, people: Iterable[str], *, margin: float | None) -> None:

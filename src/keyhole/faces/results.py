@@ -137,17 +137,17 @@ class Evaluation:
     def sentence(self) -> str:
         """Return in a sentence what was found at the smallest and at the largest size."""
         sizes = sorted({row.face_px for row in self.rows})
-        told = []
+        parts = []
         for px in dict.fromkeys((sizes[-1], sizes[0])):
             at = {row.mode: row for row in self.rows if row.face_px == px}
             first = next((row for mode, row in at.items() if mode.split()[0] == "none"), next(iter(at.values())))
-            told.append(f"{100 * first.figures[self.main].value:.1f} % at {px:g} px ({first.mode})")
+            parts.append(f"{100 * first.figures[self.main].value:.1f} % at {px:g} px ({first.mode})")
             best = max(at.values(), key=lambda row: row.figures[self.main].value)
             if best is not first and best.gap is not None:
                 value = best.figures[self.main].value
                 sure = "surely" if best.gap.low > 0 else "perhaps by chance"
-                told[-1] += f", {100 * value:.1f} % matched by {best.mode} ({sure} better)"
-        return f"{self.main.capitalize()} of {self.model} on {self.protocol}: {'; '.join(told)}."
+                parts[-1] += f", {100 * value:.1f} % matched by {best.mode} ({sure} better)"
+        return f"{self.main.capitalize()} of {self.model} on {self.protocol}: {'; '.join(parts)}."
 
     def text(self) -> str:
         """Return the table as text."""

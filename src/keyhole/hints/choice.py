@@ -231,7 +231,7 @@ def choose_hints(
         choices=choices,
         similarities=seen.matrices | ({CONSENSUS: deciding[CONSENSUS]} if len(config.metrics) > 1 else {}),
         seconds=seconds,
-        **seen.told([layer.name for layer in candidates]),
+        **seen.from_labels([layer.name for layer in candidates]),
     )
 
 
@@ -249,7 +249,7 @@ class _Seen:
     def quality(self) -> Float[np.ndarray, " l"] | None:
         return np.array([score.total for score in self.scores]) if self.scores else None
 
-    def told(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    def from_labels(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Return what labels tell of the layers, by name."""
         known = () if self.information is None else self.information
         scores = [{"quality": score.total, **asdict(score)} for score in self.scores]

@@ -36,18 +36,18 @@ def demo_page(summary: Mapping[str, Any], *, hints: Hints | None = None) -> str:
     seeds = max((len(arm["top1"]) for arm in arms), default=0)
     rows = [(arm["name"], arm["top1"]) for arm in arms]
     line = (teacher["name"], teacher["top1"]) if teacher else None
-    told = f"Top-1 of each arm over {plural(seeds, 'seed')}"
+    alt = f"Top-1 of each arm over {plural(seeds, 'seed')}"
     caption = "One dot a seed; the upright bar is their mean." if seeds > 1 else "One seed only."
-    dots = figure(figures.dots(rows, line, told), caption) if rows else ""
+    dots = figure(figures.dots(rows, line, alt), caption) if rows else ""
     parts = [
         paragraph(summary["note"], "note"),
         section("What the students reach", _demo_table(summary), dots),
         _paired_section(summary["paired"]),
     ]
     if hints is not None:
-        told = paragraph(f"{hint_parts.title(hints)}.")
+        lead = paragraph(f"{hint_parts.title(hints)}.")
         shown = (hint_parts.lead(hints), hint_parts.hint_table(hints), hint_parts.map_figure(hints))
-        parts.append(section("Which layers teach", told, *shown))
+        parts.append(section("Which layers teach", lead, *shown))
     return page(summary["title"], "Keyhole: demonstration", *parts)
 
 
@@ -85,9 +85,9 @@ def _paired_section(pairs: Sequence[Mapping[str, Any]]) -> Html:
     heads = [Column("seed by seed", number=False)]
     heads += [Column(head) for head in ("mean, points", "95 % interval", "includes 0")]
     drawn = figures.intervals(lines, "Paired differences in top-1 with their intervals")
-    told = "Each student is compared with the one of the same seed. "
+    text = "Each student is compared with the one of the same seed. "
     if all(pair["low"] is None for pair in pairs):
-        told += "One seed gives no interval, so no difference here can be told from chance."
+        text += "One seed gives no interval, so no difference here can be told from chance."
     else:
-        told += "Where the interval includes 0, the difference cannot be told from chance."
-    return section("Differences", table(heads, rows), figure(drawn, told))
+        text += "Where the interval includes 0, the difference cannot be told from chance."
+    return section("Differences", table(heads, rows), figure(drawn, text))

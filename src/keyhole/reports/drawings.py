@@ -30,13 +30,13 @@ class Drawing:
 
     Attributes:
         name: Its number in the report and the heading that it stands under, fit for a file: ``1-the-map``.
-        told: What it shows, in words.
+        alt: What it shows, in words.
         caption: What stood below it: what bars, dots and thin lines are; empty where nothing did.
         svg: An SVG file: light, on white, with its legend, and with no reference outside of itself.
     """
 
     name: str
-    told: str
+    alt: str
     caption: str
     svg: str
 
@@ -58,7 +58,7 @@ def drawings(page: str, *, where: str = "The page") -> list[Drawing]:
     Example:
         >>> from keyhole.reports import figures, markup
         >>> drawn = markup.figure(figures.silhouettes({2: 0.41, 3: 0.62}, 3, "Silhouette by number of clusters"))
-        >>> [(each.name, each.told) for each in drawings(markup.page("Hints", "", markup.section("How many", drawn)))]
+        >>> [(each.name, each.alt) for each in drawings(markup.page("Hints", "", markup.section("How many", drawn)))]
         [('1-how-many', 'Silhouette by number of clusters')]
     """
     found = [_alone(page, number, drawn, where) for number, drawn in enumerate(_DRAWING.finditer(page), start=1)]
@@ -84,7 +84,7 @@ def read_drawings(report: Path) -> list[Drawing]:
 
 def _alone(page: str, number: int, drawn: re.Match[str], where: str) -> Drawing:
     """Return one drawing as a file: its colors, its legend and its ground written into it."""
-    told, svg = _plain(drawn[1]), drawn[0]
+    alt, svg = _plain(drawn[1]), drawn[0]
     for name, value in variables().items():
         svg = svg.replace(f"var(--{name})", value)
     try:
@@ -108,7 +108,7 @@ def _alone(page: str, number: int, drawn: re.Match[str], where: str) -> Drawing:
     text = "".join(
         [
             f'<?xml version="1.0" encoding="utf-8"?>\n<svg {_NAMESPACES} viewBox="{left:g} {top:g} {wide:g} {high:g}"',
-            f' width="{wide:g}pt" height="{high:g}pt" font-family="{_FONT}">\n<title>{escape(told)}</title>\n',
+            f' width="{wide:g}pt" height="{high:g}pt" font-family="{_FONT}">\n<title>{escape(alt)}</title>\n',
             f"<desc>{escape(caption)}</desc>\n" if caption else "",
             f'<rect x="{left:g}" y="{top:g}" width="{wide:g}" height="{high:g}" fill="#ffffff"/>\n',
             *_legend(entries, x, y - room),
@@ -116,7 +116,7 @@ def _alone(page: str, number: int, drawn: re.Match[str], where: str) -> Drawing:
             "\n",
         ]
     )
-    return Drawing(f"{number}-{_slug(above)}", told, caption, text)
+    return Drawing(f"{number}-{_slug(above)}", alt, caption, text)
 
 
 def _broken(where: str, number: int) -> DataError:

@@ -21,13 +21,13 @@ class Band(NamedTuple):
     high: float
 
 
-def by_size(lines: Sequence[tuple[str, Mapping[float, Band]]], label: str, told: str) -> str:
+def by_size(lines: Sequence[tuple[str, Mapping[float, Band]]], label: str, alt: str) -> str:
     """Return a measure over the size of the probe, one line a way of matching, with its interval.
 
     Args:
         lines: Name of the way, and its values by ``face_px``.
         label: Of the measure.
-        told: What it shows, for those who cannot see it.
+        alt: What it shows, for those who cannot see it.
     """
     sizes = sorted({px for _, values in lines for px in values})
     with drawing(8.4, 3.3) as figure:
@@ -50,15 +50,15 @@ def by_size(lines: Sequence[tuple[str, Mapping[float, Band]]], label: str, told:
         axes.set(xlabel="face_px of the probe: side of the aligned face in its own pixels", ylabel=label)
         axes.yaxis.grid(True)
         axes.tick_params(length=0)
-        return to_svg(figure, told, least=0.6)
+        return to_svg(figure, alt, least=0.6)
 
 
-def by_rank(lines: Sequence[tuple[str, Sequence[float]]], told: str) -> str:
+def by_rank(lines: Sequence[tuple[str, Sequence[float]]], alt: str) -> str:
     """Return cumulative match curves: in how many percent of searches the mate is among the first k.
 
     Args:
         lines: Name, and the percent by rank from 1.
-        told: What it shows, for those who cannot see it.
+        alt: What it shows, for those who cannot see it.
     """
     with drawing(4.4, 2.8) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
@@ -72,18 +72,18 @@ def by_rank(lines: Sequence[tuple[str, Sequence[float]]], told: str) -> str:
         axes.minorticks_off()
         axes.yaxis.grid(True)
         axes.tick_params(length=0)
-        return to_svg(figure, told)
+        return to_svg(figure, alt)
 
 
 def by_threshold(
-    lines: Sequence[tuple[str, Sequence[float], Sequence[float]]], labels: tuple[str, str], told: str
+    lines: Sequence[tuple[str, Sequence[float], Sequence[float]]], labels: tuple[str, str], alt: str
 ) -> str:
     """Return error rates against each other, both on a logarithmic axis: DET, or FNIR over FPIR.
 
     Args:
         lines: Name, rates along x, rates along y; 0 to 1. Points where one is 0 are left out.
         labels: Of the axes.
-        told: What it shows, for those who cannot see it.
+        alt: What it shows, for those who cannot see it.
     """
     with drawing(4.4, 2.8) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
@@ -104,11 +104,11 @@ def by_threshold(
             axis.grid(True)
         axes.tick_params(length=0, which="both")
         axes.title.set_color(INK)
-        return to_svg(figure, told)
+        return to_svg(figure, alt)
 
 
 def by_threshold_size(
-    groups: Sequence[tuple[str, Mapping[float, np.ndarray]]], thresholds: Mapping[float, float], told: str
+    groups: Sequence[tuple[str, Mapping[float, np.ndarray]]], thresholds: Mapping[float, float], alt: str
 ) -> str:
     """Return how scores of groups lie at each size, and the threshold between them.
 
@@ -117,7 +117,7 @@ def by_threshold_size(
     Args:
         groups: Name, and scores by size; what is not finite is left out.
         thresholds: Score by size.
-        told: What it shows, for those who cannot see it.
+        alt: What it shows, for those who cannot see it.
     """
     sizes = sorted(thresholds)
     with drawing(8.4, 3.3) as figure:
@@ -139,15 +139,15 @@ def by_threshold_size(
         axes.set(xlabel="face_px that the probe shows", ylabel="score")
         axes.yaxis.grid(True)
         axes.tick_params(length=0)
-        return to_svg(figure, told, least=0.6)
+        return to_svg(figure, alt, least=0.6)
 
 
-def over_frames(tracks: Sequence[Sequence[tuple[int, float, float]]], told: str) -> str:
+def over_frames(tracks: Sequence[Sequence[tuple[int, float, float]]], alt: str) -> str:
     """Return how many pixels of face a clip shows, one line a face.
 
     Args:
         tracks: Frame, ``face_px`` by the eyes (dotted), and ``face_px`` that is really shown (whole line).
-        told: What it shows, for those who cannot see it.
+        alt: What it shows, for those who cannot see it.
     """
     with drawing(8.4, 3.0) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
@@ -163,7 +163,7 @@ def over_frames(tracks: Sequence[Sequence[tuple[int, float, float]]], told: str)
         axes.set(xlabel="frame", ylabel="face_px")
         axes.yaxis.grid(True)
         axes.tick_params(length=0)
-        return to_svg(figure, told, least=0.6)
+        return to_svg(figure, alt, least=0.6)
 
 
 def _pattern(number: int) -> str | tuple[float, tuple[float, ...]]:

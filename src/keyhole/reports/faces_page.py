@@ -58,8 +58,8 @@ def _by_size(found: Evaluation) -> Html:
         )
         for mode in found.modes
     ]
-    told = f"{found.main} in percent over the size of the probe, one line a way of matching"
-    drawn = face_figures.by_size(lines, f"{found.main}, %", told)
+    alt = f"{found.main} in percent over the size of the probe, one line a way of matching"
+    drawn = face_figures.by_size(lines, f"{found.main}, %", alt)
     caption = "Bars are 95 % intervals from a bootstrap over people, with the gallery as it is."
     return Html(legend(found.modes) + figure(drawn, caption))
 

@@ -65,12 +65,12 @@ def drawing(width_in: float, height_in: float) -> Iterator[Figure]:
         yield Figure(figsize=(width_in, height_in))
 
 
-def to_svg(figure: Figure, told: str, *, least: float = 0.0) -> str:
+def to_svg(figure: Figure, alt: str, *, least: float = 0.0) -> str:
     """Return a figure as an SVG element to stand in a page, cut to what is drawn.
 
     Args:
         figure: The figure of :func:`drawing`.
-        told: What it shows, for those who cannot see it.
+        alt: What it shows, for those who cannot see it.
         least: It is not drawn smaller than this fraction of its full size; then the page scrolls sideways.
 
     Returns:
@@ -83,12 +83,12 @@ def to_svg(figure: Figure, told: str, *, least: float = 0.0) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    own = hashlib.sha256((told + svg).encode()).hexdigest()[:8]
+    own = hashlib.sha256((alt + svg).encode()).hexdigest()[:8]
     svg = re.sub(r"<[^>]*>", lambda found: _tag(found[0], own), svg)
     size = re.search(r'viewBox="0 0 ([\d.]+) ', svg)
     width_px = float(size[1]) * 4 / 3 if size else 0.0
     style = f"width:100%;max-width:{width_px:.0f}px;min-width:{least * width_px:.0f}px"
-    return f'<svg role="img" aria-label="{html.escape(told)}" style="{style}"' + svg.removeprefix("<svg")
+    return f'<svg role="img" aria-label="{html.escape(alt)}" style="{style}"' + svg.removeprefix("<svg")
 
 
 def _tag(tag: str, own: str) -> str:
@@ -129,14 +129,14 @@ def spread_labels(total: int, first: Sequence[int], room: float) -> list[int]:
     return sorted(kept)
 
 
-def bars(names: Sequence[str], values_pct: Sequence[float], chosen: Mapping[str, str], told: str) -> str:
+def bars(names: Sequence[str], values_pct: Sequence[float], chosen: Mapping[str, str], alt: str) -> str:
     """Return bars by layer from 0 to 100 %, the chosen ones in their color and with their value.
 
     Args:
         names: The layers, in the order of depth.
         values_pct: One value a layer.
         chosen: Color of each chosen layer.
-        told: What it shows, for those who cannot see it.
+        alt: What it shows, for those who cannot see it.
     """
     width = min(9.6, 1.2 + 0.45 * len(names))
     with drawing(width, 2.1) as figure:
@@ -154,7 +154,7 @@ def bars(names: Sequence[str], values_pct: Sequence[float], chosen: Mapping[str,
         for i in spread_labels(len(names), ordered, 15 / cell_pt):
             if i in hints or values_pct[i] >= 0.5:
                 axes.text(i, values_pct[i] + 2, f"{values_pct[i]:.0f}", ha="center", fontsize=8, color=INK)
-        return to_svg(figure, told, least=0.6 if len(names) > 15 else 0.0)
+        return to_svg(figure, alt, least=0.6 if len(names) > 15 else 0.0)
 
 
 def label_layers(axes: Axes, names: Sequence[str], hints: Sequence[int], cell_pt: float, *, axis: str) -> None:
@@ -173,7 +173,7 @@ def label_layers(axes: Axes, names: Sequence[str], hints: Sequence[int], cell_pt
             label.set(color=INK, fontweight="bold")
 
 
-def silhouettes(values: Mapping[int, float], chosen: int, told: str) -> str:
+def silhouettes(values: Mapping[int, float], chosen: int, alt: str) -> str:
     """Return the mean silhouette by count of clusters, the chosen count marked."""
     counts = sorted(values)
     with drawing(4.4, 2.1) as figure:
@@ -187,12 +187,12 @@ def silhouettes(values: Mapping[int, float], chosen: int, told: str) -> str:
         axes.margins(y=0.12)
         axes.yaxis.grid(True)
         axes.tick_params(length=0)
-        return to_svg(figure, told)
+        return to_svg(figure, alt)
 
 
 def curves(
     lines: Sequence[tuple[int, Curve]],
-    told: str,
+    alt: str,
     *,
     title: str = "",
     unit: str = "",
@@ -203,7 +203,7 @@ def curves(
 
     Args:
         lines: Number of the arm, epochs and values; values that are not finite leave gaps.
-        told: What it shows, for those who cannot see it.
+        alt: What it shows, for those who cannot see it.
         title: Stands above, such as the name of a term.
         unit: Of the values.
         width_in: Width; narrow ones stand side by side.
@@ -231,7 +231,7 @@ def curves(
         axes.set(xlabel="epoch", ylabel=unit)
         axes.grid(True, axis="y")
         axes.tick_params(length=0, which="both")
-        return to_svg(figure, told, least=0.6 if width_in > 5 else 0.0)
+        return to_svg(figure, alt, least=0.6 if width_in > 5 else 0.0)
 
 
 def _epoch_axis(axes: Axes, first: float, last: float) -> None:
@@ -242,13 +242,13 @@ def _epoch_axis(axes: Axes, first: float, last: float) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
 
 
-def dots(rows: Sequence[tuple[str, Sequence[float]]], line: tuple[str, float] | None, told: str) -> str:
+def dots(rows: Sequence[tuple[str, Sequence[float]]], line: tuple[str, float] | None, alt: str) -> str:
     """Return one dot a seed and a bar at the mean, one row an arm, with a line for the teacher.
 
     Args:
         rows: Name and values in percent.
         line: Name and value of the teacher.
-        told: What it shows, for those who cannot see it.
+        alt: What it shows, for those who cannot see it.
     """
     with drawing(7.6, 0.55 + 0.42 * len(rows)) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
@@ -269,15 +269,15 @@ def dots(rows: Sequence[tuple[str, Sequence[float]]], line: tuple[str, float] | 
         axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel="top-1 on the test images, %")
         axes.grid(True, axis="x")
         axes.tick_params(length=0)
-        return to_svg(figure, told, least=0.7)
+        return to_svg(figure, alt, least=0.7)
 
 
-def intervals(rows: Sequence[tuple[str, float, float | None, float | None]], told: str, *, of: str = "top-1") -> str:
+def intervals(rows: Sequence[tuple[str, float, float | None, float | None]], alt: str, *, of: str = "top-1") -> str:
     """Return differences in points with their intervals, and a line at none.
 
     Args:
         rows: What is compared, the mean difference, and the ends of its interval where there is one.
-        told: What it shows, for those who cannot see it.
+        alt: What it shows, for those who cannot see it.
         of: The measure.
     """
     with drawing(7.0, 0.5 + 0.36 * len(rows)) as figure:
@@ -292,16 +292,16 @@ def intervals(rows: Sequence[tuple[str, float, float | None, float | None]], tol
         axes.margins(x=0.08)
         axes.grid(True, axis="x")
         axes.tick_params(length=0)
-        return to_svg(figure, told, least=0.7)
+        return to_svg(figure, alt, least=0.7)
 
 
-def frontier(points: Sequence[tuple[str, float, float]], label: str, told: str) -> str:
+def frontier(points: Sequence[tuple[str, float, float]], label: str, alt: str) -> str:
     """Return values against a cost on a logarithmic axis, with the line of those that no cheaper one beats.
 
     Args:
         points: Name, cost, and value in percent.
         label: Of the cost.
-        told: What it shows, for those who cannot see it.
+        alt: What it shows, for those who cannot see it.
     """
     with drawing(7.0, 3.4) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
@@ -321,16 +321,16 @@ def frontier(points: Sequence[tuple[str, float, float]], label: str, told: str) 
         axes.margins(x=0.25, y=0.12)
         axes.grid(True)
         axes.tick_params(length=0, which="both")
-        return to_svg(figure, told, least=0.7)
+        return to_svg(figure, alt, least=0.7)
 
 
-def ordered(values: Sequence[Sequence[float]], marks: Sequence[tuple[str, int]], told: str) -> str:
+def ordered(values: Sequence[Sequence[float]], marks: Sequence[tuple[str, int]], alt: str) -> str:
     """Return values in their order, each a line from its lowest to its highest with its mean, some of them named.
 
     Args:
         values: Percent, several for each position.
         marks: Name and position of those that are named.
-        told: What it shows, for those who cannot see it.
+        alt: What it shows, for those who cannot see it.
     """
     with drawing(9.0, 3.0) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
@@ -350,20 +350,20 @@ def ordered(values: Sequence[Sequence[float]], marks: Sequence[tuple[str, int]],
         axes.margins(x=0.02, y=0.15)
         axes.grid(True, axis="y")
         axes.tick_params(length=0)
-        return to_svg(figure, told, least=0.6)
+        return to_svg(figure, alt, least=0.6)
 
 
 def costs(
     lines: Sequence[tuple[str, Sequence[tuple[float, float, float, float]]]],
     levels: Sequence[tuple[str, float]],
-    told: str,
+    alt: str,
 ) -> str:
     """Return gains against costs on a logarithmic axis, with bands, and level lines of what costs nothing.
 
     Args:
         lines: Name, and cost, gain, and the ends of its band.
         levels: Name and gain.
-        told: What it shows, for those who cannot see it.
+        alt: What it shows, for those who cannot see it.
     """
     with drawing(8.0, 3.4) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
@@ -388,4 +388,4 @@ def costs(
         axes.margins(x=0.1, y=0.1)
         axes.grid(True, axis="y")
         axes.tick_params(length=0, which="both")
-        return to_svg(figure, told, least=0.7)
+        return to_svg(figure, alt, least=0.7)

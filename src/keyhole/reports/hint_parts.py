@@ -64,16 +64,16 @@ def lead(hints: Hints) -> Html:
         compared = f"There was only one layer to choose from; {seen}, went through it"
     if not chosen.clusters:
         taker = "the choice by quality" if by_quality else "this control"
-        told = f"{compared}, but that decided nothing: {taker} takes {explained.control(rule)}."
-        return paragraph(told, "lead")
+        text = f"{compared}, but that decided nothing: {taker} takes {explained.control(rule)}."
+        return paragraph(text, "lead")
     teaches = explained.HINT_NAMES[rule.hint]
-    told = f"{compared}, and grouped into {plural(len(chosen.clusters), 'cluster')} {explained.grouping(rule)}"
+    text = f"{compared}, and grouped into {plural(len(chosen.clusters), 'cluster')} {explained.grouping(rule)}"
     if rule.count is None and chosen.silhouette:
-        told += ", the count with the highest silhouette"
-    told += f"; the {teaches} of {'the' if len(chosen.clusters) == 1 else 'each'} cluster teaches."
+        text += ", the count with the highest silhouette"
+    text += f"; the {teaches} of {'the' if len(chosen.clusters) == 1 else 'each'} cluster teaches."
     if rule.clustering == "reverse":
-        told += " As a control, the deepest is given to the student's first stage."
-    return paragraph(f"{told} {_sure(chosen)}", "lead")
+        text += " As a control, the deepest is given to the student's first stage."
+    return paragraph(f"{text} {_sure(chosen)}", "lead")
 
 
 def _deciding(hints: Hints) -> str:
@@ -90,12 +90,12 @@ def _sure(choice: Choice) -> str:
     if value == 1:
         return "With half of the images, drawn again and again, the same choice came out each time."
     which = "it" if len(choice.hints) == 1 else f"the least stable of them, {least},"
-    told = f"With half of the images, drawn again and again, {which} is chosen in {100 * value:.0f} % of the draws"
+    text = f"With half of the images, drawn again and again, {which} is chosen in {100 * value:.0f} % of the draws"
     members = next((cluster for cluster in choice.clusters if least in cluster), ())
     rival = max(members, key=lambda name: choice.stability[name], default=least)
     if choice.stability[rival] > value and rival not in choice.hints:
-        told += f", and {rival} of its cluster in {100 * choice.stability[rival]:.0f} %"
-    return f"{told}."
+        text += f", and {rival} of its cluster in {100 * choice.stability[rival]:.0f} %"
+    return f"{text}."
 
 
 def hint_table(hints: Hints) -> Html:
@@ -122,18 +122,18 @@ def hint_table(hints: Hints) -> Html:
 def _extent(hints: Hints, members: Sequence[str]) -> Html:
     candidates = names(hints)
     spans = maps.runs([candidates.index(name) for name in members])
-    told = [
+    parts = [
         join([code(candidates[i]) for i in ((first,) if first == last else (first, last))], " to ")
         for first, last in spans
     ]
-    return join([join(told, "; "), f" ({plural(len(members), 'layer')})"])
+    return join([join(parts, "; "), f" ({plural(len(members), 'layer')})"])
 
 
 def map_figure(hints: Hints) -> Html:
     """Return the large map of the deciding metric."""
     chosen, metric = hints.choices[hints.metric], explained.metric(hints.metric)
-    told = f"Similarity of the layers of {hints.teacher} by {metric}; hints {words(chosen.hints)}"
-    drawn = maps.similarity_map(names(hints), hints.similarities[hints.metric], marks(hints, chosen), told)
+    alt = f"Similarity of the layers of {hints.teacher} by {metric}; hints {words(chosen.hints)}"
+    drawn = maps.similarity_map(names(hints), hints.similarities[hints.metric], marks(hints, chosen), alt)
     caption = f"Each cell compares two layers by {metric}, the darker the more alike; the first layer is at the top "
     caption += "left. The scale spans the pairs of different layers. "
     if chosen.clusters:
@@ -194,9 +194,9 @@ def metrics_section(hints: Hints) -> Html:
         clusters = count(len(choice.clusters)) if choice.clusters else NOTHING
         first = f"{known} (decides)" if name == hints.metric else known
         rows.append([first, join([code(hint) for hint in choice.hints], ", "), clusters])
-        told = f"Similarity by {known} with its clusters and hints"
+        alt = f"Similarity by {known} with its clusters and hints"
         low, high = maps.limits(hints.similarities[name])
-        drawn = maps.small_map(hints.similarities[name], marks(hints, choice), told, side_in=2.9)
+        drawn = maps.small_map(hints.similarities[name], marks(hints, choice), alt, side_in=2.9)
         pictures.append(figure(drawn, f"{known}; light {low:.2f} to dark {high:.2f}"))
     decided = list(hints.choices).index(hints.metric)
     return section("What each metric would choose", table(columns, rows, strong=[decided]), grid(pictures))
@@ -214,8 +214,8 @@ def other_maps_section(hints: Hints) -> Html:
     if not pictures:
         return Html("")
     on_them = "the clusters and hints above" if drawn.labels else "the hints above"
-    told = f"The same layers under the metrics that had no say, with {on_them} drawn on them."
-    return section("Other metrics", paragraph(told, "soft"), grid(pictures, kind="thumbs"))
+    text = f"The same layers under the metrics that had no say, with {on_them} drawn on them."
+    return section("Other metrics", paragraph(text, "soft"), grid(pictures, kind="thumbs"))
 
 
 _STEPS = (
@@ -233,22 +233,22 @@ def time_section(hints: Hints) -> Html:
     seconds = hints.seconds
     bare = seconds.get("bare_forward")
     left_out = () if hints.choices[hints.metric].stability else ("stability",)
-    known = [(key, told, seconds[key]) for key, told in _STEPS if seconds.get(key) is not None and key not in left_out]
+    known = [(key, step, seconds[key]) for key, step in _STEPS if seconds.get(key) is not None and key not in left_out]
     longest = max((value for _, _, value in known if value is not None), default=0.0)
     rows = []
-    for _, told, value in known:
+    for _, step, value in known:
         taken = float(value or 0.0)
         share = 100 * taken / longest if longest else 0.0
-        row = [told, duration(taken), Html(f'<span class="track span" style="width:{share * 2.2:.0f}px"></span>')]
+        row = [step, duration(taken), Html(f'<span class="track span" style="width:{share * 2.2:.0f}px"></span>')]
         rows.append([*row, f"{taken / bare:.2f}"] if bare else row)
     columns = [Column("step", number=False), Column("time"), Column("", number=False)]
     columns += [Column("in forward passes alone")] if bare else []
     strong = [i for i, (key, _, _) in enumerate(known) if key == "total"]
     total = seconds.get("total")
-    told = f"Choosing took {duration(total)}" if total is not None else ""
-    if told and bare and total is not None:
-        told += f", {total / bare:.2f} times as long as the forward pass alone over the same images"
-    return section("Where the time went", paragraph(f"{told}.") if told else "", table(columns, rows, strong=strong))
+    text = f"Choosing took {duration(total)}" if total is not None else ""
+    if text and bare and total is not None:
+        text += f", {total / bare:.2f} times as long as the forward pass alone over the same images"
+    return section("Where the time went", paragraph(f"{text}.") if text else "", table(columns, rows, strong=strong))
 
 
 def limits_section(hints: Hints) -> Html:

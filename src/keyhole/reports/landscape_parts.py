@@ -156,12 +156,12 @@ def _effects(landscape: Landscape) -> Html:
         "Mean of the combinations with a layer minus those without it",
     )
     sure = [each for each in landscape.effects if each.p is not None and each.p < 0.05]
-    told = (
+    caption = (
         f"Mean of the combinations with a layer minus mean of those without it, with its 95 % interval. "
         f"{len(sure)} of {plural(len(landscape.effects), 'layer')} differ from none beyond chance (Holm-corrected)."
     )
     columns = [Column("with the layer", number=False), *(Column(head) for head in heads)]
-    return join([table(columns, rows), figure(drawn, told)])
+    return join([table(columns, rows), figure(drawn, caption)])
 
 
 def _searches(landscape: Landscape) -> Html:
@@ -173,9 +173,9 @@ def _searches(landscape: Landscape) -> Html:
         "that chose it, which flatters it"
     )
     if winner.low is None or winner.high is None:
-        told = f"{best}; a second seed would tell by how much."
+        text = f"{best}; a second seed would tell by how much."
     else:
-        told = (
+        text = (
             f"{best}. Chosen on the other seeds and judged on the seed left out, a search of everything reaches "
             f"{winner.fair:.2f} %: {winner.gain:+.2f} points from the mean of all (95 % interval {winner.low:+.2f} to "
             f"{winner.high:+.2f} of the {plural(len(set(winner.chosen)), 'combination')} chosen so; that a search on "
@@ -183,7 +183,7 @@ def _searches(landscape: Landscape) -> Html:
             f"{winner.highest:.2f} %, which nobody could have known."
         )
     drawn = [_curve(landscape), _replays(landscape)] if landscape.replays else []
-    return join([paragraph(told), *_at_equal_seconds(landscape), *drawn])
+    return join([paragraph(text), *_at_equal_seconds(landscape), *drawn])
 
 
 def _at_equal_seconds(landscape: Landscape) -> list[Html]:
@@ -193,13 +193,13 @@ def _at_equal_seconds(landscape: Landscape) -> list[Html]:
         return []
     alone, looks = pace.alone_s, landscape.centers_s.values()
     if looks:
-        told = f"a look for the centers of one metric takes {_from_to(min(looks), max(looks))}"
+        text = f"a look for the centers of one metric takes {_from_to(min(looks), max(looks))}"
     else:
-        told = f"a look for all rules together takes {duration(landscape.look_s)} (for one metric it was not timed)"
+        text = f"a look for all rules together takes {duration(landscape.look_s)} (for one metric it was not timed)"
     longest = max(looks, default=landscape.look_s)
     parts = [
         paragraph(
-            f"At equal seconds: {told}, at most {100 * longest / alone:.1f} % of the {duration(alone)} that one "
+            f"At equal seconds: {text}, at most {100 * longest / alone:.1f} % of the {duration(alone)} that one "
             "student takes alone to the end, with the teacher's passes."
         )
     ]
@@ -258,12 +258,12 @@ def _curve(landscape: Landscape) -> Html:
         else f"Costs are seconds, the teacher's passes among them, in units of the {duration(pace.alone_s)} that one "
         "student takes alone. "
     )
-    told = (
+    caption = (
         "Searches replayed over the held-out accuracies logged here, many times from other draws; what each found is "
         f"judged on the test images of the seeds that it did not see. {unit}Bands hold four of five repetitions. Level "
         "lines are choices that train no student to choose: they cost one look at some images, and their student."
     )
-    return figure(drawn, told)
+    return figure(drawn, caption)
 
 
 def _pace(landscape: Landscape) -> Pace | None:

@@ -67,14 +67,14 @@ def limits(matrix: Float[np.ndarray, "l l"]) -> tuple[float, float]:
     return (low, high) if high - low > 1e-6 else (low - 0.5, high + 0.5)
 
 
-def similarity_map(names: Sequence[str], matrix: Float[np.ndarray, "l l"], marks: Marks, told: str) -> str:
+def similarity_map(names: Sequence[str], matrix: Float[np.ndarray, "l l"], marks: Marks, alt: str) -> str:
     """Return the large map: layer names, clusters as outlines and as strips at the side, hints on the diagonal.
 
     Args:
         names: The layers, in the order of depth.
         matrix: Their similarities.
         marks: Clusters and hints.
-        told: What it shows, for those who cannot see it.
+        alt: What it shows, for those who cannot see it.
     """
     total = len(names)
     side = _SIDE_IN if total > 12 else max(2.2, 0.5 * total)
@@ -92,10 +92,10 @@ def similarity_map(names: Sequence[str], matrix: Float[np.ndarray, "l l"], marks
             _strip(figure.add_axes((unit * (1 + 0.08 / side), 0, unit * 0.2 / side, 1), sharey=axes), marks, cell_pt)
         height = min(0.55, 2.4 / side)
         _scale(figure, image, (unit * (1 + 0.5 / side), 1 - height - 0.02, unit * 0.14 / side, height))
-        return to_svg(figure, told, least=0.62 if total > 12 else 0.0)
+        return to_svg(figure, alt, least=0.62 if total > 12 else 0.0)
 
 
-def small_map(matrix: Float[np.ndarray, "l l"], marks: Marks, told: str, *, side_in: float = 2.4) -> str:
+def small_map(matrix: Float[np.ndarray, "l l"], marks: Marks, alt: str, *, side_in: float = 2.4) -> str:
     """Return a map without names: clusters as outlines and hints as points."""
     with drawing(side_in, side_in) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
@@ -104,7 +104,7 @@ def small_map(matrix: Float[np.ndarray, "l l"], marks: Marks, told: str, *, side
         _outline(axes, marks, 1.5)
         for i in marks.hints:
             axes.plot(i, i, "o", markersize=5.5, color=marks.color(i), markeredgecolor="white", markeredgewidth=1)
-        return to_svg(figure, told)
+        return to_svg(figure, alt)
 
 
 def _heat(axes: Axes, matrix: Float[np.ndarray, "l l"]) -> AxesImage:

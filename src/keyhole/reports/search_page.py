@@ -63,8 +63,8 @@ def _cost(found: Found) -> Html:
 def _curves(found: Found) -> Html:
     tried = [each for each in found.tried if each.held_out]
     lines = [(list(range(1, len(each.held_out) + 1)), [100 * value for value in each.held_out]) for each in tried]
-    told = "Top-1 on the held-out images by epoch, one line a combination"
-    drawn = figures.curves(list(enumerate(lines[:_SHOWN]))[::-1], told, unit="%", others=lines[_SHOWN:])
+    alt = "Top-1 on the held-out images by epoch, one line a combination"
+    drawn = figures.curves(list(enumerate(lines[:_SHOWN]))[::-1], alt, unit="%", others=lines[_SHOWN:])
     rest = f", the other {len(lines) - _SHOWN} in gray" if len(lines) > _SHOWN else ""
     caption = f"Top-1 on the held-out images, best first{rest}; a line ends where its combination was left behind."
     return join([legend([", ".join(each.layers) for each in tried[:_SHOWN]]), figure(drawn, caption)])

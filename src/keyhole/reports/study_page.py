@@ -98,11 +98,11 @@ def _how(setting: Mapping[str, Any]) -> str:
 def _mixture(mixed: Mapping[str, Any]) -> str:
     """Return that cells differ in something beside the recipe, how many there are of each, and what that touches."""
     kinds = words([f"{count} of {of}" for of, count in mixed["cells"].items()])
-    told = f"The cells of this study differ in {mixed['what']}: {kinds}."
+    text = f"The cells of this study differ in {mixed['what']}: {kinds}."
     if not mixed["seeds"]:
-        return f"{told} Those of one seed are alike, so differences of arms are safe; the spread over seeds mixes them."
+        return f"{text} Those of one seed are alike, so differences of arms are safe; the spread over seeds mixes them."
     seeds = f"seed{'' if len(mixed['seeds']) == 1 else 's'} {words([str(seed) for seed in mixed['seeds']])}"
-    return f"{told} Even those of one seed differ, of {seeds}, so differences of arms may come from that."
+    return f"{text} Even those of one seed differ, of {seeds}, so differences of arms may come from that."
 
 
 def _table(verdict: Verdict) -> Html:
@@ -167,12 +167,12 @@ def _differences(verdict: Verdict) -> Html:
         [(gap.arm, gap.mean, gap.low, gap.high) for gap in verdict.gaps],
         f"Differences to {verdict.baseline} with their intervals",
     )
-    told = (
+    caption = (
         "Each student is compared with the one of the same seed; intervals are Student's, probabilities are corrected "
         "for the number of rows by Holm's procedure. A difference is beyond chance where the corrected p is "
         "below 0.05; where it is not, this study cannot tell."
     )
-    return section("Differences", table(columns, [_gap_row(gap) for gap in verdict.gaps]), figure(drawn, told))
+    return section("Differences", table(columns, [_gap_row(gap) for gap in verdict.gaps]), figure(drawn, caption))
 
 
 def _asked(verdict: Verdict) -> Html:
@@ -183,12 +183,12 @@ def _asked(verdict: Verdict) -> Html:
     drawn = figures.intervals(
         [(gap.arm, gap.mean, gap.low, gap.high) for gap in verdict.comparisons], "The comparisons that were asked for"
     )
-    told = (
+    caption = (
         "Where several arms stand on a side, the mean of each seed counts. These comparisons were laid down in the "
         "study file; probabilities are corrected for their number alone."
     )
     rows = [_gap_row(gap) for gap in verdict.comparisons]
-    return section("What the study was made to compare", table(columns, rows), figure(drawn, told))
+    return section("What the study was made to compare", table(columns, rows), figure(drawn, caption))
 
 
 def _gap_row(gap: Gap) -> list[str]:
@@ -204,12 +204,12 @@ def _probability(value: float | None) -> str:
 
 def _cost(rows: Sequence[Row]) -> Html:
     """Return accuracy against size and work; nothing where all students are of one size."""
-    told = [row for row in rows if row.last and row.parameters is not None and row.macs is not None]
-    if len({(row.parameters, row.macs) for row in told}) < 2:
+    complete = [row for row in rows if row.last and row.parameters is not None and row.macs is not None]
+    if len({(row.parameters, row.macs) for row in complete}) < 2:
         return Html("")
     drawn = [
         figures.frontier(
-            [(row.arm, float(value), statistics.fmean(row.last)) for row in told for value in [getattr(row, key)]],
+            [(row.arm, float(value), statistics.fmean(row.last)) for row in complete for value in [getattr(row, key)]],
             label,
             f"Top-1 against {label}",
         )

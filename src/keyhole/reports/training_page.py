@@ -44,7 +44,7 @@ def training_page(result: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -
     return page(
         _training_title(result),
         "Keyhole: training",
-        paragraph(_training_told(result), "lead"),
+        paragraph(_summary(result), "lead"),
         paragraph(_how_trained(result), "soft"),
         _result_table(result),
         section("What learns, and from what", _size_table(result)),
@@ -67,35 +67,35 @@ def _training_title(result: Mapping[str, Any]) -> str:
     return f"{best['student']}, trained without a teacher: {right}"
 
 
-def _training_told(result: Mapping[str, Any]) -> str:
+def _summary(result: Mapping[str, Any]) -> str:
     teacher = result["teacher"]
     best = max(result["arms"], key=lambda arm: arm["top1"]["last"])
-    told = f"After {plural(result['epochs'], 'epoch')} it recognizes {best['top1']['last']:.2f} % of "
-    told += f"{plural(result['images']['test'], 'test image')}"
+    text = f"After {plural(result['epochs'], 'epoch')} it recognizes {best['top1']['last']:.2f} % of "
+    text += f"{plural(result['images']['test'], 'test image')}"
     if teacher:
         gap = best["top1"]["last"] - teacher["top1"]
         more = "more" if gap > 0 else "less"
         side = "as many as" if abs(gap) < 0.005 else f"{abs(gap):.2f} percentage points {more} than"
-        told += f", {side} the teacher {teacher['name']} ({teacher['top1']:.2f} %)"
+        text += f", {side} the teacher {teacher['name']} ({teacher['top1']:.2f} %)"
     if best["compression"]:
         ratio = best["compression"]["parameters"]
-        told += f", with {ratio:.2f} times fewer" if ratio > 1 else f", with {1 / ratio:.2f} times as many"
-        told += " parameters"
+        text += f", with {ratio:.2f} times fewer" if ratio > 1 else f", with {1 / ratio:.2f} times as many"
+        text += " parameters"
     if len(result["arms"]) > 1:
         worst = min(result["arms"], key=lambda arm: arm["top1"]["last"])
-        told += f"; lowest of the {len(result['arms'])}: {worst['name']}, {worst['top1']['last']:.2f} %"
-    return f"{told}."
+        text += f"; lowest of the {len(result['arms'])}: {worst['name']}, {worst['top1']['last']:.2f} %"
+    return f"{text}."
 
 
 def _how_trained(result: Mapping[str, Any]) -> str:
     images = result["images"]
-    told = f"Trained on {plural(images['train'], 'image')} in {duration(result['seconds'])}, seed {result['seed']}. "
+    text = f"Trained on {plural(images['train'], 'image')} in {duration(result['seconds'])}, seed {result['seed']}. "
     if images["held_out"]:
         seen = plural(images["held_out"], "held-out image")
-        told += f"The best epoch of each is that with the highest accuracy on {seen}. "
+        text += f"The best epoch of each is that with the highest accuracy on {seen}. "
     else:
-        told += "No images were held out, so the best epoch is the last one. "
-    return told + "How much another seed would change these figures cannot be told from this run."
+        text += "No images were held out, so the best epoch is the last one. "
+    return text + "How much another seed would change these figures cannot be told from this run."
 
 
 def _result_table(result: Mapping[str, Any]) -> Html:
@@ -134,12 +134,14 @@ def _size_table(result: Mapping[str, Any]) -> Html:
 
 
 def _terms(arm: Mapping[str, Any]) -> Html:
-    told = []
+    parts = []
     for term in arm["terms"]:
         settings = [f"{knob} {value:g}" for knob, value in term.get("knobs", ())]  # earlier results have none
         settings += [f"temperature {term['temperature']:g}"] if term["temperature"] else []
-        told.append(join([f"{term['weight']:g} ", code(term["name"]), f" ({', '.join(settings)})" if settings else ""]))
-    return join(told, " + ")
+        parts.append(
+            join([f"{term['weight']:g} ", code(term["name"]), f" ({', '.join(settings)})" if settings else ""])
+        )
+    return join(parts, " + ")
 
 
 def _by_arm(
@@ -153,8 +155,8 @@ def _by_arm(
     return found
 
 
-def _curves(lines: Sequence[tuple[int, figures.Curve]], told: str, *, unit: str = "") -> Html:
-    return figure(figures.curves(lines, told, unit=unit))
+def _curves(lines: Sequence[tuple[int, figures.Curve]], alt: str, *, unit: str = "") -> Html:
+    return figure(figures.curves(lines, alt, unit=unit))
 
 
 def _held_out_section(names: Sequence[str], log: Sequence[Mapping[str, Any]], many: str) -> Html:
@@ -169,10 +171,10 @@ def _loss_section(names: Sequence[str], log: Sequence[Mapping[str, Any]], terms:
     lines = _by_arm(names, log, "loss")
     if not lines:
         return Html("")
-    told = "The weighted sum of the terms, averaged over the epoch."
+    text = "The weighted sum of the terms, averaged over the epoch."
     if len(names) > 1 and len(terms) > 1:
-        told += " Arms with other terms or weights have other sums: do not compare their heights."
-    return section("Loss", many, _curves(lines, "Loss by epoch", unit="loss"), paragraph(told, "soft"))
+        text += " Arms with other terms or weights have other sums: do not compare their heights."
+    return section("Loss", many, _curves(lines, "Loss by epoch", unit="loss"), paragraph(text, "soft"))
 
 
 def _terms_section(
@@ -189,10 +191,10 @@ def _terms_section(
             title = explained.TERM_NAMES.get(term, term)
             panels.append(figure(figures.curves(lines, f"{title} by epoch", title=title, width_in=4.2)))
     weighted = any(term["weight"] != 1 for arm in arms for term in arm["terms"])
-    told = "Before their weights, which stand in the table." if weighted else "All have the weight 1."
+    text = "Before their weights, which stand in the table." if weighted else "All have the weight 1."
     if not panels:
         return Html("")
-    return section("Terms of the loss", many, grid(panels, kind="grid two"), paragraph(told, "soft"))
+    return section("Terms of the loss", many, grid(panels, kind="grid two"), paragraph(text, "soft"))
 
 
 def _rate_section(names: Sequence[str], log: Sequence[Mapping[str, Any]], many: str) -> Html:
@@ -201,8 +203,8 @@ def _rate_section(names: Sequence[str], log: Sequence[Mapping[str, Any]], many: 
         return Html("")
     shared = all(line == lines[0][1] for _, line in lines)
     drawn = figures.curves(lines[:1] if shared else lines, "Learning rate by epoch", unit="learning rate", width_in=4.6)
-    told = "At the end of each epoch" + (", the same for all." if shared and len(names) > 1 else ".")
-    return section("Learning rate", "" if shared else many, figure(drawn, told))
+    text = "At the end of each epoch" + (", the same for all." if shared and len(names) > 1 else ".")
+    return section("Learning rate", "" if shared else many, figure(drawn, text))
 
 
 def _hints_section(arms: Sequence[Mapping[str, Any]], taught: bool) -> Html:
@@ -212,8 +214,8 @@ def _hints_section(arms: Sequence[Mapping[str, Any]], taught: bool) -> Html:
         for pair in arm["hints"]
     ]
     if not rows:
-        told = "No layer of a student learns from a layer of the teacher." if taught else ""
-        return section("Which layer learns from which", paragraph(told, "soft")) if told else Html("")
+        text = "No layer of a student learns from a layer of the teacher." if taught else ""
+        return section("Which layer learns from which", paragraph(text, "soft")) if text else Html("")
     columns = [Column(head, number=False) for head in ("", "layer of the student", "learns from the teacher's")]
     return section("Which layer learns from which", table(columns, rows))
 

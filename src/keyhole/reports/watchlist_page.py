@@ -40,15 +40,18 @@ def calibration_page(found: Calibration) -> str:
     Args:
         found: What :func:`keyhole.faces.watchlist.calibration.calibrate` found.
     """
-    told = found.thresholds
-    worst = max(level.fpir_bound for level in told.levels)
+    thresholds = found.thresholds
+    worst = max(level.fpir_bound for level in thresholds.levels)
     lead = (
-        f"Thresholds for {plural(len(told.levels), 'size')} of probes, at which strangers were asked to raise an alarm "
-        f"in {100 * told.fpir:g} % of searches. With 95 % confidence they do in at most {100 * worst:.1f} %."
+        f"Thresholds for {plural(len(thresholds.levels), 'size')} of probes, at which strangers were asked to raise "
+        f"an alarm in {100 * thresholds.fpir:g} % of searches. "
+        f"With 95 % confidence they do in at most {100 * worst:.1f} %."
     )
     groups = [("strangers", found.strangers)] + ([("the enrolled, where first", found.mates)] if found.mates else [])
     drawn = face_figures.by_threshold_size(
-        groups, {level.face_px: level.score for level in told.levels}, "Scores of searches by size, and thresholds"
+        groups,
+        {level.face_px: level.score for level in thresholds.levels},
+        "Scores of searches by size, and thresholds",
     )
     caption = (
         "Best score of each search: thin lines span the middle 98 %, thick ones the middle half, dots are medians. The "
@@ -60,15 +63,15 @@ def calibration_page(found: Calibration) -> str:
         KICKER,
         paragraph(lead, "lead"),
         paragraph(
-            f"{counted(told.enrolled, 'person', 'people')} enrolled; a larger gallery raises more alarms at the same "
-            f"score. Below {told.least_px:g} px nothing is told. Compared by: {told.mode}."
+            f"{counted(thresholds.enrolled, 'person', 'people')} enrolled; a larger gallery raises more alarms at "
+            f"the same score. Below {thresholds.least_px:g} px nothing is told. Compared by: {thresholds.mode}."
         ),
         section("Scores and thresholds", legend([name for name, _ in groups]), figure(drawn, caption)),
-        section("Every size", _levels(told)),
+        section("Every size", _levels(thresholds)),
     )
 
 
-def _levels(told: Thresholds) -> Html:
+def _levels(thresholds: Thresholds) -> Html:
     columns = [
         Column("probe"), Column("threshold"), Column("searches of strangers"), Column("false alarms at most, %"),
         Column("misses, %"),
@@ -78,7 +81,7 @@ def _levels(told: Thresholds) -> Html:
             f"{level.face_px:g} px", f"{level.score:.3f}", f"{level.strangers:,}", f"{100 * level.fpir_bound:.2f}",
             NOTHING if level.fnir is None else f"{100 * level.fnir:.1f}",
         ]
-        for level in told.levels
+        for level in thresholds.levels
     ]  # fmt: skip
     return table(columns, rows)
 
@@ -91,7 +94,7 @@ def answers_page(answers: Mapping[str, Answer], thresholds: Thresholds) -> str:
         thresholds: That decided.
     """
     verdicts = [each.verdict for each in answers.values()]
-    told = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(sorted(verdicts)))
+    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(sorted(verdicts)))
     columns = [
         Column("probe", number=False), Column("verdict", number=False), Column("shows"), Column("threshold"),
         Column("best score"), Column("candidates", number=False),
@@ -108,7 +111,7 @@ def answers_page(answers: Mapping[str, Answer], thresholds: Thresholds) -> str:
     return page(
         "Who the probes may be",
         KICKER,
-        paragraph(f"{plural(len(answers), 'probe')}: {told}.", "lead"),
+        paragraph(f"{plural(len(answers), 'probe')}: {counts}.", "lead"),
         paragraph(
             f"A candidate is a suggestion for a person to check. Thresholds were set for false alarms in "
             f"{100 * thresholds.fpir:g} % of searches of strangers, with {thresholds.enrolled:,} enrolled; below "
@@ -185,15 +188,15 @@ def _faces(found: Clip) -> Html:
     for number, track in enumerate(found.tracks, 1):
         chosen = (track[0], track[len(track) // 2], found.best(number - 1))
         for seen in {seen.frame: seen for seen in chosen}.values():
-            told = f"face {number}, frame {seen.frame}: {seen.shown_px:.0f} px"
-            shown.append(figure(_picture(seen.crop, told), told))
+            alt = f"face {number}, frame {seen.frame}: {seen.shown_px:.0f} px"
+            shown.append(figure(_picture(seen.crop, alt), alt))
     return grid(shown, kind="thumbs")
 
 
-def _picture(crop: np.ndarray | None, told: str) -> Html:
+def _picture(crop: np.ndarray | None, alt: str) -> Html:
     file = io.BytesIO()
     if crop is None:
         return Html("")
     Image.fromarray(crop).resize((_SHOWN_PX, _SHOWN_PX), Image.Resampling.NEAREST).save(file, "PNG")
     data = base64.b64encode(file.getvalue()).decode()
-    return Html(f'<img alt="{escape(told)}" src="data:image/png;base64,{data}" style="width:100%">')
+    return Html(f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}" style="width:100%">')

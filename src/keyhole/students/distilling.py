@@ -201,8 +201,8 @@ def plan_arm(
             look = _Look(choose_device(device), ObserveConfig(precision=precision), progress, note)
             hints, found = _hints(plan, teacher, faces, look)
             matched = match_hints(_of(hints, candidates), candidates, layers(network))
-            told = {"pairs": [[pair.teacher, pair.student] for pair in matched], "survival": list(found.items())}
-            return json.dumps(told)
+            matching = {"pairs": [[pair.teacher, pair.student] for pair in matched], "survival": list(found.items())}
+            return json.dumps(matching)
 
         value = json.loads(keep(choose))
         # a list of pairs alone is what earlier versions kept

@@ -105,7 +105,7 @@ class Board:
         """
         for cell, (name, recipe) in recipes.items():
             done = self.result(cell)
-            if done is not None and done["recipe"] != _as_told(recipe, done["recipe"]):
+            if done is not None and done["recipe"] != _comparable(recipe, done["recipe"]):
                 raise RunError(
                     f"{self.path} holds cell {name!r} of another recipe: {difference(done['recipe'], recipe)}. "
                     "Choose another --out, or name the changed cell anew."
@@ -180,7 +180,7 @@ class Board:
         """
         now = json.loads(json.dumps(dict(recipe)))
         before = json.loads(self.settle(what, lambda: json.dumps(now)))
-        if before != _as_told(now, before):
+        if before != _comparable(now, before):
             raise RunError(f"{self.path} holds another {what}: {difference(before, now)}. Choose another --out.")
 
     @contextmanager
@@ -328,16 +328,16 @@ def _machine() -> str:
 
 def _started(process: int) -> str:
     """Return when a process of this machine began, in the system's own count; empty where it does not tell."""
-    return "".join(_told_of(process)[19:20])
+    return "".join(_stat_of(process)[19:20])
 
 
-def _told_of(process: int) -> list[str]:
+def _stat_of(process: int) -> list[str]:
     """Return what the system tells of a process, from its state on; nothing where it does not."""
     try:
-        told = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
-    return told.rpartition(")")[2].split()
+    return stat.rpartition(")")[2].split()
 
 
 def _runs(process: int) -> bool:
@@ -347,12 +347,12 @@ def _runs(process: int) -> bool:
         return False
     except PermissionError:
         return True
-    return _told_of(process)[:1] not in (["Z"], ["X"])  # dead, though nobody has taken notice
+    return _stat_of(process)[:1] not in (["Z"], ["X"])  # dead, though nobody has taken notice
 
 
 _LATER = ("data_sha256",)  # what recipes did not tell from the beginning
 
 
-def _as_told(recipe: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+def _comparable(recipe: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe without what an earlier version did not tell in the one that is there."""
     return {key: value for key, value in recipe.items() if key not in _LATER or key in before}

@@ -87,7 +87,7 @@ def conclude(
             fresh[number] = fresh_study(whole, group.plan, choices, comparisons=comparisons_of(final))
     names = [plan.name for plan in study.arms]
     verdict = judge(results, names, baseline=study.baseline, comparisons=study.comparisons, landscapes=landscapes)
-    return Conclusion(verdict, {**study.told(teacher.name, results), "mixed": mixture(results)}, fresh)
+    return Conclusion(verdict, {**study.described(teacher.name, results), "mixed": mixture(results)}, fresh)
 
 
 def mixture(results: Iterable[Mapping[str, Any] | None]) -> list[dict[str, Any]]:
@@ -120,13 +120,13 @@ def mixture(results: Iterable[Mapping[str, Any] | None]) -> list[dict[str, Any]]
 
 def _kinds(cell: Mapping[str, Any]) -> dict[str, str]:
     environment = cell.get("environment", {})
-    told = {
+    kinds = {
         "source": (environment.get("source_sha256") or "")[:8],
         "version of torch": environment.get("torch"),
         "precision": cell.get("precision"),
         "hardware": environment.get("gpu") or environment.get("processor"),
     }
-    return {what: str(value or "not told") for what, value in told.items()}
+    return {what: str(value or "not told") for what, value in kinds.items()}
 
 
 def _landscape(

@@ -56,9 +56,9 @@ def finalists(landscape: Landscape, *, searched: int = 3) -> tuple[Finalist, ...
             GUESSES: " and ".join(guesses),
         }
         if any(parts.values()):
-            told = {kind: part for kind, part in parts.items() if part}
+            reasons = {kind: part for kind, part in parts.items() if part}
             rules = tuple(dict.fromkeys(name.partition(",")[0] for name in guesses))
-            found.append(Finalist("; ".join(told.values()), layers, tuple(told), metrics, rules))
+            found.append(Finalist("; ".join(reasons.values()), layers, tuple(reasons), metrics, rules))
     return tuple(found)
 
 

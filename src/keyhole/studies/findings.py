@@ -40,7 +40,7 @@ def what_is_found(
 
 
 def _does_it_matter(count: int, spread: Spread) -> str:
-    told = (
+    variance = (
         f"Over {count} combinations of layers and {spread.seeds} seeds, the combination accounts for "
         f"{100 * spread.share:.0f} % of the variance of single runs (95 % interval {100 * spread.share_low:.0f} to "
         f"{100 * spread.share_high:.0f} %): a standard deviation of {spread.between:.2f} points against "
@@ -49,11 +49,11 @@ def _does_it_matter(count: int, spread: Spread) -> str:
     if spread.p is not None and spread.p >= SURE:
         return (
             "Which layers are taken cannot be told to matter; if it does, then by a standard deviation of at most "
-            f"{spread.between_high:.2f} points. {told}"
+            f"{spread.between_high:.2f} points. {variance}"
         )
     if spread.between < spread.noise:
-        return f"Which layers are taken matters, but less than the seed does. {told}"
-    return f"Which layers are taken matters, more than the seed does. {told}"
+        return f"Which layers are taken matters, but less than the seed does. {variance}"
+    return f"Which layers are taken matters, more than the seed does. {variance}"
 
 
 def _do_centers_pay(standings: Sequence[Standing]) -> str:
@@ -65,11 +65,11 @@ def _do_centers_pay(standings: Sequence[Standing]) -> str:
     worse = sum(each.p is not None and each.p < SURE and each.gain < 0 for each in centers)
     many = f"The {len(centers)} different choices of cluster centers are" if len(centers) > 1 else "Cluster centers are"
     between = f"{min(places):.0f} to {max(places):.0f}" if len(centers) > 1 else f"{places[0]:.0f}"
-    told = f"{many} better than {between} % of the other combinations"
+    place = f"{many} better than {between} % of the other combinations"
     if not better + worse:
-        return f"{told}; that cannot be told from the average combination, so choosing them is not shown to pay."
+        return f"{place}; that cannot be told from the average combination, so choosing them is not shown to pay."
     ends = [f"{better} better" if better else "", f"{worse} worse" if worse else ""]
-    return f"{told}: {' and '.join(end for end in ends if end)} than the average combination beyond chance."
+    return f"{place}: {' and '.join(end for end in ends if end)} than the average combination beyond chance."
 
 
 def _where_controls_stand(standings: Sequence[Standing]) -> str:
@@ -81,8 +81,8 @@ def _where_controls_stand(standings: Sequence[Standing]) -> str:
         "last-only": "the last alone",
     }
     found = [
-        f"{told} {'beats' if rule == 'last-only' else 'beat'} {100 * each.better_than:.0f} %"
-        for rule, told in named.items()
+        f"{taken} {'beats' if rule == 'last-only' else 'beat'} {100 * each.better_than:.0f} %"
+        for rule, taken in named.items()
         for each in standings
         if any(name == rule or name.endswith(f" {rule}") for name in each.names)
     ]

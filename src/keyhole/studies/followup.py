@@ -176,11 +176,11 @@ def study_toml(study: Study) -> str:
     lines = [*_lines(head), "", "[train]", *_lines(config)]
     usual = {each.name: each.default for each in fields(ArmPlan)}
     for plan in study.arms:
-        told: dict[str, Any] = {key: value for key, value in vars(plan).items() if value != usual[key]}
+        values: dict[str, Any] = {key: value for key, value in vars(plan).items() if value != usual[key]}
         if isinstance(plan.hints, tuple):
-            told["hints"] = ",".join(plan.hints)
-        told |= {"name": _braced(plan.name), "terms": plan.terms, "student": plan.student}
-        lines += ["", "[[arm]]", *_lines(told)]
+            values["hints"] = ",".join(plan.hints)
+        values |= {"name": _braced(plan.name), "terms": plan.terms, "student": plan.student}
+        lines += ["", "[[arm]]", *_lines(values)]
     if (count := len(study.comparisons)) > 1:
         surest = "the surest of them is beyond chance where its own p is below"
         lines += ["", f"# {count} comparisons, corrected together by Holm's procedure: {surest} {0.05 / count:.2g}."]

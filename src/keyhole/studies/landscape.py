@@ -180,27 +180,29 @@ def survey(
     rows = [[by_arm[group.arms[combo]][seed] for seed in seeds] for combo in layers]
     known = {} if teacher_macs is None else {"teacher_macs": teacher_macs}
     times = _seconds([{**known, **cell} for row in rows for cell in row])
-    told = tuple(_combination(combo, row) for combo, row in zip(layers, rows, strict=True))
+    combinations = tuple(_combination(combo, row) for combo, row in zip(layers, rows, strict=True))
     part = Landscape(
         name=group.name,
         arms=tuple(group.arms.values()),
         seeds=seeds,
-        combinations=told,
-        left_out=len(group.arms) - len(told),
+        combinations=combinations,
+        left_out=len(group.arms) - len(combinations),
         whole=bool(by_all),
         seconds_a_cell=times and times[0],
         seconds_a_pass=times and times[1],
         look_s=None if look_s is None else look_s.whole,
         centers_s={} if look_s is None else look_s.centers,
-        sentence=what_is_there(len(told), len(group.arms), seeds),
+        sentence=what_is_there(len(combinations), len(group.arms), seeds),
     )
     if not part.whole:
         return part
-    top1 = np.array([each.top1 for each in told])
+    top1 = np.array([each.top1 for each in combinations])
     spread = spread_of(top1)
     average = dict(zip(seeds, top1.mean(axis=0).tolist(), strict=True))
-    standings = standings_of(told, spread, _marks(group, rules or {}, by_arm, average))
-    held_out = np.array([each.held_out for each in told]) if all(each.held_out for each in told) else None
+    standings = standings_of(combinations, spread, _marks(group, rules or {}, by_arm, average))
+    held_out = (
+        np.array([each.held_out for each in combinations]) if all(each.held_out for each in combinations) else None
+    )
     winner = None if held_out is None else winner_of(layers, top1, held_out, spread)
     tells = None if held_out is None else rank_correlation(top1.mean(axis=1), held_out.mean(axis=1))
     curves = _curves(rows)
@@ -221,7 +223,7 @@ def survey(
         over_baseline=_over_baseline(average, baseline, by_arm.get(baseline or "", {})),
         replays=() if curves is None else replay_searches(curves, top1, students_per_pass=students_per_pass),
         matches=matches,
-        sentence=what_is_found(len(told), spread, standings, winner, tells),
+        sentence=what_is_found(len(combinations), spread, standings, winner, tells),
     )
 
 

@@ -100,7 +100,7 @@ class Study:
         """All cells, seed by seed."""
         return tuple(Cell(f"{plan.name}, seed {seed}", plan, seed) for seed in self.seeds for plan in self.arms)
 
-    def told(self, teacher: str, results: Sequence[Mapping[str, Any] | None] = ()) -> dict[str, Any]:
+    def described(self, teacher: str, results: Sequence[Mapping[str, Any] | None] = ()) -> dict[str, Any]:
         """Return what a report says of the setting, as JSON values.
 
         Args:
@@ -131,14 +131,14 @@ class Study:
         plan = settled_before(asdict(cell.plan))
         for key in ("student", "hints"):
             plan[key] = _content(plan[key])
-        told = {
+        recipe = {
             "teacher": _content(self.teacher),
             "data": self.data,
             "holdout": self.holdout,
             "arm": plan,
             "train": settings,
         }
-        value: dict[str, Any] = json.loads(json.dumps(told))
+        value: dict[str, Any] = json.loads(json.dumps(recipe))
         return value
 
 

@@ -223,9 +223,9 @@ def settled_rules(
         return json.dumps({metric: round(seconds, 3) for metric, seconds in found.items()}, indent=1)
 
     if keep == board.peek:
-        told = json.loads(board.peek(f"look-{asked}", lambda: json.dumps({"seconds": None, "layers": {}})))
+        seen = json.loads(board.peek(f"look-{asked}", lambda: json.dumps({"seconds": None, "layers": {}})))
         centers = json.loads(board.peek(times, lambda: "{}"))
     else:
-        told, centers = json.loads(board.settle(f"look-{asked}", look)), json.loads(board.settle(times, time_them))
-    rules = {rule: tuple(layers) for rule, layers in told["layers"].items()}
-    return rules, None if told["seconds"] is None else LookSeconds(float(told["seconds"]), centers)
+        seen, centers = json.loads(board.settle(f"look-{asked}", look)), json.loads(board.settle(times, time_them))
+    rules = {rule: tuple(layers) for rule, layers in seen["layers"].items()}
+    return rules, None if seen["seconds"] is None else LookSeconds(float(seen["seconds"]), centers)

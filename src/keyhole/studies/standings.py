@@ -124,19 +124,21 @@ class Mark:
     top1: float = 0.0
 
 
-def standings_of(told: Sequence[Combination], spread: Spread | None, marks: Sequence[Mark]) -> tuple[Standing, ...]:
+def standings_of(
+    combinations: Sequence[Combination], spread: Spread | None, marks: Sequence[Mark]
+) -> tuple[Standing, ...]:
     """Return the standing of each mark, the best first; marks of combinations that are not told are left out.
 
     Gains have the interval of Student's t with the noise of the whole table, which knows it far better than the few
     seeds of one row; places have that of :func:`keyhole.studies.variance.draw_true_values`.
 
     Args:
-        told: The combinations.
+        combinations: The combinations.
         spread: Of their table; None with one seed.
         marks: What gets a standing.
     """
-    means = np.array([statistics.fmean(each.top1) for each in told])
-    place = {each.layers: i for i, each in enumerate(told)}
+    means = np.array([statistics.fmean(each.top1) for each in combinations])
+    place = {each.layers: i for i, each in enumerate(combinations)}
     drawn = None if spread is None else draw_true_values(means, spread)
     found = [
         _standing_of(mark, place.get(mark.layers), means, spread, drawn)

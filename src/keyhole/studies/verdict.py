@@ -161,8 +161,8 @@ def judge(
     rows = tuple(_row(arm, [cell for cell in done if cell["arm"] == arm]) for arm in arms)
     base = next(row for row in rows if row.arm == against)
     tried = {arm for landscape in landscapes for arm in landscape.arms}
-    told = [row for row in rows if row.arm not in tried]
-    apart = _corrected([paired(row, base) for row in told if row.arm != against])
+    judged = [row for row in rows if row.arm not in tried]
+    apart = _corrected([paired(row, base) for row in judged if row.arm != against])
     own = {
         gap.arm: gap
         for gap in apart + _corrected([paired(row, base) for row in rows if row.arm in tried and row.arm != against])
@@ -173,14 +173,14 @@ def judge(
     unanswered = tuple(one.name for one, gap in zip(comparisons, asked, strict=True) if gap is None)
     missing = len(cells) - len(done)
     parts = [landscape.sentence for landscape in landscapes]
-    if not landscapes or sum(bool(row.last) for row in told) > 1:
-        parts.append(_sentence(told, apart, against))
+    if not landscapes or sum(bool(row.last) for row in judged) > 1:
+        parts.append(_sentence(judged, apart, against))
     parts += _answers(answers)
     if unanswered and any(row.last for row in rows):
         parts.append(f"No seed has come to the end with all arms of: {'; '.join(unanswered)}.")
     if missing and any(row.last for row in rows):
         parts.append(f"{missing} cells are still open.")
-    parts += _diverged(rows, told)
+    parts += _diverged(rows, judged)
     return Verdict(" ".join(parts), against, rows, gaps, missing, tuple(landscapes), tuple(answers), unanswered)
 
 
@@ -273,12 +273,12 @@ def holm(probabilities: Sequence[float | None]) -> list[float | None]:
 
 def _sentence(rows: Sequence[Row], gaps: Sequence[Gap], against: str) -> str:
     """Return the finding in plain words, with how sure it is."""
-    told = [row for row in rows if row.last]
-    if not told:
+    ended = [row for row in rows if row.last]
+    if not ended:
         return "Nothing has come to the end yet."
-    best, first = _highest(_ranked(told))
+    best, first = _highest(_ranked(ended))
     parts = [first]
-    if max(len(row.last) for row in told) < 2:
+    if max(len(row.last) for row in ended) < 2:
         parts.append("With one seed nothing can be said about chance.")
     elif gaps:
         sure = [gap for gap in gaps if gap.corrected is not None and gap.corrected < SURE]
@@ -287,46 +287,46 @@ def _sentence(rows: Sequence[Row], gaps: Sequence[Gap], against: str) -> str:
         leading = next((gap for gap in gaps if gap.arm == best), None)
         if leading is not None and leading.low is not None:
             low, high = _for_the_best_of(leading, len(gaps))
-            told_of = "95 % interval" if len(gaps) == 1 else f"95 % interval for the best of {len(gaps)}"
+            kind = "95 % interval" if len(gaps) == 1 else f"95 % interval for the best of {len(gaps)}"
             parts.append(
-                f"{leading.arm} minus {against}: {leading.mean:+.2f} points ({told_of} {low:+.2f} to {high:+.2f})."
+                f"{leading.arm} minus {against}: {leading.mean:+.2f} points ({kind} {low:+.2f} to {high:+.2f})."
             )
     return " ".join(parts)
 
 
 def _ranked(rows: Sequence[Row]) -> list[Row]:
     """Return the arms that may be called the highest: a mean over the seeds that an arm survived is no mean of it."""
-    told = [row for row in rows if row.last]
-    return [row for row in told if not row.diverged] or told
+    ended = [row for row in rows if row.last]
+    return [row for row in ended if not row.diverged] or ended
 
 
-def _diverged(rows: Sequence[Row], told: Sequence[Row]) -> list[str]:
+def _diverged(rows: Sequence[Row], judged: Sequence[Row]) -> list[str]:
     """Return how many cells diverged, if any did, and whether that kept an arm from being called the highest."""
     count = sum(len(row.diverged) for row in rows)
     if not count:
         return []
-    kept = len(_ranked(told)) < sum(bool(row.last) for row in told)
+    kept = len(_ranked(judged)) < sum(bool(row.last) for row in judged)
     cells = "1 cell" if count == 1 else f"{count} cells"
     return [f"{cells} diverged, and no arm that did is called the highest." if kept else f"{cells} diverged."]
 
 
-def _highest(told: Sequence[Row]) -> tuple[str | None, str]:
+def _highest(rows: Sequence[Row]) -> tuple[str | None, str]:
     """Return the arm that is highest over the seeds that all arms share, and a sentence on it; None where none are.
 
     Seeds have levels of their own: means over different ones would compare seeds as well as arms.
     """
-    shared = sorted(set.intersection(*(set(row.seeds) for row in told)))
+    shared = sorted(set.intersection(*(set(row.seeds) for row in rows)))
     if not shared:
-        return None, f"No seed has come to the end with all {len(told)} arms, so none is called the highest."
-    held_out = all(row.held_out for row in told)
+        return None, f"No seed has come to the end with all {len(rows)} arms, so none is called the highest."
+    held_out = all(row.held_out for row in rows)
 
     def mean(row: Row, values: Sequence[float]) -> float:
         return statistics.fmean(value for seed, value in zip(row.seeds, values, strict=True) if seed in shared)
 
-    best = max(told, key=lambda row: mean(row, row.held_out if held_out else row.last))
+    best = max(rows, key=lambda row: mean(row, row.held_out if held_out else row.last))
     where = "highest on the held-out images, and reaches" if held_out else "highest with"
     seeds = "1 seed" if len(shared) == 1 else f"{len(shared)} seeds"
-    over = seeds if all(len(row.seeds) == len(shared) for row in told) else f"the {seeds} that the arms share"
+    over = seeds if all(len(row.seeds) == len(shared) for row in rows) else f"the {seeds} that the arms share"
     return best.arm, f"{best.arm} is {where} {mean(best, best.last):.2f} % over {over}."
 
 
@@ -343,8 +343,8 @@ def _for_the_best_of(gap: Gap, count: int) -> tuple[float, float]:
 def _answers(comparisons: Sequence[Gap]) -> list[str]:
     """Return a sentence for each comparison that was asked for; of more than three for those that are sure."""
     sure = [gap for gap in comparisons if gap.corrected is not None and gap.corrected < SURE]
-    told = comparisons if len(comparisons) <= 3 else sure
-    parts = [_answer(gap, certain=gap in sure) for gap in told]
+    shown = comparisons if len(comparisons) <= 3 else sure
+    parts = [_answer(gap, certain=gap in sure) for gap in shown]
     if len(comparisons) > 3:
         rest = len(comparisons) - len(sure)
         parts.append(f"Of {len(comparisons)} comparisons that were asked for, {rest} cannot be told from chance.")
@@ -367,5 +367,5 @@ def _sure(better: int, worse: int, total: int, against: str) -> str:
         return f"This study cannot tell {what} from {against} {chance}."
     rest = total - better - worse
     parts = [f"{better} better" if better else "", f"{worse} worse" if worse else ""]
-    told = f"Of {total} arms compared with {against}, {' and '.join(part for part in parts if part)} {chance}"
-    return told + (f"; of the other {rest} it cannot tell." if rest else ".")
+    text = f"Of {total} arms compared with {against}, {' and '.join(part for part in parts if part)} {chance}"
+    return text + (f"; of the other {rest} it cannot tell." if rest else ".")

@@ -112,7 +112,7 @@ def run_study(
                     continue
                 board.finish(cell.id, value)
                 finished += 1
-                note(_told(value))
+                note(_result_line(value))
             if all(map(board.is_done, members)):  # only now: until here a stop loses nothing
                 for done in ("checkpoint.safetensors", "cells.json"):
                     (folder / done).unlink(missing_ok=True)
@@ -152,7 +152,7 @@ def _finish_lost(
             value = _kept(cell, recipes, lost[cell.plan.name], common)
             board.finish(cell.id, value)
             finished += 1
-            note(_told(value))
+            note(_result_line(value))
     return finished
 
 
@@ -251,8 +251,8 @@ def _members(folder: Path) -> list[str]:
 
 def _name_of(cells: Sequence[str], recipes: Mapping[str, tuple[str, Mapping[str, Any]]]) -> str:
     """Return the name of a cohort's folder, which stands for its cells and all that decides their results."""
-    told = json.dumps([[cell, recipes[cell][1]] for cell in cells], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    text = json.dumps([[cell, recipes[cell][1]] for cell in cells], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _run_together(
@@ -292,7 +292,7 @@ def _results_of(
     cells: Sequence[Cell], result: Result, teacher: Network, recipes: Mapping[str, tuple[str, Mapping[str, Any]]]
 ) -> list[tuple[Cell, dict[str, Any]]]:
     """Return each cell with what is kept of it."""
-    arms = {told["name"]: {key: told[key] for key in _OF_ARM} for told in result.to_json()["arms"]}
+    arms = {arm["name"]: {key: arm[key] for key in _OF_ARM} for arm in result.to_json()["arms"]}
     for score in result.scores:
         arms[score.outcome.arm.name]["history"] = list(score.outcome.history)
     common: dict[str, Any] = {
@@ -329,7 +329,7 @@ def _kept(
     }
 
 
-def _told(value: Mapping[str, Any]) -> str:
+def _result_line(value: Mapping[str, Any]) -> str:
     if value["diverged"]:
         return f"{value['name']}: diverged, {value['diverged']}"
     return f"{value['name']}: {value['top1']['last']:.2f} %"

@@ -14,7 +14,7 @@ from keyhole.errors import DataError
 from keyhole.faces.images.alignment import TEMPLATE_112
 from keyhole.faces.images.clips import Clip, clip_digest, clip_length, crop_writer, follow, read_clip
 from keyhole.faces.images.detection import Detector, Face
-from keyhole.faces.images.photos import Photo, told_face_px
+from keyhole.faces.images.photos import Photo, noted_face_px
 
 
 class Drawn(Detector):
@@ -116,7 +116,7 @@ def test_crops_are_written_for_their_owner(tmp_path: Path) -> None:
     first = found.tracks[0][0]
     assert first.crop is not None
     assert np.array_equal(np.asarray(Image.open(folder / names[0])), first.crop)
-    assert told_face_px((folder / names[0]).read_bytes()) == pytest.approx(first.eyes_px, abs=0.01)
+    assert noted_face_px((folder / names[0]).read_bytes()) == pytest.approx(first.eyes_px, abs=0.01)
     lean = follow(frames, Drawn(), keep_crops=False)
     assert all(seen.crop is None for track in lean.tracks for seen in track)
     assert numbers(lean) == numbers(found)

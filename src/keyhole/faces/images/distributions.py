@@ -265,7 +265,7 @@ def parse_distribution(text: str) -> Distribution:
         raise unknown_name("distribution", kind, DISTRIBUTIONS)
     extras = dict(re.findall(r"(?:^|,)\s*(methods|share)=([^,]*)", tail))
     tail = re.sub(r"(^|,)\s*(methods|share)=[^,]*", "", tail)
-    varied = tuple((name, _spread(told)) for name, told in re.findall(_VARYING, tail))
+    varied = tuple((name, _spread(spread)) for name, spread in re.findall(_VARYING, tail))
     settings = parse_settings(re.sub(_VARYING, "", tail))
     _check_once(varied, settings, seen=text)
     settings.setdefault("face_px", CROP_PX)

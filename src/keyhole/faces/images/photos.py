@@ -126,13 +126,13 @@ def read_frames(path: Path) -> Iterator[Photo]:
             yield frame
 
 
-def told_face_px(data: bytes) -> float | None:
+def noted_face_px(data: bytes) -> float | None:
     """Return the ``face_px`` that a PNG of this package tells of its face, in a text chunk; None where it tells none.
 
     Example:
         >>> file = io.BytesIO()
         >>> png_with_face_px(np.zeros((2, 2, 3), np.uint8), 12.5, file)
-        >>> told_face_px(file.getvalue())
+        >>> noted_face_px(file.getvalue())
         12.5
     """
     try:
@@ -147,9 +147,9 @@ def told_face_px(data: bytes) -> float | None:
 
 def png_with_face_px(photo: Photo, face_px: float, file: io.BytesIO) -> None:
     """Write a crop as PNG that tells how many pixels its face had in its photo."""
-    told = PngInfo()
-    told.add_text(_FACE_PX, f"{face_px:.2f}")
-    Image.fromarray(photo).save(file, "PNG", pnginfo=told)
+    chunks = PngInfo()
+    chunks.add_text(_FACE_PX, f"{face_px:.2f}")
+    Image.fromarray(photo).save(file, "PNG", pnginfo=chunks)
 
 
 def frame_count(path: Path) -> int:

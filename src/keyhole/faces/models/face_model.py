@@ -169,10 +169,10 @@ def shipped() -> Path:
 def shipped_notice() -> str:
     """Return what a person should know of the package's face model, as :func:`keyhole.faces.models.registry.notice`."""
     path = shipped()
-    told = read_tensors(path)[1]["licenses"]
+    stored = read_tensors(path)[1]["licenses"]
     lines = [f"{SHIPPED} (embedder), comes with the package, needs no download"]
     lines.append(f"  file: {path.name}, {path.stat().st_size:,} bytes, SHA-256 {sha256(path)}")
-    lines += [f"  code: {told['code']}", f"  weights: {told['weights']}", f"  training data: {told['data']}"]
+    lines += [f"  code: {stored['code']}", f"  weights: {stored['weights']}", f"  training data: {stored['data']}"]
     return "\n".join(lines)
 
 
@@ -205,7 +205,7 @@ def save_face_model(
     graph = module.plan() if isinstance(module, IrModule) else None
     if graph is None and network not in NETWORKS:
         raise unknown_name("network", network, NETWORKS)
-    told = {
+    header = {
         "kind": _KIND,
         "network": network if graph is None else None,
         "graph": graph,
@@ -213,7 +213,7 @@ def save_face_model(
         "licenses": dataclasses.asdict(licenses),
         "about": dict(about or {}),
     }
-    write_tensors(path, halved_state(module) if half else dict(module.state_dict()), told)
+    write_tensors(path, halved_state(module) if half else dict(module.state_dict()), header)
 
 
 def architecture_of(path: Path) -> str | None:
@@ -231,14 +231,14 @@ def is_face_model(path: Path) -> bool:
 
 def _load_itself(path: Path, where: _Where) -> FaceModel | None:
     """Return the model of a file of :func:`save_face_model`; None for other files."""
-    tensors, told = read_tensors(path)
-    if told.get("kind") != _KIND:
+    tensors, header = read_tensors(path)
+    if header.get("kind") != _KIND:
         return None
     try:
-        table = {key: value for key, value in told["preparation"].items() if value is not None}
-        table |= {"file": path.name, "licenses": told["licenses"]}
+        table = {key: value for key, value in header["preparation"].items() if value is not None}
+        table |= {"file": path.name, "licenses": header["licenses"]}
         described = parse_description(table, where=path.name, folder=path.parent, name=path.stem)
-        network, graph = told["network"], told["graph"]
+        network, graph = header["network"], header["graph"]
         module = rebuild(graph, tensors) if graph is not None else NETWORKS[network](tensors)
     except (LookupError, TypeError, AttributeError, OverflowError) as error:
         message = f"{path} does not describe its face model. Write it anew, or describe it in a .toml file."

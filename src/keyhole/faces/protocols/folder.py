@@ -105,8 +105,8 @@ def _shared(album: Album, found: IdentificationSet) -> tuple[str, ...]:
     for kind, group in (("gallery", gallery), ("probes", probes)):
         several = {name: people for name, people in group.items() if len(set(people)) > 1}
         if several:
-            told = shortened(f"{name} ({shortened(sorted(set(people)))})" for name, people in several.items())
-            notes.append(f"One picture for several people in the {kind}: {told}.")
+            listed = shortened(f"{name} ({shortened(sorted(set(people)))})" for name, people in several.items())
+            notes.append(f"One picture for several people in the {kind}: {listed}.")
         if twice := [name for name, people in group.items() if len(people) > len(set(people))]:
             notes.append(f"One picture several times for one person in the {kind}: {shortened(twice)}.")
     return tuple(notes)

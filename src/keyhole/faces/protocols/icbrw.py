@@ -75,13 +75,13 @@ def read(root: Path, *, views: Views = "frontal") -> IdentificationSet:
     if subjects != SUBJECTS or len(found) != SUBJECTS * PROBES_EACH:
         seen = f"{counted(subjects, 'subject')} and {counted(len(found), 'probe')}"
         notes += (f"{seen}; the published protocol has {SUBJECTS} and {SUBJECTS * PROBES_EACH}.",)
-    notes += (f"Watch list: {_VIEWS_TOLD[views]}.",)
+    notes += (f"Watch list: {_VIEW_TEXTS[views]}.",)
     return IdentificationSet("icbrw", root, gallery, found, stray + notes, "mean" if views == "mean" else "best")
 
 
 _Files = dict[tuple[str, str], str]
 _VIEW_NAMES = {"f": "frontal", "l": "left", "r": "right"}
-_VIEWS_TOLD = {
+_VIEW_TEXTS = {
     "frontal": "frontal views only",
     "best": "frontal, left and right view; the best score of a person counts",
     "mean": "frontal, left and right view; the mean score of a person counts",
@@ -126,9 +126,9 @@ def _boxes(album: Album, used: list[str]) -> tuple[dict[str, Box], tuple[str, ..
     boxes: dict[str, Box] = {}
     notes: tuple[str, ...] = ()
     for file in files:
-        lines, told = _lines(album, file)
+        lines, found = _lines(album, file)
         mine = {by_stem[stem]: numbers for stem, numbers in lines.items() if stem in by_stem}
-        notes += told
+        notes += found
         if twice := sorted(set(mine) & set(boxes)):
             raise DataError(f"{file} annotates {twice[0]}, as another file does. Remove one of the two lines.")
         if mine:

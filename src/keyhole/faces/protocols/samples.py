@@ -314,8 +314,8 @@ def _couples(lines: Sequence[tuple[str, Sample, dict[str, str]]], where: str) ->
         raise DataError(f"{where} has no pair; expected two lines each, reference and probe. Add them.")
     couples = []
     for name, members in two.items():
-        told = {fold for _, fold in members.values()}
-        if len(members) != 2 or len(told) != 1 or not (fold := told.pop()).isdecimal():
+        folds = {fold for _, fold in members.values()}
+        if len(members) != 2 or len(folds) != 1 or not (fold := folds.pop()).isdecimal():
             raise DataError(f"{where}: pair {name!r}; expected a reference and a probe, both of one numbered fold.")
         couples.append((members["reference"][0], members["probe"][0], int(fold)))
     return couples

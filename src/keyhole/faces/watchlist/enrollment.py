@@ -14,7 +14,7 @@ from keyhole.errors import DataError, SettingError
 from keyhole.faces.comparison import Pipeline, Watched
 from keyhole.faces.embedding import FACE_PX, shown_px
 from keyhole.faces.images.albums import Album, album_of_file, open_album, picture_size
-from keyhole.faces.images.photos import told_face_px
+from keyhole.faces.images.photos import noted_face_px
 from keyhole.faces.pooling import Pooled, frame_quality, frame_weights, grouped, pool
 from keyhole.faces.protocols.samples import Sample, shortened
 from keyhole.faces.watchlist.gallery import Gallery, candidates, enroll, load_gallery
@@ -75,8 +75,8 @@ def people_of(album: Album, *, aligned: bool | None = None) -> tuple[Sample, ...
     for name, each in parts.items():
         person = PurePosixPath(name).stem if len(each) == 1 or wrapped else each[-2]
         crop = _is_crop(album, name) if aligned is None else aligned
-        told = told_face_px(album.read(name)) if crop and name.lower().endswith(".png") else None
-        known = {} if told is None else {FACE_PX: f"{told:g}"}
+        face_px = noted_face_px(album.read(name)) if crop and name.lower().endswith(".png") else None
+        known = {} if face_px is None else {FACE_PX: f"{face_px:g}"}
         samples.append(Sample(name, unicodedata.normalize("NFC", person), aligned=crop, attributes=known))
     if not samples:
         raise DataError(

@@ -118,8 +118,8 @@ def answer(hits: Sequence[Hit], face_px: float, thresholds: Thresholds, *, score
     if face_px < thresholds.least_px:
         return Answer(TOO_LITTLE, face_px)
     least = thresholds.at(face_px).score if score is None else score
-    told = tuple(hit for hit in hits if hit.score >= least)
-    return Answer("candidate" if told else UNKNOWN, face_px, least, told, best)
+    candidates = tuple(hit for hit in hits if hit.score >= least)
+    return Answer("candidate" if candidates else UNKNOWN, face_px, least, candidates, best)
 
 
 def level(face_px: float, strangers: Searches, mated: Searches | None = None, *, fpir: float) -> Threshold:
