@@ -292,7 +292,9 @@ def test_what_is_said_of_combinations_is_said_by_their_landscape() -> None:
     own_base = judge(cells, [*arms.values(), "kd"], landscapes=[seen])
     assert (own_base.baseline, [gap.arm for gap in own_base.gaps]) == (first, [*list(arms.values())[1:], "kd"])
     more = judge([*cells, *grid(all=[63.0, 64.0])], ["kd", "all", *arms.values()], landscapes=[seen])
-    assert more.sentence.startswith(f"{seen.sentence} all is highest with 63.50 % over 2 seeds.")
+    assert more.sentence.startswith(
+        f"{seen.sentence} Beside the combinations all is highest with 63.50 % over 2 seeds."
+    )
     own = {gap.arm: gap for gap in more.gaps}
     assert own["all"].corrected == own["all"].p  # it is not one of the combinations
     tried = [own[arm] for arm in arms.values()]

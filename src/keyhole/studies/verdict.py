@@ -174,7 +174,7 @@ def judge(
     missing = len(cells) - len(done)
     parts = [landscape.sentence for landscape in landscapes]
     if not landscapes or sum(bool(row.last) for row in judged) > 1:
-        parts.append(_sentence(judged, apart, against))
+        parts.append(_sentence(judged, apart, against, among="Beside the combinations " if landscapes else ""))
     parts += _answers(answers)
     if unanswered and any(row.last for row in rows):
         parts.append(f"No seed has come to the end with all arms of: {'; '.join(unanswered)}.")
@@ -271,13 +271,13 @@ def holm(probabilities: Sequence[float | None]) -> list[float | None]:
     return out
 
 
-def _sentence(rows: Sequence[Row], gaps: Sequence[Gap], against: str) -> str:
-    """Return the finding in plain words, with how sure it is."""
+def _sentence(rows: Sequence[Row], gaps: Sequence[Gap], against: str, *, among: str) -> str:
+    """Return the finding in plain words, with how sure it is; ``among`` goes before the name of the highest arm."""
     ended = [row for row in rows if row.last]
     if not ended:
         return "Nothing has come to the end yet."
     best, first = _highest(_ranked(ended))
-    parts = [first]
+    parts = [first if best is None else f"{among}{first}"]
     if max(len(row.last) for row in ended) < 2:
         parts.append("With one seed nothing can be said about chance.")
     elif gaps:
