@@ -94,9 +94,12 @@ def parsed() -> argparse.Namespace:
 
 
 def called(file: str) -> str:
-    """Return what a table calls a model: a student by its run."""
+    """Return what a table calls a model: a student by its run, one of a cohort by its number there as well."""
     path = Path(file)
-    return path.parent.name if path.name == "student.safetensors" else path.stem
+    if path.name != "student.safetensors":
+        return path.stem
+    run = path.parent
+    return f"{run.parent.name}/{run.name}" if run.name.isdecimal() and run.parent.name else run.name
 
 
 def compared(
