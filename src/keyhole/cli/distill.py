@@ -34,7 +34,10 @@ class ArmOptions:
     ] = None
     terms: Annotated[
         str,
-        typer.Option(help="ce, kd, dkd, dist, ls, wttm, hint, at, vid, sp, semckd, crd; weights as in ce,kd,hint=50."),
+        typer.Option(
+            help="ce, kd, dkd, dist, ls, wttm, hint, at, vid, sp, semckd, crd; weights as in ce,kd,hint=50, "
+            "settings as in dkd(beta=2)."
+        ),
     ] = "ce,kd,hint"
     temperature: Annotated[
         float | None, typer.Option(help="Of terms of softened logits; each one's published one by default.")
