@@ -117,9 +117,9 @@ def _pairs(pipeline: Pipeline, protocol: PairSet, crops: Crops, progress: Progre
         scores = np.full(len(place), verification.LOST)
         pairs = probe_places, mate_places
         scores[whole] = compare(probes, gallery, face_px, mode=mode, matcher=pipeline.matcher, pairs=pairs)
-        judged_folds = verification.fold_accuracy(scores, protocol.same, protocol.folds, by=by)
+        by_fold = verification.fold_accuracy(scores, protocol.same, protocol.folds, by=by)
         scores, same, people = scores[judged], protocol.same[judged], subjects[judged]
-        main = verification.accuracy_statistic(judged_folds, people)
+        main = verification.accuracy_statistic(by_fold, people)
         more = {
             "EER": verification.eer_statistic(scores, same, subjects=people),
             "TAR at FAR 1 %": verification.tar_statistic(scores, same, 0.01, subjects=people),
@@ -128,7 +128,7 @@ def _pairs(pipeline: Pipeline, protocol: PairSet, crops: Crops, progress: Progre
         curve = verification.det(scores, same)
         errors = tuple(curve.false_accept.tolist()), tuple(curve.false_reject.tolist())
         figures = _with_intervals({"accuracy": main, **more}, setting)
-        yield main, Row(face_px, mode, figures, None, (), errors, _flags(judged_folds.correct))
+        yield main, Row(face_px, mode, figures, None, (), errors, _flags(by_fold.correct))
 
     missed = int((~crops.found).sum())
     summary = f"{protocol.summary()}; {missed} without a face, {int((~whole).sum())} pairs lost by that"
@@ -250,7 +250,7 @@ def _row_of(
 
 def _rows(rows: Callable[[float, str], Iterator[tuple[Statistic, Row]]], setting: Setting) -> tuple[Row, ...]:
     """Return the rows of each size, with the gap to the first row of ``none``."""
-    made_rows: list[Row] = []
+    found: list[Row] = []
     for face_px in setting.probe_px:
         made = [each for mode in setting.match for each in rows(face_px, mode)]
         plain = next(((main, row) for main, row in made if row.mode.split()[0] == "none"), None)
@@ -258,8 +258,8 @@ def _rows(rows: Callable[[float, str], Iterator[tuple[Statistic, Row]]], setting
             gap = None
             if plain is not None and row is not plain[1]:
                 gap = difference(main, plain[0], resampling=_draws(setting))
-            made_rows.append(replace(row, gap=gap, against="none" if plain is None else plain[1].mode))
-    return tuple(made_rows)
+            found.append(replace(row, gap=gap, against="none" if plain is None else plain[1].mode))
+    return tuple(found)
 
 
 def _flags(values: np.ndarray) -> tuple[bool, ...]:

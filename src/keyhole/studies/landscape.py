@@ -62,7 +62,7 @@ class Landscape:
     Attributes:
         name: Of the arm.
         arms: Names of the arms that it became, one a combination.
-        seeds: The seeds that all told combinations have come to the end with.
+        seeds: The seeds that all of these combinations have come to the end with.
         combinations: Those, in the order of the study.
         left_out: How many are not among them: not finished on these seeds, or diverged.
         whole: Whether those that are left out have all diverged. A part has None or nothing in what follows, but for

@@ -127,7 +127,7 @@ class Mark:
 def standings_of(
     combinations: Sequence[Combination], spread: Spread | None, marks: Sequence[Mark]
 ) -> tuple[Standing, ...]:
-    """Return the standing of each mark, the best first; marks of combinations that are not told are left out.
+    """Return the standing of each mark, the best first; marks of other combinations are left out.
 
     Gains have the interval of Student's t with the noise of the whole table, which knows it far better than the few
     seeds of one row; places have that of :func:`keyhole.studies.variance.draw_true_values`.
