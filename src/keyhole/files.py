@@ -110,8 +110,12 @@ def read_text(path: Path, kind: str) -> str:
         raise DataError(f"Cannot read {path}: {error.strerror}. Expected {kind} there.") from error
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, remedy: str = "Write it anew, or name another file.") -> Any:
     """Return the value of a JSON file.
+
+    Args:
+        path: The file.
+        remedy: What to do where it is damaged.
 
     Raises:
         DataError: The file is missing or is not JSON.
@@ -119,7 +123,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_text(path, "a JSON file"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON ({error}). Write it anew, or name another file.") from error
+        raise DataError(f"{path} is not JSON ({error}). {remedy}") from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from keyhole.errors import RunError
+from keyhole.errors import DataError, RunError
 from keyhole.studies.board import Board
 
 IDS = ["a", "b", "c", "d"]
@@ -336,6 +336,12 @@ def test_a_changed_recipe_names_the_cell_and_the_setting(board: Board) -> None:
 def test_a_file_that_is_no_result_is_one_line(board: Board, text: str) -> None:
     (board.cells / "a.json").write_text(text)
     with pytest.raises(RunError, match="is no result of a cell"):
+        board.result("a")
+
+
+def test_a_damaged_result_is_to_be_removed_not_written(board: Board) -> None:
+    (board.cells / "a.json").write_text('{"recipe"')
+    with pytest.raises(DataError, match=r"a\.json is not JSON \(.*\)\. Remove it to run the cell again\.$"):
         board.result("a")
 
 

@@ -25,7 +25,7 @@ from keyhole.distillation.cohort import Cohort
 from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.replay import WARM_UP
 from keyhole.distillation.warmup import WarmUpError
-from keyhole.errors import RunError, UnknownNameError
+from keyhole.errors import DataError, RunError, UnknownNameError
 from keyhole.files import read_tensors
 from keyhole.models.network import Network, count_macs, fingerprint
 from keyhole.models.zoo import build, load, save
@@ -427,6 +427,17 @@ def test_cells_that_cannot_be_taken_are_not_waited_for_forever(
     monkeypatch.setattr(Board, "_take", lambda *_: False)
     with pytest.raises(RunError, match="Cannot take a cell in"):
         run_study(study, teacher, digits, Board(tmp_path, dead_after_s=0.2))
+
+
+def test_a_damaged_list_of_a_cohort_is_one_line(study: Study, teacher: Network, digits: Data, tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    folder = board.cohorts / "0123456789abcdef"
+    folder.mkdir()
+    (folder / "cells.json").write_text("[")
+    with pytest.raises(
+        DataError, match=r"is not JSON \(.*\)\. Remove .*0123456789abcdef, whose cells are run again then"
+    ):
+        run_study(study, teacher, digits, board)
 
 
 def test_a_full_disk_when_results_are_written_loses_no_training(

@@ -423,7 +423,8 @@ def parse_terms(text: str, *, temperature: float | None = None, equal: bool = Fa
 
     Raises:
         UnknownNameError: No such term.
-        SettingError: A term or a setting of it stands twice, or a weight or a setting is no number.
+        SettingError: A term or a setting of it stands twice, a weight or a setting is no number, or brackets hold no
+            settings.
 
     Example:
         >>> [(term.name, term.weight) for term in parse_terms("ce,kd")]
@@ -436,7 +437,7 @@ def parse_terms(text: str, *, temperature: float | None = None, equal: bool = Fa
         (('alpha', 1.0), ('beta', 2.0))
     """
     given = ["".join(map(str.strip, re.split("([=(),])", part))) for part in _COMMA.split(text) if part.strip()]
-    parts = [found.groups() if (found := _TERM.fullmatch(part)) else (part, None, None) for part in given]
+    parts = [_parts(part) for part in given]
     names = [name.strip() for name, *_ in parts]
     if not names or len(set(names)) < len(names):
         raise SettingError(f"Terms {text!r} must name each term once, such as ce,kd,hint.")
@@ -454,6 +455,16 @@ def parse_terms(text: str, *, temperature: float | None = None, equal: bool = Fa
         own = TERMS[name].temperature if name in TERMS else None
         terms.append(Term(name, value, own if own is None or temperature is None else temperature, knobs))
     return tuple(terms)
+
+
+def _parts(term: str) -> tuple[str, str | None, str | None]:
+    """Return name, settings and weight of ``dkd(beta=2)=0.5``."""
+    if found := _TERM.fullmatch(term):
+        name, settings, weight = found.groups()
+        return name, settings, weight
+    if "(" in term or ")" in term:
+        raise SettingError(f"Term {term!r} has no settings in brackets; expected such as dkd(alpha=1,beta=2)=0.5.")
+    return term, None, None
 
 
 def _knob(term: str, setting: str) -> tuple[str, float]:

@@ -85,7 +85,7 @@ class Board:
         path = self.cells / f"{cell}.json"
         if not path.is_file():
             return None
-        value = read_json(path)
+        value = read_json(path, remedy="Remove it to run the cell again.")
         if not isinstance(value, dict) or not isinstance(value.get("recipe"), dict):
             raise RunError(f"{path} is no result of a cell. Remove it to run the cell again.")
         return value

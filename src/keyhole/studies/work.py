@@ -241,7 +241,7 @@ def _next(study: Study, board: Board, recipes: Mapping[str, tuple[str, Mapping[s
 def _members(folder: Path) -> list[str]:
     path = folder / "cells.json"
     try:
-        value = read_json(path)
+        value = read_json(path, remedy=f"Remove {folder}, whose cells are run again then.")
     except DataError:
         if path.is_file():
             raise
