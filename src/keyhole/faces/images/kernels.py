@@ -59,18 +59,31 @@ def nearest_center(from_px: int, to_px: int) -> np.ndarray:
     return cast(np.ndarray, np.eye(from_px)[points.astype(int)])
 
 
-def nearest_corner(from_px: int, to_px: int) -> np.ndarray:
-    """Return the weights that pick the pixel at each cell's first corner (OpenCV, PyTorch)."""
-    return cast(np.ndarray, np.eye(from_px)[np.arange(to_px) * from_px // to_px])
+def nearest_corner_opencv(from_px: int, to_px: int) -> np.ndarray:
+    """Return the weights that pick the pixel at each cell's first corner, with the rounding errors of OpenCV."""
+    points = np.floor(np.arange(to_px) * _scale_opencv(from_px, to_px)).astype(int)
+    return cast(np.ndarray, np.eye(from_px)[np.minimum(points, from_px - 1)])
+
+
+def nearest_corner_torch(from_px: int, to_px: int) -> np.ndarray:
+    """Return the weights that pick the pixel at each cell's first corner, with the rounding errors of PyTorch."""
+    scale = np.float32(from_px) / np.float32(to_px)
+    points = np.floor(np.arange(to_px, dtype=np.float32) * scale).astype(int)
+    return cast(np.ndarray, np.eye(from_px)[np.minimum(points, from_px - 1)])
+
+
+def _scale_opencv(from_px: int, to_px: int) -> float:
+    """Return the step from pixel to pixel as OpenCV computes it: in 112 to 72, for one, not from_px / to_px."""
+    return 1 / (to_px / from_px)
 
 
 def area(from_px: int, to_px: int) -> np.ndarray:
     """Return averages by overlap when shrinking; OpenCV enlarges by mixing two pixels only where a cell has both."""
-    scale = from_px / to_px
-    if scale < 1:
+    scale = _scale_opencv(from_px, to_px)
+    if from_px < to_px:
         first = np.floor(np.arange(to_px) * scale).astype(int)
-        share = (np.arange(to_px) + 1) - (first + 1) / scale
-        share = np.where(share <= 1e-9, 0.0, share - np.floor(share))
+        share = ((np.arange(to_px) + 1) - (first + 1) * (to_px / from_px)).astype(np.float32)
+        share = np.where(share <= 0, 0.0, share - np.floor(share)).astype(float)
         return gather(np.stack([1 - share, share], axis=1), first, from_px)
     edges = np.arange(to_px + 1)[:, None] * scale
     covered = np.clip(edges - np.arange(from_px), 0, 1)
