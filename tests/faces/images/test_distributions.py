@@ -199,6 +199,9 @@ def test_an_image_that_both_codecs_come_to_goes_through_webp(codecs: str) -> Non
         ("fixed:8;blur=1.2.3-2", "is no range"),
         ("fixed:8;blur=0.2-1@0.3,blur=2-3@0.5", "sets blur twice"),
         ("fixed:8;jpeg=70,jpeg=30-95@0.5", "sets jpeg twice"),
+        ("fixed:8;share=0.5,share=0.6", "sets share twice"),
+        ("fixed:8;methods=pil-box,methods=cv2-area", "sets methods twice"),
+        ("fixed:12;face_px=40", "sets face_px, and the sizes stand before the semicolon"),
         ("fixed:8;webp=70,jpeg=30-95@0.5", "beside a codec"),
     ],
 )

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from keyhole.errors import UnknownNameError, WeightsError
+from keyhole.faces.models import weights
 from keyhole.faces.models.weights import read_weights
 
 ARRAYS = {
@@ -192,6 +193,17 @@ def test_a_file_cannot_ask_for_more_memory_than_it_holds(tmp_path: Path) -> None
     (tmp_path / "c.pkl").write_bytes(state)
     with pytest.raises(WeightsError, match="where a text is expected"):
         read_weights(tmp_path / "c.pkl")
+
+
+def test_a_file_cannot_change_what_reads_it(tmp_path: Path) -> None:
+    """A state is for an array or its type; the usual unpickler sets it as attributes of a function as well."""
+    before = weights._filled_array.__defaults__
+    state = b"(N(dS'__defaults__'\n(S'F'\ntst"
+    for named in (b"cnumpy._core.numeric\n_frombuffer\n", b"cnumpy\ndtype\n", b"(d"):
+        (tmp_path / "a.pkl").write_bytes(named + state + b"b.")
+        with pytest.raises(WeightsError, match="a state for what is no array"):
+            read_weights(tmp_path / "a.pkl")
+    assert weights._filled_array.__defaults__ == before
 
 
 def test_files_without_names_are_refused(tmp_path: Path) -> None:

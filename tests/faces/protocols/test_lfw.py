@@ -127,6 +127,8 @@ def test_where_pairs_are_looked_for(small: Path, tmp_path: Path) -> None:
     [
         ("3\t30\n", "", "does not begin with the numbers of folds and of pairs; the official form"),
         ("3\t30\n", "3 0\n", "does not begin with the numbers"),
+        ("3\t30\n", f"3 {'9' * 5000}\n", "does not begin with the numbers"),
+        ("P_000\t1\t2\n", f"P_000\t1\t{'9' * 5000}\n", "line 2: 'P_000 1 9999"),
         ("3\t30\n", "3\t31\n", "180 pairs, expected 3 x 31 x 2 by its first line"),
         ("P_000\t1\t2\n", "P_000\t1\n", "line 2: 'P_000 1'; the official form"),
         ("P_000\t1\t2\n", "P_000\tone\t2\n", "line 2: 'P_000 one 2'"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -263,11 +263,14 @@ def parse_distribution(text: str) -> Distribution:
     kind, _, sizes = head.strip().partition(":")
     if kind not in DISTRIBUTIONS:
         raise unknown_name("distribution", kind, DISTRIBUTIONS)
-    extras = dict(re.findall(r"(?:^|,)\s*(methods|share)=([^,]*)", tail))
+    given = re.findall(r"(?:^|,)\s*(methods|share)=([^,]*)", tail)
+    extras = dict(given)
     tail = re.sub(r"(^|,)\s*(methods|share)=[^,]*", "", tail)
     varied = tuple((name, _spread(spread)) for name, spread in re.findall(_VARYING, tail))
     settings = parse_settings(re.sub(_VARYING, "", tail))
-    _check_once(varied, settings, seen=text)
+    if "face_px" in settings:
+        raise SettingError(f"{text!r} sets face_px, and the sizes stand before the semicolon; expected one of the two.")
+    _check_once((*varied, *given), settings, seen=text)
     settings.setdefault("face_px", CROP_PX)
     try:
         drawn = DISTRIBUTIONS[kind](sizes)
@@ -285,8 +288,8 @@ def parse_distribution(text: str) -> Distribution:
 _VARYING = r"(?:^|,)\s*(\w+)=([0-9.]+-[0-9.]+(?:@[0-9.]+)?|[0-9.]+@[0-9.]+)(?=\s*(?:,|$))"
 
 
-def _check_once(varied: tuple[tuple[str, Spread], ...], settings: Mapping[str, object], *, seen: str) -> None:
-    names = [name for name, _ in varied]
+def _check_once(given: Sequence[tuple[str, object]], settings: Mapping[str, object], *, seen: str) -> None:
+    names = [name for name, _ in given]
     fixed = {"blur": "blur_sigma_px", "noise": "noise_sigma", "jpeg": "codec", "webp": "codec"}
     twice = next((name for name in names if names.count(name) > 1 or fixed.get(name) in settings), None)
     if twice is not None:

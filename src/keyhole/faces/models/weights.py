@@ -12,7 +12,7 @@ import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import torch
@@ -222,6 +222,8 @@ class _Arrays(pickle._Unpickler):
     It is the one in Python: the one in C reserves memory for whatever index a file names.
     """
 
+    stack: list[Any]
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ADMITTED:
             raise WeightsError(
@@ -229,3 +231,12 @@ class _Arrays(pickle._Unpickler):
                 "Save the arrays alone, as .npz or .safetensors."
             )
         return _ADMITTED[module, name]
+
+    def load_build(self) -> None:
+        """Give an array or its type its state; the usual one would set attributes of whatever a file admits."""
+        state = self.stack.pop()
+        if not isinstance(self.stack[-1], _Kind | _Array):
+            raise pickle.UnpicklingError("a state for what is no array")
+        self.stack[-1].__setstate__(state)
+
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}

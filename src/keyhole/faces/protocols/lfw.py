@@ -15,6 +15,7 @@ from keyhole.faces.images.albums import PICTURE_ENDINGS, Album, open_album, pict
 from keyhole.faces.protocols.samples import PairSet, Sample, counted, shortened, stray_note
 
 FOLDS = 10
+_DIGITS = 9  # of a number in pairs.txt
 PAIRS_EACH = 300
 
 _FORM = (
@@ -134,7 +135,7 @@ def _pairs_text(album: Album, pairs: Path | None) -> tuple[str, str]:
 
 def _pairs(text: str, where: str) -> tuple[list[_Line], tuple[str, ...]]:
     rows = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if not rows or len(rows[0][1]) != 2 or not all(part.isdecimal() and int(part) for part in rows[0][1]):
+    if not rows or len(rows[0][1]) != 2 or not all(_is_number(part) and int(part) for part in rows[0][1]):
         raise DataError(f"{where} does not begin with the numbers of folds and of pairs; {_FORM}.")
     folds, each = (int(part) for part in rows[0][1])
     if len(rows) - 1 != folds * each * 2:
@@ -157,9 +158,13 @@ def _pairs(text: str, where: str) -> tuple[list[_Line], tuple[str, ...]]:
     return lines, tuple(notes)
 
 
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) <= _DIGITS
+
+
 def _line(parts: list[str], fold: int, where: str) -> _Line:
     numbers = [*parts[1:2], *parts[-1:]] if len(parts) in (3, 4) else []
-    if not numbers or not all(number.isdecimal() for number in numbers):
+    if not numbers or not all(map(_is_number, numbers)):
         raise DataError(f"{where}: {' '.join(parts)!r}; {_FORM}.")
     other = parts[2] if len(parts) == 4 else parts[0]
     return _Line((parts[0], int(numbers[0])), (other, int(numbers[1])), fold)
