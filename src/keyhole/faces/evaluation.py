@@ -353,6 +353,7 @@ def fit(pipeline: Pipeline, faces: IdentificationSet | PairSet, *, progress: Pro
     parts = crops_of(pipeline, faces, progress=progress)
     samples: tuple[Sample, ...]
     samples = faces.samples if isinstance(faces, PairSet) else (*faces.gallery, *faces.probes)
+    with_face = np.concatenate([part.found for part in parts])
     seen = [pipeline.watch(part, progress=progress, name=f"faces {k + 1}") for k, part in enumerate(parts)]
 
     def at(face_px: float | None) -> np.ndarray:
@@ -363,6 +364,6 @@ def fit(pipeline: Pipeline, faces: IdentificationSet | PairSet, *, progress: Pro
         at(None),
         at,
         fingerprint=pipeline.model.fingerprint,
-        people={sample.identity for sample in samples},
+        people=[sample.identity for sample, there in zip(samples, with_face, strict=True) if there],
         about={"faces_of": faces.name, "camera": asdict(setting.how), "margin": setting.margin},
     )

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from keyhole.errors import DataError, SettingError, ShapeError, unknown_name
 from keyhole.files import read_tensors, write_tensors
@@ -143,24 +143,26 @@ def fit_matcher(
     *,
     fingerprint: str,
     sizes_px: Sequence[float] = LADDER_PX,
-    people: Iterable[str] = (),
+    people: Sequence[str] = (),
     about: dict[str, Any] | None = None,
 ) -> Matcher:
     """Learn to match from embeddings of the same faces, sharp and small; no labels are used.
 
     For each size, a ridge regression takes embeddings of small faces to those of the sharp ones. How well it restores
-    is measured on every fifth face, with a map of the others.
+    is measured on every fifth person, with a map of the others.
 
     Args:
         sharp: Embeddings of sharp faces.
         small: Gives the embeddings of the same faces at a ``face_px``.
         fingerprint: Of the model that made them.
         sizes_px: The sizes.
-        people: Who the faces are of; only digests are kept.
+        people: Who each face is of, for that alone; only digests are kept. Without them, or with fewer than five, the
+            last fifth of the faces stands apart.
         about: How it was made, for the record.
 
     Raises:
         DataError: There are fewer than 100 faces.
+        ShapeError: There are people for more or fewer faces.
         SettingError: The sizes do not rise.
 
     Example:
@@ -177,13 +179,15 @@ def fit_matcher(
         raise DataError(f"There are {count} faces to fit a matcher on; expected at least 100, of many people.")
     if not sizes_px or list(sizes_px) != sorted(set(sizes_px)) or sizes_px[0] <= 0:
         raise SettingError(f"The sizes of a matcher are {tuple(sizes_px)}; expected positive ones that rise.")
-    last = np.arange(count) % 5 == 4
+    if people and len(people) != count:
+        raise ShapeError(f"There are {count} faces of {len(people)} people; expected one for each face.")
+    apart = _apart(count, people)
     maps, means, shares = [], [], []
     for px in sizes_px:
         seen = small(px)
-        tried = _ridge(seen[~last], sharp[~last])
-        restored = _unit((seen[last] - seen[~last].mean(axis=0)) @ tried + sharp[~last].mean(axis=0))
-        shares.append(1 - float(np.clip((restored * sharp[last]).sum(axis=1).mean(), 0, 1)))
+        tried = _ridge(seen[~apart], sharp[~apart])
+        restored = _unit((seen[apart] - seen[~apart].mean(axis=0)) @ tried + sharp[~apart].mean(axis=0))
+        shares.append(1 - float(np.clip((restored * sharp[apart]).sum(axis=1).mean(), 0, 1)))
         maps.append(_ridge(seen, sharp).astype(np.float32))
         means.append(seen.mean(axis=0).astype(np.float32))
     return Matcher(
@@ -196,6 +200,12 @@ def fit_matcher(
         people=frozenset(map(digest, people)),
         about={"faces": count, **(about or {})},
     )
+
+
+def _apart(count: int, people: Sequence[str]) -> Bool[np.ndarray, " n"]:
+    """Return which faces stand apart from those that a map is tried with: nobody is on both sides."""
+    names, codes = np.unique(np.asarray(people, str), return_inverse=True)
+    return codes % 5 == 4 if len(names) >= 5 else np.arange(count) >= count - count // 5
 
 
 def _ridge(small: np.ndarray, sharp: np.ndarray) -> np.ndarray:
