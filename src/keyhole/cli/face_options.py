@@ -225,7 +225,9 @@ class ThresholdOptions:
     ] = None
     probe_px: Annotated[str, typer.Option(help="Sizes of probes by commas.")] = "8,10,12,16,20,24,32,48,112"
     fpir: Annotated[float, typer.Option(help="Wanted rate of false alarms, above 0 and below 1.")] = 0.01
-    least_px: Annotated[float, typer.Option(min=1, help="Below this nothing is told.")] = 8.0
+    least_px: Annotated[
+        float | None, typer.Option(min=1, help="Below this nothing is told; by default 0.9 of the smallest size.")
+    ] = None
 
 
 def integers(option: str, text: str | None) -> tuple[int, ...] | None:

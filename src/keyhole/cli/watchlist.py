@@ -81,6 +81,7 @@ def calibrate(
     lines = [
         f"{level.face_px:>6g} px: score {level.score:.3f}, false alarms at most {100 * level.fpir_bound:.1f} %"
         + ("" if level.fnir is None else f", misses {100 * level.fnir:.1f} %")
+        + (f" ({100 * level.too_little:.1f} % show too little)" if level.too_little else "")
         for level in levels
     ]
     value = {"thresholds": str(out), "report": str(report), "levels": [vars(level) for level in levels]}

@@ -45,7 +45,7 @@ def calibration_page(found: Calibration) -> str:
     lead = (
         f"Thresholds for {plural(len(thresholds.levels), 'size')} of probes, at which strangers were asked to raise "
         f"an alarm in {100 * thresholds.fpir:g} % of searches. "
-        f"With 95 % confidence they do in at most {100 * worst:.1f} %."
+        f"With 95 % confidence, at each size by itself, they do in at most {100 * worst:.1f} %."
     )
     groups = [("strangers", found.strangers)] + ([("the enrolled, where first", found.mates)] if found.mates else [])
     drawn = face_figures.by_threshold_size(
@@ -56,7 +56,8 @@ def calibration_page(found: Calibration) -> str:
     caption = (
         "Best score of each search: thin lines span the middle 98 %, thick ones the middle half, dots are medians. The "
         "bar across is the threshold: a candidate at or above it is told. Searches of the enrolled whose mate was not "
-        "first, or in which no face was found, have no place here; the misses below count them."
+        "first, in which no face was found, or that show too little to be answered, have no place here; the misses "
+        "below count them."
     )
     return page(
         "Thresholds by the size of the probe",
@@ -74,12 +75,12 @@ def calibration_page(found: Calibration) -> str:
 def _levels(thresholds: Thresholds) -> Html:
     columns = [
         Column("probe"), Column("threshold"), Column("searches of strangers"), Column("false alarms at most, %"),
-        Column("misses, %"),
+        Column("misses, %"), Column("of all, show too little, %"),
     ]  # fmt: skip
     rows = [
         [
             f"{level.face_px:g} px", f"{level.score:.3f}", f"{level.strangers:,}", f"{100 * level.fpir_bound:.2f}",
-            NOTHING if level.fnir is None else f"{100 * level.fnir:.1f}",
+            *(NOTHING if share is None else f"{100 * share:.1f}" for share in (level.fnir, level.too_little)),
         ]
         for level in thresholds.levels
     ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,11 +92,20 @@ def test_a_file_gives_them_back(tmp_path: Path) -> None:
         load_thresholds(tmp_path / "t.json", mode="fitted-estimated")
 
 
+def test_a_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    save_thresholds(path, replace(FOUND, photos=7, gallery="g"))
+    value = json.loads(path.read_text())
+    del value["photos"], value["gallery"], value["levels"][0]["too_little"], value["levels"][1]["too_little"]
+    path.write_text(json.dumps(value))
+    assert load_thresholds(path) == FOUND
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
         {"kind": "x"}, {"levels": []}, {"levels": [{}]}, {"levels": 3}, {"fpir": 0}, {"fpir": True}, {"fpir": "0.1"},
-        {"fpir": 1e999}, {"mode": 3}, {"enrolled": None}, {"least_px": [8]},
+        {"fpir": 1e999}, {"mode": 3}, {"enrolled": None}, {"least_px": [8]}, {"photos": "7"}, {"gallery": 3},
     ],
     ids=str,
 )  # fmt: skip

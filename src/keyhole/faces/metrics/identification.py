@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
 from keyhole.errors import DataError, DivergenceError, SettingError, ShapeError
-from keyhole.faces.metrics.intervals import Statistic, exact_ends, mean_statistic
+from keyhole.faces.metrics.intervals import Statistic, exact_ends, independent, mean_statistic
 from keyhole.faces.metrics.verification import FEWEST_EVENTS, accepted_at_rate, rate_threshold
 from keyhole.faces.protocols.samples import Views
 
@@ -72,20 +72,25 @@ class TooFewSearches:
     Attributes:
         wanted: The FPIR asked for.
         searches: Non-mated searches that there are.
-        needed: How many are needed at least: 3 / wanted, rounded up; 0 where no number would do (wanted 0).
+        needed: How many of different people are needed at least: 3 / wanted, rounded up; 0 where no number would do
+            (wanted 0).
         bound: What FPIR may truly be with that threshold, at 95 percent.
+        people: Whom the searches are of.
     """
 
     wanted: float
     searches: int
     needed: int
     bound: float
+    people: int
 
     def __str__(self) -> str:
         """Return the warning as one sentence, in percent."""
         needed = f"at least {self.needed:,} are needed" if self.needed else "no number of searches shows a rate of 0"
+        of = f" of {self.people:,} people" if self.people < self.searches else ""
+        needed += ", each of someone else" * bool(of and self.needed)
         return (
-            f"FPIR {100 * self.wanted:g} % cannot be shown by {self.searches:,} non-mated searches ({needed}); "
+            f"FPIR {100 * self.wanted:g} % cannot be shown by {self.searches:,} non-mated searches{of} ({needed}); "
             f"with this threshold it may be up to {100 * self.bound:.2g} %."
         )
 
@@ -100,8 +105,9 @@ class FpirThreshold:
         measured: The FPIR at the threshold on the same searches, at most ``wanted``.
         searches: Non-mated searches with a face, the denominator of ``measured``.
         false_positives: How many of them return somebody.
-        bound: What FPIR may truly be: the exact upper end at 95 percent (one-sided), taking searches as independent.
-        warning: Set where ``wanted`` is below 3 / ``searches``; None where it is not.
+        bound: What FPIR may truly be: the exact upper end at 95 percent (one-sided) for as many searches as
+            :func:`keyhole.faces.metrics.intervals.independent` counts, as photos of one person raise alarms together.
+        warning: Set where ``wanted`` is below 3 / that number; None where it is not.
     """
 
     threshold: float
@@ -275,8 +281,10 @@ def fpir(searches: Searches, threshold: float) -> float:
 def threshold_for_fpir(searches: Searches, wanted: float) -> FpirThreshold:
     """Return the lowest useful threshold at which at most the share ``wanted`` of non-mated searches returns somebody.
 
-    Searches are counted, not comparisons. Below 3 / n (n the non-mated searches) the rate cannot be shown by so few;
-    the threshold is then still given, with a warning and the bound up to which FPIR may truly be.
+    Searches are counted, not comparisons. Below 3 / n the rate cannot be shown by so few; n is the number of non-mated
+    searches where each is of someone else, and less where people have several (see
+    :func:`keyhole.faces.metrics.intervals.independent`). The threshold is then still given, with a warning and the
+    bound up to which FPIR may truly be.
 
     Args:
         searches: From :func:`search`; those that are mated do not matter.
@@ -288,14 +296,16 @@ def threshold_for_fpir(searches: Searches, wanted: float) -> FpirThreshold:
     """
     if not 0 <= wanted < 1:
         raise SettingError(f"A wanted FPIR of {wanted}, expected from 0 to below 1, such as 0.01.")
-    best = searches.other[_check_alarms(searches)]
+    alarms = _check_alarms(searches)
+    best = searches.other[alarms]
     threshold = rate_threshold(best, best, wanted)
-    positives, count = int((best >= threshold).sum()), len(best)
-    bound = exact_ends(positives, count, level=0.90)[1]  # both tails of 5 percent: the upper one alone is 95
+    positives, count, alone = int((best >= threshold).sum()), len(best), independent(searches.subjects[alarms])
+    # both tails of 5 percent: the upper one alone is 95
+    bound = exact_ends(alone * (positives / count), alone, level=0.90)[1]
     warning = None
-    if wanted * count < FEWEST_EVENTS - 1e-9:
+    if wanted * alone < FEWEST_EVENTS - 1e-9:
         needed = int(np.ceil(FEWEST_EVENTS / wanted - 1e-9)) if wanted else 0
-        warning = TooFewSearches(wanted, count, needed, bound)
+        warning = TooFewSearches(wanted, count, needed, bound, len(set(searches.subjects[alarms])))
     return FpirThreshold(threshold, wanted, positives / count, count, positives, bound, warning)
 
 
@@ -317,7 +327,8 @@ def open_set_curve(searches: Searches) -> OpenSetCurve:
 def fnir_at_fpir(searches: Searches, wanted: float) -> float | None:
     """Return the FNIR (rank 1) with at most the share ``wanted`` of non-mated searches returning somebody, 0 to 1.
 
-    None where fewer than 3 non-mated searches stand behind the rate (``wanted`` times their number).
+    None where fewer than 3 non-mated searches stand behind the rate: ``wanted`` times their number, as
+    :func:`keyhole.faces.metrics.intervals.independent` counts them.
 
     Args:
         searches: From :func:`search`.
@@ -367,7 +378,7 @@ def fnir_at_fpir_statistic(searches: Searches, wanted: float) -> Statistic | Non
         raise SettingError(f"A wanted FPIR of {wanted}, expected from 0 to below 1, such as 0.01.")
     _check_mated(searches)
     mated, alarms = searches.mated, _check_alarms(searches)
-    if wanted * alarms.sum() < FEWEST_EVENTS - 1e-9:
+    if wanted * independent(searches.subjects[alarms]) < FEWEST_EVENTS - 1e-9:
         return None
     mates = np.where(hits(searches), searches.mate, -np.inf)[mated]
     accepted = accepted_at_rate(mates, searches.other[alarms], wanted)

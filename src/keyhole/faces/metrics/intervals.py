@@ -232,12 +232,12 @@ def difference(
     return _widened(value, (low, high), people=people, level=resampling.level, bounds=bounds)
 
 
-def exact_ends(hits: int, trials: int, *, level: float = 0.95) -> tuple[float, float]:
+def exact_ends(hits: float, trials: float, *, level: float = 0.95) -> tuple[float, float]:
     """Return the exact two-sided ends of a share of independent trials, by Clopper and Pearson.
 
     Args:
         hits: How many trials succeeded.
-        trials: How many there were, at least 1.
+        trials: How many there were, at least 1. Neither need be whole (see :func:`independent`).
         level: Share of cases in which the interval shall hold the true share.
 
     Raises:
@@ -255,6 +255,27 @@ def exact_ends(hits: int, trials: int, *, level: float = 0.95) -> tuple[float, f
     low = float(beta.ppf(tail, hits, trials - hits + 1)) if hits else 0.0
     high = float(beta.ppf(1 - tail, hits + 1, trials - hits)) if hits < trials else 1.0
     return low, high
+
+
+def independent(subjects: _Array) -> float:
+    """Return how many independent searches say as much as these, if all of one person end alike: Kish's number.
+
+    Args:
+        subjects: Who each of the n searches is of, at least one.
+
+    Returns:
+        From 1 to n: the number of people where each has as many searches, less where some have more than others.
+
+    Example:
+        >>> independent(np.array(["ann", "ann", "ben", "ben"])), independent(np.array(["ann", "ben"]))
+        (2.0, 2.0)
+
+    Reference:
+        Kish (1965), Survey Sampling, section 5.4: a design effect of 1 + (m - 1) rho with rho = 1, here with the
+        weighted mean m of clusters that differ in size.
+    """
+    of_each = np.unique(subjects, return_counts=True)[1].astype(float)
+    return float(of_each.sum() ** 2 / (of_each**2).sum())
 
 
 def _quantiles(draws: Float64[_Array, " r"], value: float, level: float) -> tuple[float, float] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,13 @@ from jaxtyping import Float
 from keyhole.errors import DataError, SettingError
 from keyhole.faces.comparison import Pipeline
 from keyhole.faces.metrics.identification import Searches
-from keyhole.faces.protocols.samples import Sample, shortened
+from keyhole.faces.protocols.samples import Sample, counted, shortened
 from keyhole.faces.watchlist.enrollment import Note, faces_of, no_note, open_people, people_of, seen_px
 from keyhole.faces.watchlist.gallery import Gallery, Hit, candidates
 from keyhole.faces.watchlist.thresholds import Threshold, Thresholds, level
 from keyhole.progress import Progress, silent
+
+_BELOW = 0.9  # of a size: faces that were made so small show a little less or more
 
 
 @dataclass(frozen=True)
@@ -24,17 +26,17 @@ class Wanted:
 
     Attributes:
         fpir: Share of searches of strangers that may raise an alarm, above 0 and below 1.
-        least_px: Below this nothing will be told, 1 to 1000.
+        least_px: Below this nothing will be told, 1 to 1000; None takes nine tenths of the smallest size.
     """
 
     fpir: float = 0.01
-    least_px: float = 8.0
+    least_px: float | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         if not 0 < self.fpir < 1:
             raise SettingError(f"--fpir is {self.fpir}; expected a rate above 0 and below 1, such as 0.01.")
-        if not 1 <= self.least_px <= 1000:
+        if self.least_px is not None and not 1 <= self.least_px <= 1000:
             raise SettingError(f"--least-px is {self.least_px}; expected 1 to 1000 px.")
 
 
@@ -68,7 +70,8 @@ def calibrate(
 
     Photos of strangers are made as small as each size of the setting and searched in the gallery. Each search is filed
     under the size that is nearest to what the probe's spectrum shows, as ``identify`` will look it up; of several of
-    one photo under one size, the one with the highest score counts (of the enrolled, the lowest).
+    one photo under one size, the one with the highest score counts (of the enrolled, the lowest). One that shows less
+    than the least that is answered raises no alarm and counts for no threshold; of the enrolled it is a miss.
 
     Args:
         pipeline: Model, detector, matcher, margin and camera; the sizes are the ``probe_px`` of its setting.
@@ -90,13 +93,10 @@ def calibrate(
     own = None if mated is None else _searches(pipeline, gallery, mated, progress, note)
     if own is not None and (unknown := {sample.identity for sample in own.samples} - set(gallery.people)):
         note(f"{len(unknown)} people of {mated} are not enrolled and count for nothing: {shortened(sorted(unknown))}.")
-    filed = {px: _filed(gallery, others, px, mated=False) for px in others.sizes_px}
-    mates = {} if own is None else {px: _filed(gallery, own, px, mated=True) for px in others.sizes_px}
-    levels = _levels(filed, mates, fpir=wanted.fpir, note=note)
-    least_px = wanted.least_px
-    if least_px < 0.9 * levels[0].face_px:
-        least_px = 0.9 * levels[0].face_px
-        note(f"Below {least_px:.1f} px nothing will be told, as nothing was calibrated there.")
+    least_px = _least_px(gallery, others, wanted, note)
+    filed = {px: _filed(gallery, others, px, least_px, mated=False) for px in others.sizes_px}
+    mates = {} if own is None else {px: _filed(gallery, own, px, least_px, mated=True) for px in others.sizes_px}
+    levels = _levels(filed, mates, least_px, fpir=wanted.fpir, note=note)
     found = Thresholds(
         pipeline.model.fingerprint,
         pipeline.mode,
@@ -106,12 +106,25 @@ def calibrate(
         levels,
         margin=pipeline.setting.margin,
         matcher=None if pipeline.matcher is None else pipeline.matcher.digest(),
+        photos=len(gallery),
+        gallery=gallery.digest(),
     )
     return Calibration(
         found,
-        {px: each.other[each.found] for px, each in filed.items() if len(each.rank)},
-        {px: each.mate[each.mated] for px, each in mates.items() if each.mated.any()},
+        {px: each.searches.other for px, each in filed.items() if len(each.searches.rank)},
+        {px: each.searches.mate[each.searches.mated] for px, each in mates.items() if each.searches.mated.any()},
     )
+
+
+def _least_px(gallery: Gallery, others: _Found, wanted: Wanted, note: Note) -> float:
+    """Return below which size nothing is told: nowhere below nine tenths of the smallest one that strangers show."""
+    least_px = wanted.least_px or _BELOW * others.sizes_px[0]
+    filed = ((px, _filed(gallery, others, px, max(least_px, _BELOW * px), mated=False)) for px in others.sizes_px)
+    lowest = next((px for px, each in filed if len(each.searches.rank)), 0.0)
+    if least_px < _BELOW * lowest:
+        least_px = _BELOW * lowest
+        note(f"Below {least_px:.1f} px nothing will be told, as nothing was calibrated there.")
+    return least_px
 
 
 def _check(pipeline: Pipeline, gallery: Gallery, strangers: Path, mated: Path | None) -> None:
@@ -132,25 +145,33 @@ def _check(pipeline: Pipeline, gallery: Gallery, strangers: Path, mated: Path | 
 
 
 def _levels(
-    filed: dict[float, Searches], mates: dict[float, Searches], *, fpir: float, note: Note
+    filed: dict[float, _Filed], mates: dict[float, _Filed], least_px: float, *, fpir: float, note: Note
 ) -> tuple[Threshold, ...]:
     levels = []
     for face_px, others in filed.items():
-        if not len(others.rank):
+        if not len(others.searches.rank):
             note(
                 f"No stranger shows about {face_px:g} px, so that size has no threshold of its own; the nearest counts."
             )
             continue
         own = mates.get(face_px)
-        found = level(face_px, others, own if own is not None and own.mated.any() else None, fpir=fpir)
+        if own is None or not own.searches.mated.any():
+            found = level(face_px, others.searches, fpir=fpir)
+        else:
+            refused = own.too_little / int(own.searches.mated.sum())
+            found = replace(level(face_px, others.searches, own.searches, fpir=fpir), too_little=refused)
         levels.append(found)
         if found.fpir_bound > 1.5 * fpir:
+            people = counted(len(set(others.searches.subjects)), "stranger")
             note(
-                f"Warning: at {face_px:g} px, {found.strangers} searches of strangers show only that false alarms stay "
+                f"Warning: at {face_px:g} px, {found.strangers} searches of {people} show only that false alarms stay "
                 f"below {100 * found.fpir_bound:.1f} %, and {100 * fpir:g} % was asked for. Give more strangers."
             )
     if not levels:
-        raise DataError("No photo of a stranger shows about any of the sizes. Give other --probe-px.")
+        raise DataError(
+            f"No photo of a stranger shows the {least_px:.1f} px below which nothing is told. Give smaller --probe-px, "
+            "or photos that show more."
+        )
     return tuple(levels)
 
 
@@ -184,32 +205,44 @@ def _searches(pipeline: Pipeline, gallery: Gallery, root: Path, progress: Progre
     return _Found(faces.samples, sizes, shown, [list(row) for row in zip(*best, strict=True)], lost)
 
 
-def _filed(gallery: Gallery, found: _Found, face_px: float, *, mated: bool) -> Searches:
+@dataclass(frozen=True)
+class _Filed:
+    """The searches that show about a size; ``too_little`` of them show less than is answered, and are misses."""
+
+    searches: Searches
+    too_little: int
+
+
+def _filed(gallery: Gallery, found: _Found, face_px: float, least_px: float, *, mated: bool) -> _Filed:
     """Return the searches that show about a size, at most one a photo: the one that is worst for the system.
 
-    A mate that is not first ranks second. Photos of the enrolled without a face are misses at every size.
+    A mate that is not first ranks second. Photos of the enrolled without a face are misses at every size, and so are
+    those that show less than is answered; strangers who do raise no alarm, and are left out.
     """
     nearest = np.abs(np.log(np.maximum(found.shown_px, 1.0))[:, :, None] - np.log(found.sizes_px)).argmin(axis=2)
     column = found.sizes_px.index(face_px)
     chosen: list[tuple[str, Hit | None]] = []
-    for sample, hits, row in zip(found.samples, found.hits, nearest, strict=True):
-        some = [hit for hit, at in zip(hits, row, strict=True) if at == column]
-        if not some:
-            continue
+    for k, (sample, hits) in enumerate(zip(found.samples, found.hits, strict=True)):
+        here = nearest[k] == column
+        answered = here & (found.shown_px[k] >= least_px)
+        some = [hit for hit, takes_part in zip(hits, answered, strict=True) if takes_part]
         person = sample.identity
-        if mated:
-            worst = min(some, key=lambda hit: hit.score if hit.person == person else -np.inf)
-        else:
-            worst = max(some, key=lambda hit: hit.score)
-        chosen.append((person, worst))
+        if mated and (here & ~answered).any():
+            chosen.append((person, None))
+        elif some and mated:
+            chosen.append((person, min(some, key=lambda hit: hit.score if hit.person == person else -np.inf)))
+        elif some:
+            chosen.append((person, max(some, key=lambda hit: hit.score)))
+    enrolled = set(gallery.people)
+    too_little = sum(hit is None and person in enrolled for person, hit in chosen)
     if mated:
-        chosen += [(person, None) for person in found.lost if person in gallery.people]
-    people = len(set(gallery.people))
+        chosen += [(person, None) for person in found.lost if person in enrolled]
+    people = len(enrolled)
     own = np.array([hit is not None and hit.person == person for person, hit in chosen], bool)
     there = np.array([hit is not None for _, hit in chosen], bool)
     scores = np.array([-np.inf if hit is None else hit.score for _, hit in chosen])
     known = np.isin([person for person, _ in chosen], gallery.people)
-    return Searches(
+    searches = Searches(
         mate=np.where(own, scores, -np.inf),
         other=np.where(own, -np.inf, scores),
         rank=np.where(own, 1, np.where(known, np.where(there, 2, people + 1), 0)),
@@ -217,3 +250,4 @@ def _filed(gallery: Gallery, found: _Found, face_px: float, *, mated: bool) -> S
         subjects=np.array([person for person, _ in chosen]),
         people=people,
     )
+    return _Filed(searches, too_little)

@@ -268,11 +268,21 @@ def _check_thresholds(pipeline: Pipeline, gallery: Gallery, thresholds: Threshol
             f"The thresholds were calibrated {seen}, and {given}. Give the same --matcher, or calibrate again: keyhole "
             "faces calibrate."
         )
-    enrolled = len(set(gallery.people))
-    if enrolled > thresholds.enrolled:
+    people, photos = len(set(gallery.people)), len(gallery)
+    if people > thresholds.enrolled:
         note(
-            f"Warning: the thresholds were calibrated for {thresholds.enrolled} people, and {enrolled} are enrolled: "
+            f"Warning: the thresholds were calibrated for {thresholds.enrolled} people, and {people} are enrolled: "
             "expect more false alarms. Calibrate again."
+        )
+    elif thresholds.photos is not None and photos > thresholds.photos:
+        note(
+            f"Warning: the thresholds were calibrated for {thresholds.photos} photos of the enrolled, and there are "
+            f"{photos}: expect more false alarms. Calibrate again."
+        )
+    elif thresholds.gallery not in (None, gallery.digest()):
+        note(
+            "Warning: the thresholds were calibrated for a gallery of other people or photos, so nothing is known of "
+            "how often this one raises false alarms. Calibrate again."
         )
 
 

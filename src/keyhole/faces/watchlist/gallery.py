@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +65,11 @@ class Gallery:
                 "keyhole faces embed --matcher FILE."
             )
         return self.small[face_px]
+
+    def digest(self) -> str:
+        """Return what tells it from other galleries: a digest of who is enrolled by which photos."""
+        listed = sorted(zip(self.people, self.photos, strict=True))
+        return hashlib.sha256(json.dumps([self.fingerprint, listed]).encode()).hexdigest()
 
     def check(self, fingerprint: str, margin: float | None, camera: str = "") -> None:
         """Check that it was made by a model, with a margin, and its small views by a camera.

@@ -26,7 +26,8 @@ class Threshold:
         score: A candidate at or above it is told.
         strangers: How many searches of people who are not enrolled it rests on.
         fpir_bound: With 95 % confidence, strangers raise an alarm at most this often; 0 to 1.
-        fnir: Share of searches of the enrolled that it misses, where such were given.
+        fnir: Share of searches of the enrolled that it misses, where such were given; with those that show too little.
+        too_little: Share of searches of the enrolled that show less than the least that is answered.
     """
 
     face_px: float
@@ -34,6 +35,7 @@ class Threshold:
     strangers: int
     fpir_bound: float
     fnir: float | None = None
+    too_little: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ class Thresholds:
         levels: By rising size.
         margin: Shown around each face; None for aligned 112 crops.
         matcher: Digest of the matcher, for ``fitted-estimated``.
+        photos: Of those people; more of one person raise more alarms as well. None where an earlier version did not
+            tell.
+        gallery: Digest of the gallery; None as well.
     """
 
     fingerprint: str
@@ -59,6 +64,8 @@ class Thresholds:
     levels: tuple[Threshold, ...]
     margin: float | None = None
     matcher: str | None = None
+    photos: int | None = None
+    gallery: str | None = None
 
     def at(self, face_px: float) -> Threshold:
         """Return the threshold for a probe of a size: that of the nearest size, by ratio."""
@@ -172,6 +179,8 @@ def load_thresholds(path: Path, *, fingerprint: str | None = None, mode: str | N
             levels,
             None if value["margin"] is None else _number(value["margin"]),
             None if value["matcher"] is None else _text(value["matcher"]),
+            None if value.get("photos") is None else int(_number(value["photos"])),
+            None if value.get("gallery") is None else _text(value["gallery"]),
         )
     except (LookupError, TypeError, ValueError) as error:
         raise wrong from error
@@ -186,13 +195,14 @@ def load_thresholds(path: Path, *, fingerprint: str | None = None, mode: str | N
 
 
 def _read_level(entry: Any) -> Threshold:
-    missed = entry["fnir"]
+    missed, refused = entry["fnir"], entry.get("too_little")
     return Threshold(
         _number(entry["face_px"]),
         _number(entry["score"]),
         int(_number(entry["strangers"])),
         _number(entry["fpir_bound"]),
         None if missed is None else _number(missed),
+        None if refused is None else _number(refused),
     )
 
 
