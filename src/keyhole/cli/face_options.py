@@ -261,6 +261,8 @@ def matcher_of(path: Path | None, modes: tuple[str, ...]) -> Matcher | None:
     wanted = any(mode.startswith("fitted") for mode in modes)
     if wanted and path is None:
         raise SettingError("Matching 'fitted' needs --matcher FILE; make one: keyhole faces fit.")
+    if path is not None and not wanted:
+        raise SettingError(f"--matcher {path} serves no --match of {','.join(modes)}; add fitted, or leave it out.")
     return load_matcher(path) if wanted and path is not None else None
 
 

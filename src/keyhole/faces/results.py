@@ -145,8 +145,9 @@ class Evaluation:
             best = max(at.values(), key=lambda row: row.figures[self.main].value)
             if best is not first and best.gap is not None:
                 value = best.figures[self.main].value
-                sure = "surely" if best.gap.low > 0 else "perhaps by chance"
-                parts[-1] += f", {100 * value:.1f} % matched by {best.mode} ({sure} better)"
+                sure = "its interval over that lies above 0" if best.gap.low > 0 else "perhaps better by chance"
+                among = f", the best of {len(at) - 1}" if len(at) > 2 else ""
+                parts[-1] += f", {100 * value:.1f} % matched by {best.mode} ({sure}{among})"
         return f"{self.main.capitalize()} of {self.model} on {self.protocol}: {'; '.join(parts)}."
 
     def text(self) -> str:

@@ -175,7 +175,8 @@ def factors_page(found: Factors) -> str:
     """
     sure = [effect for effect in found.effects if effect.gain.low > 0]
     lead = (
-        f"Surely better than the first condition at its size: {len(sure)} of {len(found.effects)} changes."
+        f"{len(sure)} of {len(found.effects)} changes are better than the first condition at their size, each by its "
+        "own 95 % interval; of many, some are by chance."
         if found.effects
         else "Nothing was varied but the size of the probe."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from keyhole.faces.matching import Matcher
 from keyhole.faces.models.face_model import load_face_model
 from keyhole.faces.watchlist.calibration import Wanted, calibrate
 from keyhole.faces.watchlist.enrollment import (
+    check_layout,
     compare,
     enroll_folder,
     identify,
@@ -89,6 +91,34 @@ def test_people_are_folders_or_files(root: Path, tmp_path: Path) -> None:
         people(tmp_path / "empty")
     with pytest.raises(DataError, match="No folder or archive"):
         people(tmp_path / "nothing.png")
+
+
+def test_whom_a_picture_shows_must_be_plain(reader: Pipeline, gallery: Gallery, root: Path, tmp_path: Path) -> None:
+    for name in ("ann/2020/1.png", "bob/2020/1.png"):
+        pattern_faces.write(tmp_path / "deep" / name, 1)
+    with pytest.raises(DataError, match=r"ann/2020/1\.png, in which ann or 2020 may be the person; expected PERSON"):
+        enroll_folder(reader, tmp_path / "deep")
+    with pytest.raises(DataError, match="may be the person"):
+        calibrate(reader, gallery, tmp_path / "deep", TENTH)
+    with pytest.raises(DataError, match="may be the person"):
+        calibrate(reader, gallery, root / "strangers", TENTH, mated=tmp_path / "deep")
+    shutil.copytree(tmp_path / "deep" / "ann", tmp_path / "around" / "all" / "of" / "ann")
+    shutil.copytree(tmp_path / "deep" / "bob" / "2020", tmp_path / "around" / "all" / "of" / "bob")
+    with pytest.raises(DataError, match="of/ann/2020/1"):
+        check_layout(tmp_path / "around")
+    shutil.move(
+        tmp_path / "around" / "all" / "of" / "ann" / "2020" / "1.png", tmp_path / "around" / "all" / "of" / "ann"
+    )
+    check_layout(tmp_path / "around")
+    found, _ = enroll_folder(reader, tmp_path / "around")
+    assert found.people == ("ann", "bob")
+    told: list[str] = []
+    with zipfile.ZipFile(tmp_path / "one.zip", "w") as file:
+        for photo in range(2):
+            file.write(root / "people" / "p1" / f"{photo}.png", f"p1/{photo}.png")
+    found, _ = enroll_folder(reader, tmp_path / "one.zip", note=told.append)
+    assert found.people == ("0", "1")
+    assert told[0].endswith("one.zip holds one folder, p1: each of its 2 photos is taken for a person of its own.")
 
 
 def test_a_gallery_holds_every_photo(gallery: Gallery, reader: Pipeline) -> None:

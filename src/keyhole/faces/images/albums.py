@@ -150,13 +150,13 @@ def album_of_file(path: Path) -> Album:
     return Album(path.parent, {unicodedata.normalize("NFC", path.name): (path, size)})
 
 
-def picture_size(album: Album, name: str) -> tuple[int, int]:
-    """Return width and height of a picture in pixels, upright, by the rules of :mod:`keyhole.faces.images.photos`.
+def picture_size(album: Album, name: str, *, upright: bool = True) -> tuple[int, int]:
+    """Return width and height of a picture in pixels; see :func:`keyhole.faces.images.photos.photo_size`.
 
     Raises:
         DataError: It is no picture that can be read.
     """
-    return photo_size(album.read(name), name=f"{name} of {album.root}")
+    return photo_size(album.read(name), name=f"{name} of {album.root}", upright=upright)
 
 
 def _folder_entries(root: Path) -> dict[str, tuple[Path | zipfile.ZipInfo, int]]:

@@ -86,10 +86,15 @@ def decode_photo(data: bytes, *, name: str, reduce_to_px: int | None = None) -> 
             raise _damaged(name, error) from error
 
 
-def photo_size(data: bytes, *, name: str) -> tuple[int, int]:
+def photo_size(data: bytes, *, name: str, upright: bool = True) -> tuple[int, int]:
     """Return width and height of the upright photo in pixels, mostly from the header alone.
 
     A PNG is decoded for it, as its EXIF orientation may follow the pixels.
+
+    Args:
+        data: The bytes of the photo.
+        name: What errors call it.
+        upright: As it is to be seen; else as it is stored, which the header alone tells.
 
     Raises:
         DataError: The bytes are no image of a known format, or hold too many pixels.
@@ -102,7 +107,7 @@ def photo_size(data: bytes, *, name: str) -> tuple[int, int]:
     """
     with _open(data, name) as image:
         try:
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            turned = upright and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
         except Exception as error:  # a damaged EXIF block
             raise _damaged(name, error) from error
         return (image.height, image.width) if turned else (image.width, image.height)

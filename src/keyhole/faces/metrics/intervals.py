@@ -168,6 +168,11 @@ def interval(
     anyway; with one person the interval is nearly everything. In simulations with 60 people the intervals of level 0.95
     held the truth in 94 of 100 cases at a rate of 0.6, and in 99 of 100 at 0.93 and above.
 
+    Pairs whose people stand in few other pairs, as LFW's, get intervals that are too wide: what is particular to a pair
+    of two people counts three times where once were right (Owen, below), so that at level 0.95 those of 600 such pairs
+    at an accuracy of 0.93 held the truth in 99.5 of 100 simulated cases, and were 1.4 times as wide as need be. Where
+    everybody is compared with everybody else, this does not matter.
+
     Args:
         statistic: The figure.
         resampling: How many draws, at which level, by which seed.
@@ -177,7 +182,8 @@ def interval(
         DataError: The figure itself is undefined.
 
     Reference:
-        Clopper, Pearson (1934), Biometrika 26; Efron (1979), Annals of Statistics 7.
+        Clopper, Pearson (1934), Biometrika 26; Efron (1979), Annals of Statistics 7; Owen (2007), "The pigeonhole
+        bootstrap", Annals of Applied Statistics 1, for pairs.
 
     Example:
         >>> names = np.array([f"person {i}" for i in range(90)])

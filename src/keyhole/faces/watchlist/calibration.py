@@ -12,7 +12,7 @@ from keyhole.errors import DataError, SettingError
 from keyhole.faces.comparison import Pipeline
 from keyhole.faces.metrics.identification import Searches
 from keyhole.faces.protocols.samples import Sample, counted, shortened
-from keyhole.faces.watchlist.enrollment import Note, faces_of, no_note, open_people, people_of, seen_px
+from keyhole.faces.watchlist.enrollment import Note, check_layout, faces_of, no_note, open_people, people_of, seen_px
 from keyhole.faces.watchlist.gallery import Gallery, Hit, candidates
 from keyhole.faces.watchlist.thresholds import Threshold, Thresholds, level
 from keyhole.progress import Progress, silent
@@ -86,7 +86,7 @@ def calibrate(
         SettingError: A stranger is enrolled, or gallery and matcher are of another model.
         DataError: There is nobody to calibrate on.
     """
-    _check(pipeline, gallery, strangers, mated)
+    _check(pipeline, gallery, strangers, mated, note)
     for doubt in pipeline.doubts():
         note(doubt)
     others = _searches(pipeline, gallery, strangers, progress, note)
@@ -127,14 +127,13 @@ def _least_px(gallery: Gallery, others: _Found, wanted: Wanted, note: Note) -> f
     return least_px
 
 
-def _check(pipeline: Pipeline, gallery: Gallery, strangers: Path, mated: Path | None) -> None:
+def _check(pipeline: Pipeline, gallery: Gallery, strangers: Path, mated: Path | None, note: Note) -> None:
     """Refuse before any work what does not fit together."""
     gallery.check(pipeline.model.fingerprint, pipeline.setting.margin, pipeline.camera)
+    for root in (strangers, *([] if mated is None else [mated])):
+        check_layout(root, note=note)
     with open_people(strangers) as album:
         named = {sample.identity for sample in people_of(album, aligned=False)}
-    if mated is not None:
-        with open_people(mated) as album:
-            people_of(album, aligned=False)
     if pipeline.matcher is not None:
         people = named | set(gallery.people)
         pipeline.matcher.check(pipeline.model.fingerprint, people, margin=pipeline.setting.margin)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -67,10 +67,8 @@ def people_of(album: Album, *, aligned: bool | None = None) -> tuple[Sample, ...
     Raises:
         DataError: There is no picture.
     """
-    names = album.pictures()
-    parts = {name: PurePosixPath(name).parts for name in names}
-    around = {each[0] for each in parts.values() if len(each) == 2}
-    wrapped = album.root.suffix.lower() == ".zip" and len(around) == 1 and all(len(p) == 2 for p in parts.values())
+    parts = {name: PurePosixPath(name).parts for name in album.pictures()}
+    wrapped = _wrapped(album, list(parts.values()))
     samples = []
     for name, each in parts.items():
         person = PurePosixPath(name).stem if len(each) == 1 or wrapped else each[-2]
@@ -85,9 +83,41 @@ def people_of(album: Album, *, aligned: bool | None = None) -> tuple[Sample, ...
     return tuple(samples)
 
 
+def _wrapped(album: Album, parts: Sequence[tuple[str, ...]]) -> bool:
+    """Return whether an archive holds one folder of pictures and nothing else."""
+    return album.root.suffix.lower() == ".zip" and all(len(p) == 2 for p in parts) and len({p[0] for p in parts}) == 1
+
+
+def check_layout(root: Path, *, note: Note = no_note) -> None:
+    """Check that it is plain whom each picture of a folder or archive shows, as it must be for a watch list.
+
+    Args:
+        root: Where the pictures are.
+        note: Is told how an archive of one folder is taken: it may be around people, or be one of them.
+
+    Raises:
+        DataError: There is none, or they lie in folders within folders, any of which may be the person.
+    """
+    with open_people(root) as album:
+        parts = [PurePosixPath(name).parts for name in album.pictures()]
+    if _wrapped(album, parts) and len(parts) > 1:
+        note(
+            f"{root} holds one folder, {parts[0][0]}: each of its {len(parts)} photos is taken for a person of its own."
+        )
+    depth = max(map(len, parts), default=0)
+    around = 0
+    while depth - around > 2 and len({each[around] for each in parts if len(each) > around + 1}) == 1:
+        around += 1  # what all lie in is no person
+    if deep := next((each for each in parts if len(each) - around > 2), None):
+        raise DataError(
+            f"{root} holds {'/'.join(deep)}, in which {deep[-3]} or {deep[-2]} may be the person; expected "
+            "PERSON/*.jpg or PERSON.jpg. Name the folder that holds the people."
+        )
+
+
 def _is_crop(album: Album, name: str) -> bool:
     try:
-        return picture_size(album, name) == (112, 112)
+        return picture_size(album, name, upright=False) == (112, 112)
     except DataError:  # told where the picture itself is read
         return False
 
@@ -155,6 +185,7 @@ def enroll_folder(
         DataError: There is no photo, or no face in any.
     """
     pipeline = pipeline.enrolling()
+    check_layout(root, note=note)
     faces = faces_of(pipeline, root, kind="the gallery", role="gallery", progress=progress, note=note)
     if not faces.samples:
         raise DataError(f"No face was found in any photo of {root}. Look at the photos, or at --detector.")
