@@ -25,6 +25,7 @@ from keyhole.hints.moments import ObserveConfig
 from keyhole.hints.selection import Rule
 from keyhole.models.layers import layers, tap
 from keyhole.models.network import InputSpec, Network
+from keyhole.models.zoo import build, save
 from keyhole.plans import ArmPlan, files_of, parse_count, read_arm, read_cohort, settled_before
 
 CONFIG = TrainConfig(epochs=1, batch_size=8, precision="fp32", device="cpu", compile="off", seed=0)
@@ -275,6 +276,31 @@ def test_pairs_of_other_sizes_are_told_with_what_is_done_about_it(toy_teacher: N
 def test_a_student_of_another_size_is_matched_by_similarity(maker: ArmMaker) -> None:
     pairs = maker.make(replace(PLAN, match="similarity", student_size=4, match_steps=0)).hints
     assert len({pair.student for pair in pairs}) == 3
+
+
+def test_two_files_of_one_name_are_two_students(maker: ArmMaker, tmp_path: Path) -> None:
+    kept: list[str] = []
+
+    def keep(name: str, make: Callable[[], str]) -> str:
+        kept.append(name)
+        return make()
+
+    maker.keep = keep
+    for seed in range(2):
+        (tmp_path / str(seed)).mkdir()
+        path = tmp_path / str(seed) / "student.safetensors"
+        torch.manual_seed(seed)
+        save(build("resnet14", classes=3, input=maker.teacher.input), path)
+        maker.make(replace(PLAN, name=str(seed), student=str(path), match="similarity", match_steps=0))
+    assert len({name for name in kept if name.startswith("likeness")}) == 2
+
+
+def test_weights_of_hints_that_no_term_takes_are_refused(maker: ArmMaker) -> None:
+    plan = replace(PLAN, terms="ce,semckd", hint_weights="mass")
+    with pytest.raises(SettingError, match="hint_weights mass serves none of the terms ce,semckd"):
+        maker.make(plan)
+    assert maker.make(replace(plan, terms="ce,semckd,at")).hints
+    assert maker.make(replace(plan, hint_weights="equal")).hints
 
 
 def test_a_warm_up_of_less_than_no_steps(maker: ArmMaker) -> None:

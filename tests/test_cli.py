@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -927,6 +928,12 @@ def test_a_file_of_several_studies_has_a_folder_and_a_report_for_each(study: Pat
         assert f'href="{name.replace(" ", "-")}/report.html"' in page
         assert (tmp_path / "out" / name.replace(" ", "-") / "report.html").is_file()
     assert json.loads((tmp_path / "out" / "result.json").read_text()) == value
+    shutil.rmtree(tmp_path / "out" / "epochs-2")  # as where the second one has not begun
+    found = keyhole(*command, "--report")
+    assert list(found.json["studies"]) == ["epochs 1"]
+    assert "epochs 2 was not begun, and is left out" in found.err
+    shutil.rmtree(tmp_path / "out")
+    assert "There is no folder of a study in" in keyhole(*command, "--report").err
 
 
 def test_a_study_from_its_file_to_its_verdict(study: Path, tmp_path: Path) -> None:
@@ -1064,6 +1071,21 @@ def test_a_search_writes_all_that_it_says(teacher: Path, tmp_path: Path) -> None
     assert [pair["teacher"] for pair in taken["hints"]] == value["hints"]
     fresh = keyhole("study", out / "fresh.toml", "--out", tmp_path / "fresh", "--dry-run", "--json").json
     assert fresh["cells"] == 6 * 6  # no hints, searched, and four rules
+
+
+def test_a_search_writes_a_study_that_runs_or_none(teacher: Path, tmp_path: Path) -> None:
+    """With more hints than stages there are no stage ends; a study cannot tell another normalization."""
+    more = ("--layers", "layer*", "--count", 4, "--method", "random", "--cells", 1, "--epochs", 1)
+    found = keyhole(*searching(teacher, tmp_path / "a", *more))
+    assert f"keyhole study {tmp_path / 'a' / 'fresh.toml'}" in found.out
+    arms = tomllib.loads((tmp_path / "a" / "fresh.toml").read_text())["arm"]
+    assert [arm["name"] for arm in arms] == ["no hints", "searched", "cluster centers", "uniform", "random"]
+    named = searching(Path("resnet14"), tmp_path / "b", *more, "--mean", 0.5, "--std", 0.25)
+    found = keyhole(*named)
+    assert found.code == 0, found.err
+    assert "No fresh.toml is written: a study file cannot tell --mean" in found.err
+    assert "keyhole study" not in found.out
+    assert not (tmp_path / "b" / "fresh.toml").exists()
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ from keyhole.data.splits import Split
 from keyhole.distillation.arm import Arm
 from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.matching import match_hints
-from keyhole.distillation.terms import TERMS, HintPair, parse_terms
+from keyhole.distillation.terms import TERMS, HintPair, Term, parse_terms
 from keyhole.distillation.warmup import WarmUpError, warm_up
 from keyhole.errors import DataError, DivergenceError, SettingError, unknown_name
-from keyhole.files import read_json
+from keyhole.files import read_json, sha256
 from keyhole.hints.choice import ChoiceConfig, Hints, choose_hints
 from keyhole.hints.likeness import likeness
 from keyhole.hints.moments import ObserveConfig, observe
@@ -55,6 +55,19 @@ class _Chosen:
 
 
 _LIKENESS_IMAGES = 2000
+
+
+def _weighs(term: Term) -> bool:
+    return term.needs_hints and TERMS[term.name].weighs
+
+
+def begun_with(student: str) -> dict[str, str]:
+    """Return, for a recipe, the SHA-256 of the file whose weights a student begins with; nothing for random ones.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    return {"student_sha256": sha256(Path(student))} if student.endswith(".safetensors") else {}
 
 
 class ArmMaker:
@@ -109,6 +122,11 @@ class ArmMaker:
         if plan.hint_weights not in WEIGHTINGS:
             raise unknown_name("way to weigh hints", plan.hint_weights, WEIGHTINGS)
         hinted = any(term.needs_hints for term in terms)
+        if hinted and plan.hint_weights != "equal" and not any(_weighs(term) for term in terms):
+            raise SettingError(
+                f"hint_weights {plan.hint_weights} serves none of the terms {plan.terms}, which weigh layers by "
+                "themselves. Leave it out, or add a term of hint pairs such as hint."
+            )
         if not self._students.get((plan.student, spec)):  # built at once, so that a mistake shows at once
             student = build(plan.student, classes=len(self.train.classes) or self.teacher.classes, input=spec)
             self._students[plan.student, spec] = layers(student) if hinted else []
@@ -130,7 +148,8 @@ class ArmMaker:
         names = [[layer.name for layer in side] for side in (chosen.candidates, self._students[plan.student, spec])]
         config = replace(self.config, seed=plan.seed)
         settings = settled_before({k: v for k, v in asdict(config).items() if k not in ("device", "compile")})
-        about = [Path(plan.student).name, asdict(spec), names, plan.match_steps, plan.samples, settings]
+        student = begun_with(plan.student).get("student_sha256", Path(plan.student).name)
+        about = [student, asdict(spec), names, plan.match_steps, plan.samples, settings]
         deciding = [*about, *self._subject]
         key = _key_of("likeness", deciding)
 

@@ -137,6 +137,14 @@ def test_compiled_students_learn_what_plain_ones_learn(
     torch.compiler.reset()
 
 
+def test_what_balances_gradients_is_not_compiled(toy_split: MemorySplit, toy_input: InputSpec) -> None:
+    """Compiled code refuses a second gradient of one forward pass, or with its memory kept gives a wrong one."""
+    arms = [arm("ce", toy_input), replace(arm("ce", toy_input), name="balanced", balance="gradients")]
+    config = replace(CONFIG, compile="on")
+    learners = Cohort(arms, config, classes=3, train=toy_split).learners
+    assert [learner.tapped._compiled_call_impl is None for learner in learners] == [False, True]
+
+
 # On a GPU
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -299,6 +299,35 @@ def test_training_table_holds_the_numbers_of_the_result() -> None:
     assert "3.10 times fewer parameters" in parsed.text("p")
 
 
+def test_the_best_arm_is_chosen_by_held_out_images() -> None:
+    value = result()
+    first, second = value["arms"]
+    first["held_out_top1"]["last"], second["held_out_top1"]["last"] = 61.0, 60.0  # and the second is higher on the test
+    parsed = read(training_page(value, log(value)))
+    assert f"Best of 2: {first['name']}, 61.23 % of the test images" in parsed.text("h1")
+    assert f"That {first['name']} is the best say the held-out images" in parsed.text("p")
+    bare = result(held_out=False)
+    parsed = read(training_page(bare, log(bare)))
+    assert f"Highest on the test images of 2: {second['name']}, 62.23 %" in parsed.text("h1")
+    assert "held-out images" not in parsed.text("p")
+
+
+def test_a_balance_stands_in_the_table_and_below_the_curves() -> None:
+    value = result()
+    value["arms"][0] |= {"balance": "gradients", "scales": {"ce": 1.0, "kd": 2.345, "dkd": 0.5}}
+    value["arms"][1] |= {"balance": "weights", "scales": {}}
+    records = [record | ({"scales": {"ce": 1.0}} if record["arm"].endswith("0") else {}) for record in log(value)]
+    parsed = read(training_page(value, records))
+    rows = parsed.tables[1][2:]
+    assert rows[0][2] == (
+        "0.5 ce (times 1) + 0.9 kd (temperature 3, times 2.35) + 1 dkd (alpha 1, beta 2, temperature 4, times 0.5), "
+        "balanced by gradients"
+    )
+    assert "times" not in rows[1][2]
+    assert "Where they are balanced by gradients, each is scaled first" in parsed.text("p")
+    assert "the scales that balance their gradients; the last ones stand in the table" in parsed.text("p")
+
+
 def test_curves_have_the_color_that_the_table_has() -> None:
     value = result(arms=3)
     page = training_page(value, log(value))

@@ -47,6 +47,12 @@ def test_the_sentence_and_the_figures_stand_on_the_page() -> None:
     assert page.count("<svg") >= 2
 
 
+def test_nothing_is_said_of_held_out_images_where_there_are_none() -> None:
+    page = study_page(judge(cells(kd=[60.0, 61.0], hints=[62.0, 63.1]), ["kd", "hints"]), SETTING | {"holdout": 0})
+    assert "no images held out for choosing" in page
+    assert "as nothing was held out, the best epoch is the last one" in page
+
+
 def test_published_figures_stand_with_their_protocol_and_only_where_they_belong() -> None:
     found = judge(cells(kd=[60.0]), ["kd"])
     page = study_page(found, SETTING)

@@ -90,6 +90,11 @@ def test_a_teacher_that_is_a_file_is_found_from_anywhere(tmp_path: Path, monkeyp
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "fresh.toml").write_text(study_toml(fresh_study(given, PLAN, CHOICES)))
     assert read_study(tmp_path / "deep" / "fresh.toml").teacher == str(tmp_path / "t.safetensors")
+    begun = fresh_study(given, replace(PLAN, student="begun.safetensors"), CHOICES)
+    (tmp_path / "deep" / "fresh.toml").write_text(study_toml(begun))
+    assert {arm.student for arm in read_study(tmp_path / "deep" / "fresh.toml").arms} == {
+        str(tmp_path / "begun.safetensors")
+    }
 
 
 ARMS = tuple(ArmPlan(name, terms="ce,kd,hint", hints=name) for name in ("auto", "all", "random", "uniform"))

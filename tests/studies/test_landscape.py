@@ -139,6 +139,11 @@ def test_where_layers_do_not_matter_it_does_not_claim_it() -> None:
     assert pays <= 9
 
 
+def test_where_nothing_differs_nothing_matters() -> None:
+    found = surveyed(world({}, 0.0))
+    assert found.sentence.startswith("Which layers are taken cannot be told to matter")
+
+
 def test_what_a_search_finds_is_judged_on_the_seed_that_it_has_not_seen() -> None:
     flattered, fair = [], []
     for draw in range(40):

@@ -16,12 +16,12 @@ from keyhole.distillation.config import TrainConfig
 from keyhole.errors import DivergenceError, RunError, SettingError
 from keyhole.models.layers import layers
 from keyhole.models.network import Network
-from keyhole.models.zoo import build
+from keyhole.models.zoo import build, save
 from keyhole.plans import ArmPlan
 from keyhole.studies.board import Board
 from keyhole.studies.budget import Cost, Rung, SearchConfig
 from keyhole.studies.plan import Study
-from keyhole.studies.search import Found, count_combinations, draw_combinations, search_hints
+from keyhole.studies.search import Found, _Ground, count_combinations, draw_combinations, search_hints
 from keyhole.studies.work import run_study
 
 PLAN = ArmPlan(student="resnet8", terms="ce,kd,at", count=2)
@@ -151,6 +151,9 @@ def test_another_search_is_refused(teacher: Network, digits: Data, tmp_path: Pat
     searched(teacher, digits, tmp_path, **quick)
     with pytest.raises(RunError, match=r"holds another search: train\.lr is 0\.2 there and 0\.1 now"):
         searched(teacher, digits, tmp_path, **(quick | {"train": replace(TRAIN, epochs=1, lr=0.1)}))
+    dark = replace(teacher, input=replace(teacher.input, mean=(0.9,)))
+    with pytest.raises(RunError, match=r"input\.mean is \[.*\] there and \[0\.9\] now"):
+        searched(dark, digits, tmp_path, **quick)
     torch.manual_seed(1)
     other = build("resnet14", classes=10, input=teacher.input)
     with pytest.raises(RunError, match="teacher_sha256 is"):
@@ -179,6 +182,39 @@ def test_what_cannot_be_searched(
     with pytest.raises(SettingError) as caught:
         searched(teacher, digits, tmp_path, **more)
     assert words in str(caught.value)
+
+
+def test_a_student_that_is_a_file_is_told_from_another_of_its_name(
+    teacher: Network, digits: Data, tmp_path: Path
+) -> None:
+    plan = replace(PLAN, student=str(tmp_path / "begun.safetensors"))
+    quick: dict[str, Any] = {"train": replace(TRAIN, epochs=1), "search": SearchConfig("random", cells=1, holdout=40)}
+    for seed in range(2):
+        torch.manual_seed(seed)
+        save(build("resnet8", classes=10, input=teacher.input), plan.student)
+        if seed == 0:
+            searched(teacher, digits, tmp_path / "out", plan=plan, **quick)
+    with pytest.raises(RunError, match="holds another search: student_sha256 is"):
+        searched(teacher, digits, tmp_path / "out", plan=plan, **quick)
+
+
+def test_a_search_whose_last_students_diverge_keeps_what_the_others_reached(
+    teacher: Network, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, told = _Ground.run, []
+
+    def last_rung_diverges(self: Any, group: str, *given: Any) -> Any:
+        record = run(self, group, *given)
+        if group.startswith("rung-3"):
+            record = {**record, "diverged": dict.fromkeys(record["held_out"], "made up")}
+        return record
+
+    monkeypatch.setattr(_Ground, "run", last_rung_diverges)
+    found = searched(teacher, digits, tmp_path, note=told.append)
+    assert len(found.rungs) == 3
+    assert [each.diverged for each in found.tried[:2]] == [None, None]
+    assert [each.diverged for each in found.tried].count("made up") == found.rungs[-1].students
+    assert told[-1].startswith("All students that were left diverged before the end of epoch 4; the search ends here")
 
 
 def test_students_that_diverge_are_left_behind(

@@ -103,15 +103,26 @@ def search(
     )
     value = found.to_json()
     write_json(out / "search.json", value)
-    write_text(out / "fresh.toml", study_toml(_next(teacher, network, images, found, (plan, train))))
+    fresh = None
+    if told := [f"--{key.replace('_', '-')}" for key, given in vars(network).items() if given and key != "weights"]:
+        o.note(
+            f"No fresh.toml is written: a study file cannot tell {told[0]}. Save the network with it, and search that."
+        )
+    else:
+        fresh = out / "fresh.toml"
+        write_text(fresh, study_toml(_next(teacher, network, images, found, (plan, train))))
     write_text(out / "report.html", search_page(found))
-    o.emit(value, _summary(found, out), as_json=json)
+    o.emit(value, _summary(found, out, fresh), as_json=json)
 
 
 def _next(
     teacher: str, network: o.NetworkOptions, images: o.DataOptions, found: Found, made: tuple[ArmPlan, TrainConfig]
 ) -> Study:
-    """Return the study that compares what was found with rules, on seeds that had no part in it."""
+    """Return the study that compares what was found with rules, on seeds that had no part in it.
+
+    Stage ends are left out where there are fewer than hints.
+    """
+    from keyhole.models.layers import stage_ends
     from keyhole.studies.followup import fresh_study
     from keyhole.studies.plan import Study
 
@@ -128,10 +139,12 @@ def _next(
         arms=(),
     )
     rules = {"cluster centers": "auto", "stage ends": "stage-ends", "uniform": "uniform", "random": "random"}
+    if len(found.hints) > len(stage_ends(found.layers)):
+        del rules["stage ends"]
     return fresh_study(searched, plan, {"searched": found.hints, **rules})
 
 
-def _summary(found: Found, out: Path) -> str:
+def _summary(found: Found, out: Path, fresh: Path | None) -> str:
     cost = found.to_json()["cost"]
     return "\n".join(
         [
@@ -140,8 +153,8 @@ def _summary(found: Found, out: Path) -> str:
             f"{100 * found.tried[0].last:.2f} % on held-out images after {len(found.tried[0].held_out)} epochs.",
             f"Cost: {cost['student_epochs']} student epochs ({cost['cells']:g} students to the end), "
             f"{cost['passes']} teacher passes, {cost['seconds']:.0f} s.",
-            "That score chose it, and so flatters it; judge it on other seeds: "
-            f"keyhole study {out / 'fresh.toml'} --out {out / 'fresh'}",
+            "That score chose it, and so flatters it; judge it on other seeds"
+            + (f": keyhole study {fresh} --out {out / 'fresh'}" if fresh else "."),
             f"Report: {out / 'report.html'}",
         ]
     )

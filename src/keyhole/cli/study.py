@@ -63,7 +63,14 @@ def study(
         return
     if len({_folder(name) for name in read}) < len(read):
         raise SettingError(f"{file} holds studies whose folders would have one name; let their teachers differ more.")
-    found = {name: run(each, out / _folder(name)) for name, each in read.items()}
+    begun = {name: each for name, each in read.items() if not report or (out / _folder(name)).is_dir()}
+    if not begun:
+        raise SettingError(
+            f"There is no folder of a study in {out} to report on; name the --out of one that was begun."
+        )
+    for name in read.keys() - begun.keys():
+        o.note(f"{name} was not begun, and is left out.")
+    found = {name: run(each, out / _folder(name)) for name, each in begun.items()}
     results = {"studies": {name: value for name, (value, _) in found.items()}}
     lines = [f"{name}: {text}" for name, (_, text) in found.items()]
     if not dry_run:

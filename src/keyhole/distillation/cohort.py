@@ -143,7 +143,8 @@ class Cohort:
             raise SettingError(f"{arm.student} has no parameters to train. Take another student.")
         optimizer = make_optimizer(parameters, self.config, fused=self.device.type == "cuda")
         tapped = Tapped(network.module, names)
-        if self._compiles:
+        # what balances asks for several gradients of one forward pass, for which compiled code does not keep its memory
+        if self._compiles and arm.balance == "weights":
             ready_compiler()
             tapped.compile(dynamic=False)
         return Learner(arm, network, tapped, terms, optimizer)

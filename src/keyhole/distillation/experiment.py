@@ -104,6 +104,8 @@ def _arm_json(score: Score, teacher: Mapping[str, Any] | None) -> dict[str, Any]
         "name": arm.name,
         "student": arm.student,
         "terms": [asdict(term) for term in arm.terms],
+        "balance": arm.balance,
+        "scales": history[-1].get("scales", {}) if history else {},
         "hints": [asdict(pair) for pair in arm.hints],
         "top1": {"last": percent(score.last.top1), "best": percent(score.best.top1)},
         "top5": {"last": percent(score.last.top5), "best": percent(score.best.top5)},

@@ -32,7 +32,7 @@ class HintPair:
     Attributes:
         teacher: The layer of the teacher.
         student: The layer of the student.
-        weight: What the pair's share of ``hint``, ``at``, ``vid`` and ``sp`` is multiplied with.
+        weight: What the pair's share of a term of hints is multiplied with; ``semckd`` takes none.
     """
 
     teacher: str
@@ -286,6 +286,7 @@ class Kind:
         knobs: Names of its other settings, which are arguments of its loss.
         adapter: What fits a feature of the student to the teacher's, where something does.
         memory: Keeps something of images that were seen before, which processes do not share.
+        weighs: Takes the weights of hint pairs; a term that does not finds out by itself how much each counts.
     """
 
     weight: float
@@ -300,6 +301,7 @@ class Kind:
     knobs: tuple[str, ...] = ()
     adapter: str | None = None
     memory: bool = False
+    weighs: bool = True
 
 
 _OURS = "by this package: a cosine is its own scale"
@@ -354,6 +356,7 @@ TERMS: dict[str, Kind] = {
         "https://github.com/DefangChen/SemCKD, for CIFAR-100",
         hints=True,
         adapter="three convolutions on the student's for each two layers",
+        weighs=False,
     ),
     "embedding": Kind(1.0, lambda *_: _OfLogits(embedding_loss), _OURS, embeds=True),
     "relations": Kind(

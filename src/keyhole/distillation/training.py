@@ -255,6 +255,8 @@ def _held_out_top1(cohort: Cohort, learner: Learner, held_out: Split | None) -> 
 def _record(learner: Learner, epoch: int, steps: int, rate: float, score: float | None) -> dict[str, Any]:
     record: dict[str, Any] = {"epoch": epoch, "rate": rate}
     record |= {name: float(value) / steps for name, value in learner.sums.items()}
+    if learner.arm.balance == "gradients":
+        record["scales"] = dict(learner.scales)
     learner.clear_sums()
     if score is not None:
         record["held_out_top1"] = score

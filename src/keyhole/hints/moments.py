@@ -141,7 +141,7 @@ class ObserveConfig:
     Attributes:
         grid: Features are averaged over a grid x grid raster of the image; 1 averages over all of it.
         batch_size: Images at a time (a processor takes them in smaller pieces), and the minibatch of the Gaussian
-            kernels.
+            kernels, where that is no more than a twentieth of the images.
         memory_mib: What may be kept in memory; more is spilled to a temporary file.
         precision: ``bf16``, ``fp32`` or ``auto`` (the faster one here) for the forward pass; features are fp32 and
             sums fp64 always.

@@ -36,7 +36,8 @@ def similarity(
     """Return the similarity of all pairs of layers under one metric, once for each part of the images.
 
     The values are those of the plain function of that name in :mod:`keyhole.hints.metrics`; of ``pwcca``, which is not
-    symmetric, the mean of both directions.
+    symmetric, the mean of both directions. ``rbf_cka`` takes its minibatches, and the width of its kernels, from the
+    blocks that were looked at, of which there are twenty at least: over few images it is another estimate of the same.
 
     Args:
         moments: What :func:`keyhole.hints.moments.observe` kept.

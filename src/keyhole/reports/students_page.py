@@ -8,7 +8,7 @@ from typing import Any
 from keyhole.reports import explained, figures
 from keyhole.reports.markup import Column, Html, duration, figure, grid, legend, page, paragraph, plural, section, table
 
-_NO_TERMS = ("epoch", "rate", "loss")
+_NO_TERMS = ("epoch", "rate", "loss", "scales")
 
 
 def students_page(value: Mapping[str, Any]) -> str:

@@ -87,11 +87,17 @@ def _reached(verdict: Verdict, setting: Mapping[str, Any], title: str) -> Html:
 
 
 def _how(setting: Mapping[str, Any]) -> str:
+    held_out = f"{setting['holdout']:,} training images" if setting["holdout"] else "no images"
+    best = (
+        "the best epoch was chosen on the held-out images"
+        if setting["holdout"]
+        else "as nothing was held out, the best epoch is the last one"
+    )
     return (
         f"{plural(setting['epochs'], 'epoch')} on {setting['data']}, batch {setting['batch_size']}, "
-        f"{setting['holdout']:,} training images held out for choosing, {plural(len(setting['seeds']), 'seed')}. "
+        f"{held_out} held out for choosing, {plural(len(setting['seeds']), 'seed')}. "
         "Students of one seed saw the same batches in the same order. The test images were used once, after the last "
-        "epoch; the best epoch was chosen on the held-out images."
+        f"epoch; {best}."
     )
 
 

@@ -27,7 +27,7 @@ from keyhole.reports.markup import (
     times,
 )
 
-_NO_TERMS = ("arm", "epoch", "rate", "loss", "held_out_top1")
+_NO_TERMS = ("arm", "epoch", "rate", "loss", "held_out_top1", "scales")
 
 
 def training_page(result: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:
@@ -49,7 +49,7 @@ def training_page(result: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -
         _result_table(result),
         section("What learns, and from what", _size_table(result)),
         _held_out_section(names, log, many),
-        _loss_section(names, log, terms, many),
+        _loss_section(arms, log, terms, many),
         _terms_section(arms, names, log, terms, many),
         _rate_section(names, log, many),
         _hints_section(arms, bool(result["teacher"])),
@@ -58,18 +58,29 @@ def training_page(result: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -
 
 def _training_title(result: Mapping[str, Any]) -> str:
     arms, teacher = result["arms"], result["teacher"]
-    best = max(arms, key=lambda arm: arm["top1"]["last"])
+    best = _best(arms)
     right = f"{best['top1']['last']:.2f} % of the test images of {result['data']} right"
     if len(arms) > 1:
-        return f"Best of {len(arms)}: {best['name']}, {right}"
+        chosen = "Best of" if _held_out(arms) else "Highest on the test images of"
+        return f"{chosen} {len(arms)}: {best['name']}, {right}"
     if teacher and any(term["name"] != "ce" for term in best["terms"]):
         return f"{best['student']}, taught by {teacher['name']}: {right}"
     return f"{best['student']}, trained without a teacher: {right}"
 
 
+def _held_out(arms: Sequence[Mapping[str, Any]]) -> bool:
+    return all(arm["held_out_top1"] for arm in arms)
+
+
+def _best(arms: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the arm that the held-out images choose; without any, the one that is highest on the test images."""
+    key = "held_out_top1" if _held_out(arms) else "top1"
+    return max(arms, key=lambda arm: float(arm[key]["last"]))
+
+
 def _summary(result: Mapping[str, Any]) -> str:
     teacher = result["teacher"]
-    best = max(result["arms"], key=lambda arm: arm["top1"]["last"])
+    best = _best(result["arms"])
     text = f"After {plural(result['epochs'], 'epoch')} it recognizes {best['top1']['last']:.2f} % of "
     text += f"{plural(result['images']['test'], 'test image')}"
     if teacher:
@@ -84,6 +95,8 @@ def _summary(result: Mapping[str, Any]) -> str:
     if len(result["arms"]) > 1:
         worst = min(result["arms"], key=lambda arm: arm["top1"]["last"])
         text += f"; lowest of the {len(result['arms'])}: {worst['name']}, {worst['top1']['last']:.2f} %"
+        if _held_out(result["arms"]):
+            text += f". That {best['name']} is the best say the held-out images"
     return f"{text}."
 
 
@@ -138,10 +151,16 @@ def _terms(arm: Mapping[str, Any]) -> Html:
     for term in arm["terms"]:
         settings = [f"{knob} {value:g}" for knob, value in term.get("knobs", ())]  # earlier results have none
         settings += [f"temperature {term['temperature']:g}"] if term["temperature"] else []
+        scale = arm.get("scales", {}).get(term["name"])
+        settings += [] if scale is None else [f"times {scale:.3g}"]
         parts.append(
             join([f"{term['weight']:g} ", code(term["name"]), f" ({', '.join(settings)})" if settings else ""])
         )
-    return join(parts, " + ")
+    return join([join(parts, " + "), ", balanced by gradients" if _balanced(arm) else ""])
+
+
+def _balanced(arm: Mapping[str, Any]) -> bool:
+    return bool(arm.get("balance", "weights") == "gradients")  # earlier results do not tell
 
 
 def _by_arm(
@@ -167,11 +186,16 @@ def _held_out_section(names: Sequence[str], log: Sequence[Mapping[str, Any]], ma
     return section("Accuracy on the held-out images", many, drawn)
 
 
-def _loss_section(names: Sequence[str], log: Sequence[Mapping[str, Any]], terms: Sequence[str], many: str) -> Html:
+def _loss_section(
+    arms: Sequence[Mapping[str, Any]], log: Sequence[Mapping[str, Any]], terms: Sequence[str], many: str
+) -> Html:
+    names = [arm["name"] for arm in arms]
     lines = _by_arm(names, log, "loss")
     if not lines:
         return Html("")
     text = "The weighted sum of the terms, averaged over the epoch."
+    if any(map(_balanced, arms)):
+        text += " Where they are balanced by gradients, each is scaled first, anew every few steps."
     if len(names) > 1 and len(terms) > 1:
         text += " Arms with other terms or weights have other sums: do not compare their heights."
     return section("Loss", many, _curves(lines, "Loss by epoch", unit="loss"), paragraph(text, "soft"))
@@ -192,6 +216,8 @@ def _terms_section(
             panels.append(figure(figures.curves(lines, f"{title} by epoch", title=title, width_in=4.2)))
     weighted = any(term["weight"] != 1 for arm in arms for term in arm["terms"])
     text = "Before their weights, which stand in the table." if weighted else "All have the weight 1."
+    if any(map(_balanced, arms)):
+        text = "Before their weights and the scales that balance their gradients; the last ones stand in the table."
     if not panels:
         return Html("")
     return section("Terms of the loss", many, grid(panels, kind="grid two"), paragraph(text, "soft"))

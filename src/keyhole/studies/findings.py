@@ -46,7 +46,7 @@ def _does_it_matter(count: int, spread: Spread) -> str:
         f"{100 * spread.share_high:.0f} %): a standard deviation of {spread.between:.2f} points against "
         f"{spread.noise:.2f} between seeds."
     )
-    if spread.p is not None and spread.p >= SURE:
+    if spread.between == 0 or (spread.p is not None and spread.p >= SURE):
         return (
             "Which layers are taken cannot be told to matter; if it does, then by a standard deviation of at most "
             f"{spread.between_high:.2f} points. {variance}"

@@ -179,7 +179,8 @@ def study_toml(study: Study) -> str:
         values: dict[str, Any] = {key: value for key, value in vars(plan).items() if value != usual[key]}
         if isinstance(plan.hints, tuple):
             values["hints"] = ",".join(plan.hints)
-        values |= {"name": _braced(plan.name), "terms": plan.terms, "student": plan.student}
+        student = _whole(plan.student) if plan.student.endswith(".safetensors") else plan.student
+        values |= {"name": _braced(plan.name), "terms": plan.terms, "student": student}
         lines += ["", "[[arm]]", *_lines(values)]
     if (count := len(study.comparisons)) > 1:
         surest = "the surest of them is beyond chance where its own p is below"

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from keyhole.arms import ArmMaker
+from keyhole.arms import ArmMaker, begun_with
 from keyhole.data.sources import Data
 from keyhole.data.splits import Split, hold_out
 from keyhole.distillation.arm import Arm
@@ -270,6 +270,8 @@ def _recipe(teacher: Network, data: Data, plan: ArmPlan, search: SearchConfig, t
         "data": data.name,
         "images": len(data.train),
         **({"data_sha256": files} if (files := data.fingerprint()) else {}),
+        "input": asdict(teacher.input),
+        **begun_with(plan.student),
         "arm": asdict(replace(plan, name="", hints=None)),
         "search": asdict(search),
         "train": settings,
@@ -351,7 +353,12 @@ def _climb(
         before = [ground.checkpoint(group) for group in groups]
         climbing = sorted((combo for combo in climbing if tried[combo].diverged is None), key=lambda c: -tried[c].last)
         if not climbing:
-            raise DivergenceError(f"All {len(tried)} students diverged. Lower --lr or the weight of a term.")
+            if all(each.diverged is not None for each in tried.values()):
+                raise DivergenceError(f"All {len(tried)} students diverged. Lower --lr or the weight of a term.")
+            ground.note(
+                f"All students that were left diverged before the end of epoch {rung.until}; the search ends here."
+            )
+            break
         ground.note(f"after epoch {rung.until}: {'+'.join(climbing[0])}, {percent(tried[climbing[0]].last):.2f} %")
     for path in before:
         path.unlink(missing_ok=True)
