@@ -650,8 +650,9 @@ def test_hints_of_another_teacher_are_told(runs: Path, teacher: Path, looked: Ra
         ("{distill} --out {new} --terms ce,kdd", "Unknown term 'kdd'"),
         ("{distill} --out {new} --terms ce,ce", "must name each term once"),
         ("{distill} --out {new} --terms ce,kd=x", "Weight 'x' of term kd"),
-        ("{distill} --out {new}", "has hint terms and no hints"),
-        ("{distill} --out {new} --hints layer1", "Unknown hint layer 'layer1'"),
+        ("{distill} --out {new} --count 9", "Cannot choose 9 hints"),  # by --hints auto, as its terms need some
+        ("{distill} --out {new} --hints layer1", "Unknown selector or hint layer 'layer1'"),
+        ("{distill} --out {new} --hints stageends", "'stageends'; nearest known: stage-ends"),
         ("{distill} --out {new} --hints auto --count 9", "Cannot choose 9 hints"),
         ("{distill} --out {new} --hints stage-ends --count 4", "4 stage ends"),
         ("{distill} --out {new} --hints stage-ends --match x", "Unknown match"),

@@ -21,6 +21,7 @@ from keyhole.exporting import Exported, Prepared, export, load_exported
 from keyhole.faces.models.compact import compact, form_of
 from keyhole.faces.models.face_model import load_face_model, save_face_model
 from keyhole.faces.models.preparation import Licenses
+from keyhole.models.zoo import build, save
 from test_cli import keyhole
 
 
@@ -213,6 +214,7 @@ def test_a_face_model_is_exported_and_used_like_any_other(tmp_path: Path) -> Non
     assert "name those as well" in keyhole(*command, "--apart-folds", 2, "--out", tmp_path / "no.onnx").err
     classes = ("export", "--model", "resnet8", "--data", "digits", "--out", tmp_path / "no.onnx")
     assert "choose among --faces" in keyhole(*classes, "--apart", tmp_path / "faces").err
+    assert load_face_model(tmp_path / "x.onnx", threads=1).fingerprint == exported.fingerprint  # described beside it
     again = keyhole("export", "--model", tmp_path / "x.onnx.toml", *command[3:], "--out", tmp_path / "y.onnx")
     assert "is ONNX already" in again.err
     assert "is a face model" in keyhole("export", "--model", source, "--out", tmp_path / "z.onnx").err
@@ -220,14 +222,17 @@ def test_a_face_model_is_exported_and_used_like_any_other(tmp_path: Path) -> Non
 
 
 def test_a_classifier_is_exported(tmp_path: Path, cifar100_root: Path) -> None:
-    command = ("export", "--model", "resnet8", "--data", "cifar100", "--root", cifar100_root, "--samples", 16)
+    torch.manual_seed(0)
+    student = tmp_path / "student.safetensors"
+    save(build("resnet8", classes=100), student)
+    command = ("export", "--model", student, "--data", "cifar100", "--root", cifar100_root, "--samples", 16)
     found = keyhole(*command, "--out", tmp_path / "x.onnx", "--json").json
     assert found["cosine"] > 0.9999
     assert "mean cosine" in keyhole(*command, "--out", tmp_path / "x.xml").out
     told = ("--data", "cifar100", "--root", cifar100_root, "--json")
     for name in ("x.onnx", "x.xml"):
         again = keyhole("evaluate", "--model", tmp_path / name, *told).json
-        here = keyhole("evaluate", "--model", "resnet8", *told).json
+        here = keyhole("evaluate", "--model", student, *told).json
         assert (again["model"], again["images"]) == (name, here["images"])
         assert again["top1"] == pytest.approx(here["top1"], abs=0.5)
         assert again["top5"] == pytest.approx(here["top5"], abs=0.5)
@@ -236,6 +241,11 @@ def test_a_classifier_is_exported(tmp_path: Path, cifar100_root: Path) -> None:
         in keyhole("evaluate", "--model", tmp_path / "x.onnx", "--weights", "a", *told).err
     )
     assert "no such file" in keyhole("evaluate", "--model", tmp_path / "none.onnx", *told).err
+    (tmp_path / "x.bin").unlink()
+    assert "x.bin, the weights of" in keyhole("evaluate", "--model", tmp_path / "x.xml", *told).err
+    untrained = ("--model", "resnet8", "--data", "cifar100", "--root", cifar100_root)
+    assert "resnet8 has random weights; expected a trained" in keyhole("export", *untrained, "--out", "n.onnx").err
+    assert "Warning: resnet8 has random weights; give --weights" in keyhole("evaluate", *untrained).err
     (tmp_path / "x.onnx.toml").write_text("")
     assert "is a face model" in keyhole("evaluate", "--model", tmp_path / "x.onnx", *told).err
     (tmp_path / "bad.onnx").write_bytes(b"text")

@@ -222,7 +222,11 @@ class ArmMaker:
             return replace(open_to, hints=given)
         if given == "auto" or given in SELECTORS:
             return self._choose(plan, "kmeans" if given == "auto" else given, open_to)
-        return replace(open_to, hints=[part.strip() for part in given.split(",")])
+        named = [part.strip() for part in given.split(",")]
+        layer_names = [layer.name for layer in open_to.candidates]
+        if len(named) == 1 and named[0] not in layer_names:
+            raise unknown_name("selector or hint layer", given, ["auto", *SELECTORS, *layer_names])
+        return replace(open_to, hints=named)
 
     def _choose(self, plan: ArmPlan, clustering: str, open_to: _Chosen) -> _Chosen:
         rule, candidates = rule_of(plan, clustering), open_to.candidates

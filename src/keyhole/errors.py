@@ -76,6 +76,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, see: str = "") -
     names = list(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     listed = ", ".join(near or names[:6]) or "none"
+    listed += ", ..." if not near and len(names) > 6 else ""
     label = "nearest known" if near else "known"
     more = f" {see}" if see else ""
     return UnknownNameError(f"Unknown {kind} {name!r}; {label}: {listed}.{more}")

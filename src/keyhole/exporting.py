@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from keyhole.errors import DivergenceError, KeyholeError, SettingError, WeightsError, reason_of, unknown_name
-from keyhole.files import write_bytes
+from keyhole.files import check_weights_beside, write_bytes
 from keyhole.libraries import optional
 from keyhole.models.network import InputSpec, Network
 from keyhole.runtime import silence_toolkit
@@ -294,6 +294,8 @@ def load_exported(path: Path) -> Network:
         raise SettingError(
             f"{path} is a face model ({path.name}.toml lies beside it): 'keyhole faces evaluate' measures it."
         )
+    if path.suffix == ".xml":
+        check_weights_beside(path)
     try:
         run, taken, given = (_open_onnx if path.suffix == ".onnx" else _open_ir)(path)
         (channels, height, width), outputs = map(int, taken[1:]), int(given[1])

@@ -156,6 +156,19 @@ def md5(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_weights_beside(path: Path) -> None:
+    """Check that the weights of an OpenVINO IR (``.xml``) lie beside it, as they must.
+
+    Raises:
+        WeightsError: There is no such ``.bin`` file.
+    """
+    weights = path.with_suffix(".bin")
+    if path.is_file() and not weights.is_file():
+        raise WeightsError(
+            f"{weights.name}, the weights of {path}, is not beside it; expected both. Copy them together."
+        )
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file.
 

@@ -36,7 +36,8 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         float(torch.zeros(1, device=device))
     except (RuntimeError, AssertionError) as error:
-        raise SettingError(f"Device {name!r} is not available here; use cpu, cuda or auto.") from error
+        others = "cpu, cuda or auto" if torch.cuda.is_available() else "cpu or auto"
+        raise SettingError(f"Device {name!r} is not available here; use {others}.") from error
     return device
 
 

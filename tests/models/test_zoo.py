@@ -404,6 +404,26 @@ def test_load_refuses_a_description_of_another_form(tmp_path: Path, text: str) -
 
 
 @pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("folder", "folder is a folder; expected a network. Name the file in it, such as student.safetensors"),
+        ("a.pth", "a.pth is a file of weights; expected a network. Name that, and this file by --weights"),
+        ("a.onnx", "a.onnx is for another runtime; expected a network of PyTorch"),
+        ("report.html", "report.html holds no network; expected a .safetensors file of Keyhole, a name such as"),
+    ],
+)
+def test_what_is_no_network_says_what_to_name_instead(
+    name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "report.html").write_text("")
+    with pytest.raises(SettingError) as caught:
+        build(name, classes=5)
+    assert message_of(caught).startswith(told)
+
+
+@pytest.mark.parametrize(
     ("name", "near"), [("resnet21", "resnet20"), ("ResNet56", "resnet56"), ("resnet32x8", "resnet32x4")]
 )
 def test_an_unknown_model_lists_the_nearest(name: str, near: str) -> None:

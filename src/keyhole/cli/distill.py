@@ -44,7 +44,9 @@ class ArmOptions:
     ] = None
     hints: Annotated[
         str | None,
-        typer.Option(help="auto, a hints.json, layers by commas, or a selector such as stage-ends or random."),
+        typer.Option(
+            help="auto (where a term needs hints), a hints.json, layers by commas, or a selector such as stage-ends."
+        ),
     ] = None
     balance: Annotated[
         str, typer.Option(help="weights, or gradients: each term is scaled to pull as hard as the first one.")
@@ -142,6 +144,8 @@ def distill(
         arguments["files"] |= o.fingerprints(files_of(plans))
     elif arm.hints is not None and not any(term.needs_hints for term in parse_terms(arm.terms)):
         raise SettingError(f"Hints serve none of the terms {arm.terms}; add one that does, or leave --hints out.")
+    elif arm.hints is None and any(term.needs_hints for term in parse_terms(arm.terms)):
+        plans = [replace(own, hints="auto")]
     config = replace(training.config(), precision=arguments["precision"])
     with join_group(training.device) as group, open_run(out, "distill", arguments, resume=resume, group=group) as run:
         opened, data = o.open_both(teacher, network, images, seed=training.seed)

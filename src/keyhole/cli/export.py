@@ -108,6 +108,10 @@ def _of_classes(
     from keyhole.exporting import Prepared
 
     opened, data = o.open_both(model, network, images)
+    if o.is_untrained(model, network):
+        raise SettingError(
+            f"{model} has random weights; expected a trained network. Give --weights FILE, or name a file."
+        )
     positions = np.random.default_rng([seed, 7]).permutation(len(data.train))[:samples]
     some = data.train.subset(torch.from_numpy(positions.copy()))
     pixels = torch.cat([batch.images for batch in some.batches(64)]) * 255

@@ -42,6 +42,8 @@ def evaluate(
 
     with nullcontext() if out is None else open_run(out, "evaluate", arguments, resume=True) as run:
         exported = Path(model).suffix in (".onnx", ".xml")
+        if not exported and o.is_untrained(model, network):
+            o.note(f"Warning: {model} has random weights; give --weights FILE, or name a .safetensors file.")
         opened, data = (_exported if exported else o.open_both)(model, network, images)
         found = measure(
             opened,

@@ -295,6 +295,12 @@ def open_both(name: str, network: NetworkOptions, images: DataOptions, *, seed: 
     return build(name, classes=outputs, input=wanted, weights=network.weights), data
 
 
+def is_untrained(name: str, network: NetworkOptions) -> bool:
+    """Return whether a network named so has random weights; a function of a module may bring its own."""
+    own = name.endswith(".safetensors") or (":" in name and not name.startswith("timm:"))
+    return network.weights is None and not own
+
+
 def check_teacher(network: Network, data: Data, *, device: str) -> None:
     """Warn a person when a teacher is hardly better than chance on up to 1,000 training images with labels."""
     import torch

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from keyhole.errors import SettingError, UnknownNameError, WeightsError, reason_of, unknown_name
+from keyhole.errors import KeyholeError, SettingError, UnknownNameError, WeightsError, reason_of, unknown_name
 from keyhole.files import halved_state, read_tensors, write_tensors
 from keyhole.libraries import call_named, optional
 from keyhole.models.network import InputSpec, Network, evaluating, random_images
@@ -66,11 +66,32 @@ def build(
         module = CifarResNet(depth, classes, channels=channels, inputs=spec.channels)
         network = Network(name, module, spec, classes)
     else:
-        raise unknown_name("model", name, CIFAR_RESNETS, see="timm:NAME and package.module:function work as well.")
+        raise _no_network(name)
     if weights is not None:
         load_weights(network.module, Path(weights))
     network.module.eval()
     return network
+
+
+def _no_network(name: str) -> KeyholeError:
+    """Return the error for what is no network: a file that is something else, or a name that does not exist."""
+    path = Path(name)
+    if path.is_dir():
+        return SettingError(
+            f"{name} is a folder; expected a network. Name the file in it, such as student.safetensors."
+        )
+    if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
+        return SettingError(f"{name} is a file of weights; expected a network. Name that, and this file by --weights.")
+    if path.suffix in (".onnx", ".xml"):
+        return SettingError(
+            f"{name} is for another runtime; expected a network of PyTorch. 'keyhole evaluate' measures such files."
+        )
+    if path.is_file():
+        return SettingError(
+            f"{name} holds no network; expected a .safetensors file of Keyhole, a name such as resnet56, timm:NAME or "
+            "package.module:function. Name one of these."
+        )
+    return unknown_name("model", name, CIFAR_RESNETS, see="timm:NAME and package.module:function work as well.")
 
 
 def stored_input(weights: Path | str | None) -> InputSpec | None:

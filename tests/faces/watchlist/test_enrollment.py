@@ -19,7 +19,7 @@ from keyhole.faces.comparison import Pipeline, Setting
 from keyhole.faces.images.degradation import Degradation
 from keyhole.faces.images.detection import Detector
 from keyhole.faces.images.photos import png_with_face_px
-from keyhole.faces.matching import Matcher
+from keyhole.faces.matching import Matcher, digest
 from keyhole.faces.models.face_model import load_face_model
 from keyhole.faces.watchlist.calibration import Wanted, calibrate
 from keyhole.faces.watchlist.enrollment import (
@@ -174,6 +174,29 @@ def test_what_gets_no_answer_is_missed_and_raises_no_alarm(reader: Pipeline, gal
     assert level.fnir == pytest.approx(1 - len(told) / 6)  # what was calibrated is what is answered
 
 
+def test_what_does_not_fit_a_matcher_is_refused_before_any_work(reader: Pipeline, gallery: Gallery, root: Path) -> None:
+    width = reader.model.embedding_size
+    flat = np.zeros((1, width), np.float32)
+    matcher = Matcher(reader.model.fingerprint, (8.0,), np.zeros((1, width, width), np.float32), flat, flat[0], (0.5,))
+    other = replace(reader, matcher=replace(matcher, fingerprint="other"))
+    with pytest.raises(SettingError, match="The matcher was fitted for another model"):
+        enroll_folder(other, root / "people")
+    known = replace(reader, matcher=replace(matcher, people=frozenset({digest("p1")})))
+    with pytest.raises(SettingError, match="fitted on 1 of the people"):
+        enroll_folder(known, root / "people")
+    fitted = replace(at(reader, probe_px=(24.0,)), matcher=matcher)
+    with pytest.raises(
+        SettingError, match="The gallery was made without a matcher, and this matcher compares at 1 sizes"
+    ):
+        calibrate(fitted, gallery, root / "strangers", TENTH)
+    levels = Thresholds(
+        reader.model.fingerprint, "fitted-estimated", 0.1, 6, 8.0, (Threshold(24.0, 0.5, 40, 0.1),),
+        matcher=matcher.digest(),
+    )  # fmt: skip
+    with pytest.raises(SettingError, match="The gallery was made without a matcher"):
+        identify(fitted, gallery, root / "again", levels)
+
+
 def test_another_gallery_than_calibrated_is_told(reader: Pipeline, gallery: Gallery, root: Path) -> None:
     found = calibrate(at(reader, probe_px=(24.0,)), gallery, root / "strangers", TENTH).thresholds
     assert (found.enrolled, found.photos, found.gallery) == (6, 12, gallery.digest())
@@ -201,7 +224,8 @@ def test_too_few_strangers_are_told(reader: Pipeline, gallery: Gallery, root: Pa
     told: list[str] = []
     calibrate(at(reader, probe_px=(24.0,)), gallery, root / "strangers", Wanted(0.01), note=told.append)
     (only,) = (text for text in told if text.startswith("Warning"))
-    assert "39 searches of 39 strangers show only that false alarms stay below 7.4 %, and 1 % was asked for" in only
+    assert "39 searches of 39 strangers show only that false alarms stay below 7.4 %, and 1 % was asked for. "
+    assert "Give about 1,700 different strangers." in only
 
 
 def test_strangers_who_all_show_too_little_are_refused(reader: Pipeline, gallery: Gallery, root: Path) -> None:
@@ -296,7 +320,7 @@ def test_a_photo_that_cannot_be_read_is_an_answer_and_the_rest_goes_on(
         ("a.png", "cannot be read"), ("b.png", "candidate"), ("c.jpg", "cannot be read"),
     ]  # fmt: skip
     assert answers["a.png"].text() == "cannot be read"
-    assert told[0].startswith("2 of 3 photos of the probes cannot be read and are left out: a.png is empty (0 bytes)")
+    assert told[0].startswith("2 of 3 photos of the probes cannot be read: a.png is empty (0 bytes)")
     (tmp_path / "b.png").unlink()
     told.clear()
     assert {each.verdict for each in identify(reader, gallery, tmp_path, levels, note=told.append).values()} == {

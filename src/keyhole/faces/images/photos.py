@@ -33,6 +33,7 @@ Photo: TypeAlias = UInt8[np.ndarray, "h w 3"]
 MAX_PIXELS = 100_000_000
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 _ORIENTATION = 0x0112
 _FACE_PX = "keyhole:face_px"
 _opening = threading.Lock()  # the filters of warnings belong to the whole process
@@ -196,9 +197,10 @@ def _open(data: bytes, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise DataError(_too_large(name, "far more than")) from error
     except UnidentifiedImageError as error:
-        raise DataError(
-            f"{name} is no image that can be read; expected {', '.join(_FORMATS)}. Convert it, or remove it."
-        ) from error
+        remedy = "Convert it, or remove it."
+        if name.lower().endswith(_VIDEOS):
+            remedy = "Turn a video into frames first: mkdir frames && ffmpeg -i VIDEO frames/%05d.png"
+        raise DataError(f"{name} is no image that can be read; expected {', '.join(_FORMATS)}. {remedy}") from error
     except Exception as error:
         raise _damaged(name, error) from error
     if image.width * image.height > MAX_PIXELS:

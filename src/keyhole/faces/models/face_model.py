@@ -274,6 +274,8 @@ def _described_by_checksum(path: Path) -> Description:
         raise WeightsError(f"Cannot read {path}: no such file. Name a model file, or download one.")
     digest = sha256(path)
     found = known_by_sha256(digest)
+    if found is None and (beside := path.with_name(f"{path.name}.toml")).is_file():
+        return read_description(beside)  # as 'keyhole export' writes it
     if found is None:
         raise SettingError(
             f"{path} is no known model (SHA-256 {digest}). Describe it in a .toml file (file, size_px, color, mean, "

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from keyhole.errors import SettingError, ShapeError, WeightsError, reason_of
+from keyhole.files import check_weights_beside
 from keyhole.libraries import call_named, optional
 
 CHUNK = 16  # images at once on a processor: more leave its caches, fewer do not fill it
@@ -135,6 +136,7 @@ class OpenVinoNetwork:
 
     def __init__(self, path: Path, *, size_px: int, output: str | None = None, threads: int | None = None) -> None:
         library = _library("openvino", path)
+        check_weights_beside(path)
         core = library.Core()
         try:
             model = core.read_model(str(path))

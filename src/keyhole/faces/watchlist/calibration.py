@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,12 +13,14 @@ from jaxtyping import Float
 from keyhole.errors import DataError, SettingError
 from keyhole.faces.comparison import Pipeline
 from keyhole.faces.metrics.identification import Searches
+from keyhole.faces.metrics.intervals import exact_ends
 from keyhole.faces.protocols.samples import Sample, counted, shortened
 from keyhole.faces.watchlist.enrollment import Note, check_layout, faces_of, no_note, open_people, people_of, seen_px
 from keyhole.faces.watchlist.gallery import Gallery, Hit, candidates
 from keyhole.faces.watchlist.thresholds import Threshold, Thresholds, level
 from keyhole.progress import Progress, silent
 
+_LOOSE = 1.5  # times the wanted rate; a bound above that is told
 _BELOW = 0.9  # of a size: faces that were made so small show a little less or more
 
 
@@ -130,6 +134,8 @@ def _least_px(gallery: Gallery, others: _Found, wanted: Wanted, note: Note) -> f
 def _check(pipeline: Pipeline, gallery: Gallery, strangers: Path, mated: Path | None, note: Note) -> None:
     """Refuse before any work what does not fit together."""
     gallery.check(pipeline.model.fingerprint, pipeline.setting.margin, pipeline.camera)
+    if pipeline.matcher is not None:
+        gallery.check_sizes(pipeline.matcher.sizes_px)
     for root in (strangers, *([] if mated is None else [mated])):
         check_layout(root, note=note)
     with open_people(strangers) as album:
@@ -160,18 +166,37 @@ def _levels(
             refused = own.too_little / int(own.searches.mated.sum())
             found = replace(level(face_px, others.searches, own.searches, fpir=fpir), too_little=refused)
         levels.append(found)
-        if found.fpir_bound > 1.5 * fpir:
-            people = counted(len(set(others.searches.subjects)), "stranger")
-            note(
-                f"Warning: at {face_px:g} px, {found.strangers} searches of {people} show only that false alarms stay "
-                f"below {100 * found.fpir_bound:.1f} %, and {100 * fpir:g} % was asked for. Give more strangers."
-            )
     if not levels:
         raise DataError(
             f"No photo of a stranger shows the {least_px:.1f} px below which nothing is told. Give smaller --probe-px, "
             "or photos that show more."
         )
+    _tell_bounds(levels, filed, fpir, note)
     return tuple(levels)
+
+
+def _tell_bounds(levels: Sequence[Threshold], filed: Mapping[float, _Filed], fpir: float, note: Note) -> None:
+    """Warn where so few strangers leave it open whether false alarms stay near what was asked for."""
+    loose = [each for each in levels if each.fpir_bound > _LOOSE * fpir]
+    if not loose:
+        return
+    worst = max(loose, key=lambda each: each.fpir_bound)
+    people = counted(len(set(filed[worst.face_px].searches.subjects)), "stranger")
+    others = f" (and at {len(loose) - 1} other sizes)" if len(loose) > 1 else ""
+    note(
+        f"Warning: at {worst.face_px:g} px{others}, {worst.strangers} searches of {people} show only that false alarms "
+        f"stay below {100 * worst.fpir_bound:.1f} %, and {100 * fpir:g} % was asked for. Give about {_needed(fpir):,} "
+        "different strangers."
+    )
+
+
+def _needed(fpir: float) -> int:
+    """Return how many strangers bound the rate near enough, in round figures."""
+    count = 3 / fpir
+    while exact_ends(fpir * count, count, level=0.90)[1] > _LOOSE * fpir:
+        count *= 1.02
+    step = int(10 ** max(len(str(int(count))) - 2, 0))
+    return math.ceil(count / step) * step
 
 
 @dataclass(frozen=True)

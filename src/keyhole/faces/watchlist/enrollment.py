@@ -78,7 +78,8 @@ def people_of(album: Album, *, aligned: bool | None = None) -> tuple[Sample, ...
         samples.append(Sample(name, unicodedata.normalize("NFC", person), aligned=crop, attributes=known))
     if not samples:
         raise DataError(
-            f"{album.root} holds no photo; expected PERSON/*.jpg or PERSON.jpg. Name the folder of the people."
+            f"{album.root} holds no photo; expected a photo, or a folder of them such as PERSON/*.jpg or PERSON.jpg. "
+            "Name another one."
         )
     return tuple(samples)
 
@@ -154,7 +155,8 @@ def faces_of(
         if refuse and len(crops.unreadable) == len(samples):
             more = f" So it is with all {len(samples)} photos." if len(samples) > 1 else ""
             raise DataError(first + more)
-        note(f"{len(crops.unreadable)} of {len(samples)} photos of {kind} cannot be read and are left out: {first}")
+        left = " and are left out" if refuse else ""
+        note(f"{len(crops.unreadable)} of {len(samples)} photos of {kind} cannot be read{left}: {first}")
     if crops_taken := sum(sample.aligned for sample in samples):
         note(f"{crops_taken} of {len(samples)} photos of {kind} measure 112 x 112 and are taken as aligned crops.")
     kept = tuple(sample for sample, there in zip(samples, crops.found, strict=True) if there)
@@ -186,6 +188,10 @@ def enroll_folder(
     """
     pipeline = pipeline.enrolling()
     check_layout(root, note=note)
+    if pipeline.matcher is not None:
+        with open_people(root) as album:
+            named = {sample.identity for sample in people_of(album, aligned=False)}
+        pipeline.matcher.check(pipeline.model.fingerprint, named, margin=pipeline.setting.margin)
     faces = faces_of(pipeline, root, kind="the gallery", role="gallery", progress=progress, note=note)
     if not faces.samples:
         raise DataError(f"No face was found in any photo of {root}. Look at the photos, or at --detector.")
@@ -250,6 +256,8 @@ def identify(
         SettingError: Gallery or thresholds are of another model, margin or matcher.
     """
     _check_thresholds(pipeline, gallery, thresholds, note)
+    if pipeline.matcher is not None:
+        gallery.check_sizes(pipeline.matcher.sizes_px)
     faces = faces_of(pipeline, probes, kind="the probes", refuse=False, progress=progress, note=note)
 
     def named(path: str) -> str:

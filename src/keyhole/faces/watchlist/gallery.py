@@ -93,6 +93,19 @@ class Gallery:
                 "be compared. Make it again: keyhole faces embed."
             )
 
+    def check_sizes(self, sizes_px: Sequence[float]) -> None:
+        """Check that it was made for the sizes of a matcher.
+
+        Raises:
+            SettingError: It was not.
+        """
+        if missing := [px for px in sizes_px if px not in self.small]:
+            made = "without a matcher" if not self.small else f"with another matcher, without {missing[0]:g} px"
+            raise SettingError(
+                f"The gallery was made {made}, and this matcher compares at {len(sizes_px)} sizes. Make it again: "
+                "keyhole faces embed --matcher FILE."
+            )
+
 
 @dataclass(frozen=True)
 class Hit:
