@@ -130,6 +130,19 @@ def test_the_help_of_a_command_has_an_example_with_options_that_exist(command: s
     assert set(used) <= known
 
 
+def test_the_version_is_that_of_the_package() -> None:
+    from importlib.metadata import version
+
+    assert keyhole("--version").out == f"{version('keyhole')}\n"
+
+
+@pytest.mark.parametrize("command", [(), ("faces",)])
+def test_what_a_list_of_commands_says_of_each_is_not_cut_off(command: tuple[str, ...]) -> None:
+    told = keyhole(*command, "--help").out
+    assert "Commands:" in told
+    assert "..." not in told.split("Commands:")[1]
+
+
 def test_help_answers_without_importing_anything_heavy() -> None:
     code = f"""
 import sys

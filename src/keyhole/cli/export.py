@@ -59,7 +59,9 @@ def export(
     seed: o.Seed = 0,
     json: o.Json = False,
 ) -> None:
-    """Write a network as ONNX or OpenVINO IR, and check there that it gives what it gave here.
+    """Write a network as ONNX or OpenVINO IR, and check the file.
+
+    It is run there, and must give what the network gives here.
 
     Example: keyhole export --model student.safetensors --data cifar100 --root DIR --precision int8 --out student.onnx
 

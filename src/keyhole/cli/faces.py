@@ -13,7 +13,7 @@ from keyhole.cli import students, watchlist
 from keyhole.errors import SettingError
 
 app = typer.Typer(
-    help="Low-resolution faces: evaluate a model on any protocol, match by resolution, calibrate, identify.",
+    help="Low-resolution faces: measure, match, watch lists, students.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -29,7 +29,9 @@ def evaluate(
     examples: f.Examples = False,
     json: o.Json = False,
 ) -> None:
-    """Evaluate a face model on a protocol: at each size of the probe, plain and matched, with intervals.
+    """Evaluate a face model on a protocol, by size of the probe.
+
+    It is compared plainly and matched, and each figure has its interval.
 
     Example: keyhole faces evaluate --model M.onnx --protocol lfw --root DIR --probe-px 112,16,12,8 --out OUT
 
@@ -66,7 +68,9 @@ def factors(
     varied: f.FactorOptions,
     json: o.Json = False,
 ) -> None:
-    """Tell which factor helps, alone and together: model, crop extent and matching, at each size of the probe.
+    """Tell which factor helps, alone and together.
+
+    Factors are the model, the extent of the crop and matching, at each size of the probe.
 
     Example: keyhole faces factors --model A.onnx --also B.onnx --root DIR --margins 0,0.3,0.6 --out OUT
 
@@ -110,7 +114,9 @@ def fit(
     camera: f.CameraOptions,
     json: o.Json = False,
 ) -> None:
-    """Learn to match small probes with sharp photos, from unlabeled faces of other people.
+    """Learn to match small probes with sharp photos.
+
+    It learns from unlabeled faces of other people.
 
     Example: keyhole faces fit --model M.onnx --protocol lfw --root DIR --folds 1,2,3 --out matcher.safetensors
     """
@@ -133,7 +139,7 @@ def models(
     yes: Annotated[bool, typer.Option("--yes", help="The terms were read and are accepted.")] = False,
     json: o.Json = False,
 ) -> None:
-    """List the known public models with their licenses, or download one.
+    """List known public models and licenses, or download one.
 
     Example: keyhole faces models --download opencv-sface
     """

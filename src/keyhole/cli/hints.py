@@ -102,6 +102,12 @@ def hints(
             data=data.name,
             progress=o.progress_bar(),
         )
+        widest = max(layer.channels for layer in found.layers)
+        if (count := len(found.sample_indices)) < 4 * widest:
+            o.note(
+                f"Warning: {count:,} images for layers of up to {widest} channels: with so few, all look alike. Give "
+                "more --samples."
+            )
         write_arrays(run.path / "similarity.npz", found.similarities)
         write_text(run.path / "report.html", hints_page(found))
         write_json(run.path / "hints.json", found.to_json())

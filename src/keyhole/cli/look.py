@@ -25,7 +25,9 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder to keep the result in, with its recipe.")] = None,
     json: o.Json = False,
 ) -> None:
-    """Measure a network on the test images: top-1 and top-5 in percent.
+    """Measure a network on the test images.
+
+    Top-1 and top-5, in percent.
 
     Example: keyhole evaluate --model resnet56 --weights FILE --data cifar100 --root DIR --json
 
@@ -42,8 +44,6 @@ def evaluate(
 
     with nullcontext() if out is None else open_run(out, "evaluate", arguments, resume=True) as run:
         exported = Path(model).suffix in (".onnx", ".xml")
-        if not exported and o.is_untrained(model, network):
-            o.note(f"Warning: {model} has random weights; give --weights FILE, or name a .safetensors file.")
         opened, data = (_exported if exported else o.open_both)(model, network, images)
         found = measure(
             opened,
@@ -53,6 +53,8 @@ def evaluate(
             batch_size=batch_size,
             progress=o.progress_bar(),
         )
+        if not exported and o.is_untrained(model, network):
+            o.note(f"Warning: {model} has random weights; give --weights FILE, or name a .safetensors file.")
         value = {
             "model": opened.name,
             "data": data.name,
@@ -86,7 +88,9 @@ def layers(
     ] = None,
     json: o.Json = False,
 ) -> None:
-    """List the layers of a network that could teach, in the order of depth.
+    """List the layers of a network that could teach.
+
+    They stand in the order of depth.
 
     Example: keyhole layers --model resnet56
     """
@@ -124,7 +128,9 @@ def figures(
     out: Annotated[Path, typer.Option(help="Folder for the figures.")],
     json: o.Json = False,
 ) -> None:
-    """Take the figures out of a report as SVG files, for a paper, slides or a README.
+    """Take the figures out of a report as SVG files.
+
+    They fit a paper, slides or a README.
 
     Example: keyhole figures OUT/report.html --out FIGURES
 
@@ -148,7 +154,9 @@ def demo(
     device: o.Device = "auto",
     json: o.Json = False,
 ) -> None:
-    """Show all of it on 1,797 small scans that come with scikit-learn, in a few minutes and with no download.
+    """Show all of it on small scans, in a few minutes.
+
+    The 1,797 scans come with scikit-learn; nothing is downloaded.
 
     Example: keyhole demo --out demo-out
     """

@@ -82,7 +82,7 @@ def search(
     training: ShortTrainOptions,
     json: o.Json = False,
 ) -> None:
-    """Search the combination of layers that a student does best with, by training it with many.
+    """Find the layers that a student does best with, by trying many.
 
     Example: keyhole search --teacher resnet20 --weights FILE --student resnet8 --data cifar100 --root DIR
     --method halving --out OUT

@@ -85,7 +85,7 @@ class FacesOptions:
         str | None, typer.Option(help="Only the people in these folds of its pairs.txt, such as 7,8,9,10.")
     ] = None
     apart_score: Annotated[
-        float, typer.Option(help="From what cosine of the teacher's embeddings on somebody is one of them.")
+        float, typer.Option(help="From this cosine of the teacher's embeddings on, two faces are one person's.")
     ] = 0.5
     per_person: Annotated[int | None, typer.Option(min=1, help="Pictures of a person at most.")] = None
     least_per_person: Annotated[int, typer.Option(min=1, help="People of fewer pictures are left out.")] = 1
@@ -138,7 +138,9 @@ def distill(
     resume: o.Resume = False,
     json: o.Json = False,
 ) -> None:
-    """Teach a small network to see faces of few pixels; no labels are needed but for the term margin.
+    """Teach a small network to see faces of few pixels.
+
+    No labels are needed but for the term margin.
 
     Example: keyhole faces distill --teacher M.xml --faces faces.zip --student compact-48-s --epochs 12 --out RUN
 

@@ -34,7 +34,9 @@ def study(
     device: o.Device = "auto",
     json: o.Json = False,
 ) -> None:
-    """Train a grid of students under one teacher: terms, hints, sizes, seeds.
+    """Train a grid of students under one teacher, and compare them.
+
+    Terms, hints, sizes and seeds may vary.
 
     Example: keyhole study study.toml --root DIR --out OUT --dry-run
 

@@ -22,7 +22,9 @@ def embed(
     crop: f.CropOptions,
     json: o.Json = False,
 ) -> None:
-    """Enroll a folder of people in a gallery file, which its owner alone can read.
+    """Enroll a folder of people in a gallery file.
+
+    Its owner alone can read the file.
 
     Example: keyhole faces embed people/ --model M.onnx --detector YUNET.onnx --out gallery.safetensors
 
@@ -53,7 +55,9 @@ def calibrate(
     wanted: f.ThresholdOptions,
     json: o.Json = False,
 ) -> None:
-    """Find thresholds by the size of the probe for a wanted rate of false alarms.
+    """Find thresholds for a wanted rate of false alarms.
+
+    There is one for each size of the probe.
 
     Example: keyhole faces calibrate --model M.onnx --gallery gallery.safetensors --strangers DIR --out thresholds.json
 
@@ -102,7 +106,9 @@ def identify(
     report: Report = None,
     json: o.Json = False,
 ) -> None:
-    """Say who a probe may be: ranked candidates above the threshold of its size, or unknown, or too little to tell.
+    """Say who a probe may be, or that it is unknown.
+
+    The answer is ranked candidates above the threshold of its size, or unknown, or too little to tell.
 
     Example: keyhole faces identify --model M.onnx --gallery g.safetensors --probe x.jpg --thresholds t.json
     """
@@ -135,7 +141,9 @@ def compare(
     report: Report = None,
     json: o.Json = False,
 ) -> None:
-    """Compare the faces of two photos: the sharper one stands for the gallery.
+    """Compare the faces of two photos.
+
+    The sharper one stands for the gallery.
 
     Example: keyhole faces compare a.jpg b.jpg --model M.onnx --detector YUNET.onnx
     """
@@ -164,7 +172,9 @@ def frames(
     examples: f.Examples = False,
     json: o.Json = False,
 ) -> None:
-    """Follow the faces of a clip: where they are in each frame, and how many pixels each really shows.
+    """Follow the faces of a clip.
+
+    It tells where they are in each frame, and how many pixels each really shows.
 
     Example: keyhole faces frames clip.gif --detector YUNET.onnx --crops --out OUT
 
@@ -205,7 +215,9 @@ def crop(
     search: f.DetectionOptions,
     json: o.Json = False,
 ) -> None:
-    """Cut the largest face out of each photo, aligned to 112 x 112: what 'faces distill' and 'export' take.
+    """Cut the largest face out of each photo, aligned.
+
+    The crops of 112 x 112 are what 'faces distill' and 'export' take.
 
     Example: keyhole faces crop photos/ --detector YUNET.onnx --out crops
 
