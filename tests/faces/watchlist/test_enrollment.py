@@ -118,6 +118,10 @@ def test_whom_a_picture_shows_must_be_plain(reader: Pipeline, gallery: Gallery, 
             file.write(root / "people" / "p1" / f"{photo}.png", f"p1/{photo}.png")
     found, _ = enroll_folder(reader, tmp_path / "one.zip", note=told.append)
     assert found.people == ("0", "1")
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as file:
+        for person in range(2):
+            file.write(root / "people" / f"p{person}" / "0.png", f"all/of/p{person}.png")
+    assert enroll_folder(reader, tmp_path / "packed.zip")[0].people == ("p0", "p1")
     assert told[0].endswith("one.zip holds one folder, p1: each of its 2 photos is taken for a person of its own.")
 
 

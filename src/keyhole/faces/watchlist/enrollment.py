@@ -58,7 +58,7 @@ def open_people(root: Path) -> Album:
 def people_of(album: Album, *, aligned: bool | None = None) -> tuple[Sample, ...]:
     """Return the pictures of an album with the person that each shows: ``PERSON/*.jpg``, or ``PERSON.jpg``.
 
-    An archive may be packed with one folder around files ``PERSON.jpg``.
+    An archive may be packed with folders around all of them.
 
     Args:
         album: The pictures.
@@ -67,11 +67,10 @@ def people_of(album: Album, *, aligned: bool | None = None) -> tuple[Sample, ...
     Raises:
         DataError: There is no picture.
     """
-    parts = {name: PurePosixPath(name).parts for name in album.pictures()}
-    wrapped = _wrapped(album, list(parts.values()))
+    names = album.pictures()
     samples = []
-    for name, each in parts.items():
-        person = PurePosixPath(name).stem if len(each) == 1 or wrapped else each[-2]
+    for name, each in zip(names, _inside(album, names), strict=True):
+        person = PurePosixPath(name).stem if len(each) == 1 else each[-2]
         crop = _is_crop(album, name) if aligned is None else aligned
         face_px = noted_face_px(album.read(name)) if crop and name.lower().endswith(".png") else None
         known = {} if face_px is None else {FACE_PX: f"{face_px:g}"}
@@ -84,9 +83,18 @@ def people_of(album: Album, *, aligned: bool | None = None) -> tuple[Sample, ...
     return tuple(samples)
 
 
-def _wrapped(album: Album, parts: Sequence[tuple[str, ...]]) -> bool:
-    """Return whether an archive holds one folder of pictures and nothing else."""
-    return album.root.suffix.lower() == ".zip" and all(len(p) == 2 for p in parts) and len({p[0] for p in parts}) == 1
+def _inside(album: Album, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the parts of the names of pictures without the folders that all lie in, which are no person.
+
+    A folder that was named may be of a single person, whose own folder stays; an archive is packed with what is around
+    its people.
+    """
+    parts = [PurePosixPath(name).parts for name in names]
+    depth, least = max(map(len, parts), default=0), 1 if album.root.suffix.lower() == ".zip" else 2
+    around = 0
+    while depth - around > least and len({each[: around + 1] for each in parts}) == 1:
+        around += 1
+    return [each[around:] for each in parts]
 
 
 def check_layout(root: Path, *, note: Note = no_note) -> None:
@@ -100,19 +108,16 @@ def check_layout(root: Path, *, note: Note = no_note) -> None:
         DataError: There is none, or they lie in folders within folders, any of which may be the person.
     """
     with open_people(root) as album:
-        parts = [PurePosixPath(name).parts for name in album.pictures()]
-    if _wrapped(album, parts) and len(parts) > 1:
-        note(
-            f"{root} holds one folder, {parts[0][0]}: each of its {len(parts)} photos is taken for a person of its own."
-        )
-    depth = max(map(len, parts), default=0)
-    around = 0
-    while depth - around > 2 and len({each[around] for each in parts if len(each) > around + 1}) == 1:
-        around += 1  # what all lie in is no person
-    if deep := next((each for each in parts if len(each) - around > 2), None):
+        names = album.pictures()
+        parts = _inside(album, names)
+    if len(names) > 1 and "/" in names[0] and all(len(each) == 1 for each in parts):
+        folder = PurePosixPath(names[0]).parent
+        note(f"{root} holds one folder, {folder}: each of its {len(names)} photos is taken for a person of its own.")
+    if deep := next((name for name, each in zip(names, parts, strict=True) if len(each) > 2), None):
+        first, second = PurePosixPath(deep).parts[-3:-1]
         raise DataError(
-            f"{root} holds {'/'.join(deep)}, in which {deep[-3]} or {deep[-2]} may be the person; expected "
-            "PERSON/*.jpg or PERSON.jpg. Name the folder that holds the people."
+            f"{root} holds {deep}, in which {first} or {second} may be the person; expected PERSON/*.jpg or "
+            "PERSON.jpg. Name the folder that holds the people."
         )
 
 
