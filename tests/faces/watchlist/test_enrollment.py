@@ -224,6 +224,19 @@ def test_another_gallery_than_calibrated_is_told(reader: Pipeline, gallery: Gall
     assert warned(twice, replace(found, photos=None, gallery=None)) == []  # as an earlier version wrote them
 
 
+def test_a_stranger_whose_picture_is_enrolled_is_told(
+    reader: Pipeline, gallery: Gallery, root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(root / "strangers", tmp_path / "strangers")
+    shutil.copy(root / "people" / "p3" / "0.png", tmp_path / "strangers" / "anybody.png")
+    told: list[str] = []
+    calibrate(at(reader, probe_px=(24.0,)), gallery, tmp_path / "strangers", TENTH, note=told.append)
+    assert any("1 photos of" in text and "are pictures of the gallery as well" in text for text in told)
+    told.clear()
+    calibrate(at(reader, probe_px=(24.0,)), gallery, root / "strangers", TENTH, note=told.append)
+    assert not any("pictures of the gallery" in text for text in told)
+
+
 def test_too_few_strangers_are_told(reader: Pipeline, gallery: Gallery, root: Path) -> None:
     told: list[str] = []
     calibrate(at(reader, probe_px=(24.0,)), gallery, root / "strangers", Wanted(0.01), note=told.append)

@@ -16,7 +16,8 @@ from keyhole.faces.metrics.identification import Searches
 from keyhole.faces.metrics.intervals import exact_ends
 from keyhole.faces.protocols.samples import Sample, counted, shortened
 from keyhole.faces.watchlist.enrollment import Note, check_layout, faces_of, no_note, open_people, people_of, seen_px
-from keyhole.faces.watchlist.gallery import Gallery, Hit, candidates
+from keyhole.faces.watchlist.gallery import SAME, Gallery, Hit, candidates
+from keyhole.faces.watchlist.search import search
 from keyhole.faces.watchlist.thresholds import Threshold, Thresholds, level
 from keyhole.progress import Progress, silent
 
@@ -93,7 +94,7 @@ def calibrate(
     _check(pipeline, gallery, strangers, mated, note)
     for doubt in pipeline.doubts():
         note(doubt)
-    others = _searches(pipeline, gallery, strangers, progress, note)
+    others = _searches(pipeline, gallery, strangers, progress, note, strangers=True)
     own = None if mated is None else _searches(pipeline, gallery, mated, progress, note)
     if own is not None and (unknown := {sample.identity for sample in own.samples} - set(gallery.people)):
         note(f"{len(unknown)} people of {mated} are not enrolled and count for nothing: {shortened(sorted(unknown))}.")
@@ -213,11 +214,20 @@ class _Found:
     lost: tuple[str, ...]
 
 
-def _searches(pipeline: Pipeline, gallery: Gallery, root: Path, progress: Progress, note: Note) -> _Found:
+def _searches(
+    pipeline: Pipeline, gallery: Gallery, root: Path, progress: Progress, note: Note, *, strangers: bool = False
+) -> _Found:
     """Return the best candidate of each photo with a face, at each size of the setting."""
     faces = faces_of(pipeline, root, kind=str(root), progress=progress, note=note)
     if not faces.samples:
         raise DataError(f"No face was found in any photo of {root}. Look at the photos, or at --detector.")
+    if strangers:
+        closest = search(faces.watched.at(None), gallery.sharp, count=1).scores[:, 0]
+        if same := [s.path for s, score in zip(faces.samples, closest, strict=True) if score > SAME]:
+            note(
+                f"Warning: {len(same)} photos of {root} are pictures of the gallery as well, which raises the "
+                f"thresholds: {shortened(same)}. Take them out."
+            )
     sizes = tuple(sorted(pipeline.setting.probe_px))
     shown = np.stack([seen_px(faces.watched, px) for px in sizes], axis=1)
     best = [

@@ -20,6 +20,7 @@ from keyhole.files import read_tensors, write_tensors
 
 _KIND = "keyhole gallery 1"
 _SHARP = "sharp"
+SAME = 0.9999  # cosine from which two embeddings are of one picture
 _TRACKS = 64  # of a gallery of 100,000 photos, their scores take 26 MB
 
 
@@ -273,7 +274,7 @@ def _copies(sharp: np.ndarray) -> Iterator[tuple[int, int]]:
     found = search(sharp, sharp, count=8) if len(sharp) > 1 else None
     for i, (scores, rows) in enumerate(zip(found.scores, found.rows, strict=True) if found else ()):
         for score, j in zip(scores, rows, strict=True):
-            if score > 0.9999 and j > i:
+            if score > SAME and j > i:
                 yield i, int(j)
 
 
