@@ -294,8 +294,7 @@ def load_exported(path: Path) -> Network:
         raise SettingError(
             f"{path} is a face model ({path.name}.toml lies beside it): 'keyhole faces evaluate' measures it."
         )
-    if path.suffix == ".xml":
-        check_weights_beside(path)
+    check_weights_beside(path)
     try:
         run, taken, given = (_open_onnx if path.suffix == ".onnx" else _open_ir)(path)
         (channels, height, width), outputs = map(int, taken[1:]), int(given[1])

@@ -157,13 +157,13 @@ def md5(path: Path) -> str:
 
 
 def check_weights_beside(path: Path) -> None:
-    """Check that the weights of an OpenVINO IR (``.xml``) lie beside it, as they must.
+    """Check that the weights of an OpenVINO IR (``.xml``) lie beside it, as they must; other files are left alone.
 
     Raises:
         WeightsError: There is no such ``.bin`` file.
     """
     weights = path.with_suffix(".bin")
-    if path.is_file() and not weights.is_file():
+    if path.suffix == ".xml" and path.is_file() and not weights.is_file():
         raise WeightsError(
             f"{weights.name}, the weights of {path}, is not beside it; expected both. Copy them together."
         )

@@ -45,4 +45,5 @@ def test_whole_area_averages_every_pixel_it_touches() -> None:
 
 def test_nearest_picks_centers_or_corners() -> None:
     assert kernels.nearest_center(10, 3).argmax(axis=1).tolist() == [1, 5, 8]
-    assert kernels.nearest_corner(10, 3).argmax(axis=1).tolist() == [0, 3, 6]
+    for corner in (kernels.nearest_corner_opencv, kernels.nearest_corner_torch):
+        assert corner(10, 3).argmax(axis=1).tolist() == [0, 3, 6]

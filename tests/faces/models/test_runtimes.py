@@ -148,6 +148,11 @@ def test_two_inputs_or_outputs_are_refused_and_an_output_can_be_named(tmp_path: 
 def test_a_missing_or_damaged_file_is_one_line(tmp_path: Path, kind: type, name: str) -> None:
     with pytest.raises(WeightsError, match="no such file"):
         kind(tmp_path / name, size_px=SIDE)
+    if name == "a.xml":
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(WeightsError, match=r"a\.bin, the weights of .*a\.xml, is not beside it; expected both"):
+            kind(tmp_path / name, size_px=SIDE)
+        (tmp_path / "a.bin").write_bytes(b"")
     for content in (b"", b"garbage" * 9):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(WeightsError, match="Copy it again") as caught:
