@@ -60,6 +60,7 @@ def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(togethe
             assert moved > 1e-3
             torch.testing.assert_close(tensors[f"{i}.{name}"], tensor, rtol=1e-4, atol=1e-3 * moved)
         for one, other in zip(outcome.history, values["history"][i], strict=True):
+            assert other.pop("scales", {}) == pytest.approx(one.pop("scales", {}), rel=1e-4)
             assert other == pytest.approx(one, rel=1e-4)
 
 
