@@ -317,7 +317,10 @@ def test_hints_for_people(teacher: Path, tmp_path: Path) -> None:
     options = ("--samples", 100, "--stability", 5, "--count", "auto", "--metric", "linear_cka,procrustes")
     found = keyhole("hints", "--teacher", teacher, *DIGITS, *options, "--out", tmp_path)
     assert found.code == 0, found.err
-    assert found.err == ""
+    few = "Warning: 100 images for layers of up to 64 channels: with so few, all look alike. Give more --samples.\n"
+    assert found.err == few
+    enough = (*options[:1], 256, *options[2:])
+    assert keyhole("hints", "--teacher", teacher, *DIGITS, *enough, "--out", tmp_path / "enough").err == ""
     first, *sure, last = found.out.splitlines()
     value = json.loads((tmp_path / "hints.json").read_text())
     assert first == f"resnet14: learn from {', '.join(value['hints'])}"
