@@ -145,7 +145,7 @@ def distill(
     elif arm.hints is not None and not any(term.needs_hints for term in parse_terms(arm.terms)):
         raise SettingError(f"Hints serve none of the terms {arm.terms}; add one that does, or leave --hints out.")
     elif arm.hints is None and any(term.needs_hints for term in parse_terms(arm.terms)):
-        plans = [replace(own, hints="auto")]
+        plans, arguments["hints"] = [replace(own, hints="auto")], "auto"
     config = replace(training.config(), precision=arguments["precision"])
     with join_group(training.device) as group, open_run(out, "distill", arguments, resume=resume, group=group) as run:
         opened, data = o.open_both(teacher, network, images, seed=training.seed)

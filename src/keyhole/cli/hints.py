@@ -12,6 +12,8 @@ from keyhole.cli import options as o
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from keyhole.hints.choice import Hints
+
 
 @dataclass(frozen=True)
 class RuleOptions:
@@ -102,16 +104,20 @@ def hints(
             data=data.name,
             progress=o.progress_bar(),
         )
-        widest = max(layer.channels for layer in found.layers)
-        if (count := len(found.sample_indices)) < 4 * widest:
-            o.note(
-                f"Warning: {count:,} images for layers of up to {widest} channels: with so few, all look alike. Give "
-                "more --samples."
-            )
+        _warn_of_few(found)
         write_arrays(run.path / "similarity.npz", found.similarities)
         write_text(run.path / "report.html", hints_page(found))
         write_json(run.path / "hints.json", found.to_json())
     o.emit(found.to_json(), _summary(found.to_json(), run.path), as_json=json)
+
+
+def _warn_of_few(found: Hints) -> None:
+    widest, count = max(layer.channels for layer in found.layers), len(found.sample_indices)
+    if count < 4 * widest:
+        o.note(
+            f"Warning: {count:,} images for layers of up to {widest} channels: with so few, all look alike. Give more "
+            "--samples."
+        )
 
 
 def _summary(value: dict[str, Any], out: Path) -> str:

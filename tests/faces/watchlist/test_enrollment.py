@@ -23,12 +23,12 @@ from keyhole.faces.matching import Matcher, digest
 from keyhole.faces.models.face_model import load_face_model
 from keyhole.faces.watchlist.calibration import Wanted, calibrate
 from keyhole.faces.watchlist.enrollment import (
-    check_layout,
     compare,
     enroll_folder,
     identify,
     open_gallery,
     open_people,
+    people_named,
     people_of,
 )
 from keyhole.faces.watchlist.gallery import Gallery, save_gallery
@@ -105,11 +105,11 @@ def test_whom_a_picture_shows_must_be_plain(reader: Pipeline, gallery: Gallery, 
     shutil.copytree(tmp_path / "deep" / "ann", tmp_path / "around" / "all" / "of" / "ann")
     shutil.copytree(tmp_path / "deep" / "bob" / "2020", tmp_path / "around" / "all" / "of" / "bob")
     with pytest.raises(DataError, match="of/ann/2020/1"):
-        check_layout(tmp_path / "around")
+        people_named(tmp_path / "around")
     shutil.move(
         tmp_path / "around" / "all" / "of" / "ann" / "2020" / "1.png", tmp_path / "around" / "all" / "of" / "ann"
     )
-    check_layout(tmp_path / "around")
+    people_named(tmp_path / "around")
     found, _ = enroll_folder(reader, tmp_path / "around")
     assert found.people == ("ann", "bob")
     told: list[str] = []

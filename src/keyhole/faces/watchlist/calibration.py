@@ -15,7 +15,7 @@ from keyhole.faces.comparison import Pipeline
 from keyhole.faces.metrics.identification import Searches
 from keyhole.faces.metrics.intervals import exact_ends
 from keyhole.faces.protocols.samples import Sample, counted, shortened
-from keyhole.faces.watchlist.enrollment import Note, check_layout, faces_of, no_note, open_people, people_of, seen_px
+from keyhole.faces.watchlist.enrollment import Note, faces_of, no_note, open_people, people_named, people_of, seen_px
 from keyhole.faces.watchlist.gallery import SAME, Gallery, Hit, candidates
 from keyhole.faces.watchlist.search import search
 from keyhole.faces.watchlist.thresholds import Threshold, Thresholds, level
@@ -94,7 +94,7 @@ def calibrate(
     _check(pipeline, gallery, strangers, mated, note)
     for doubt in pipeline.doubts():
         note(doubt)
-    others = _searches(pipeline, gallery, strangers, progress, note, strangers=True)
+    others = _searches(pipeline, gallery, strangers, progress, note)
     own = None if mated is None else _searches(pipeline, gallery, mated, progress, note)
     if own is not None and (unknown := {sample.identity for sample in own.samples} - set(gallery.people)):
         note(f"{len(unknown)} people of {mated} are not enrolled and count for nothing: {shortened(sorted(unknown))}.")
@@ -137,10 +137,9 @@ def _check(pipeline: Pipeline, gallery: Gallery, strangers: Path, mated: Path | 
     gallery.check(pipeline.model.fingerprint, pipeline.setting.margin, pipeline.camera)
     if pipeline.matcher is not None:
         gallery.check_sizes(pipeline.matcher.sizes_px)
-    for root in (strangers, *([] if mated is None else [mated])):
-        check_layout(root, note=note)
-    with open_people(strangers) as album:
-        named = {sample.identity for sample in people_of(album, aligned=False)}
+    named = people_named(strangers, note=note)
+    if mated is not None:
+        people_named(mated, note=note)
     if pipeline.matcher is not None:
         people = named | set(gallery.people)
         pipeline.matcher.check(pipeline.model.fingerprint, people, margin=pipeline.setting.margin)
@@ -183,7 +182,7 @@ def _tell_bounds(levels: Sequence[Threshold], filed: Mapping[float, _Filed], fpi
         return
     worst = max(loose, key=lambda each: each.fpir_bound)
     people = counted(len(set(filed[worst.face_px].searches.subjects)), "stranger")
-    others = f" (and at {len(loose) - 1} other sizes)" if len(loose) > 1 else ""
+    others = f" (and at {counted(len(loose) - 1, 'other size')})" if len(loose) > 1 else ""
     note(
         f"Warning: at {worst.face_px:g} px{others}, {worst.strangers} searches of {people} show only that false alarms "
         f"stay below {100 * worst.fpir_bound:.1f} %, and {100 * fpir:g} % was asked for. Give about {_needed(fpir):,} "
@@ -214,20 +213,17 @@ class _Found:
     lost: tuple[str, ...]
 
 
-def _searches(
-    pipeline: Pipeline, gallery: Gallery, root: Path, progress: Progress, note: Note, *, strangers: bool = False
-) -> _Found:
+def _searches(pipeline: Pipeline, gallery: Gallery, root: Path, progress: Progress, note: Note) -> _Found:
     """Return the best candidate of each photo with a face, at each size of the setting."""
     faces = faces_of(pipeline, root, kind=str(root), progress=progress, note=note)
     if not faces.samples:
         raise DataError(f"No face was found in any photo of {root}. Look at the photos, or at --detector.")
-    if strangers:
-        closest = search(faces.watched.at(None), gallery.sharp, count=1).scores[:, 0]
-        if same := [s.path for s, score in zip(faces.samples, closest, strict=True) if score > SAME]:
-            note(
-                f"Warning: {len(same)} photos of {root} are pictures of the gallery as well, which raises the "
-                f"thresholds: {shortened(same)}. Take them out."
-            )
+    closest = search(faces.watched.at(None), gallery.sharp, count=1).scores[:, 0]
+    if same := [sample.path for sample, score in zip(faces.samples, closest, strict=True) if score > SAME]:
+        note(
+            f"Warning: {len(same)} photos of {root} are pictures of the gallery as well, so thresholds or misses are "
+            f"not what they will be: {shortened(same)}. Take them out."
+        )
     sizes = tuple(sorted(pipeline.setting.probe_px))
     shown = np.stack([seen_px(faces.watched, px) for px in sizes], axis=1)
     best = [

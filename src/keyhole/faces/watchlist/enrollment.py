@@ -97,8 +97,8 @@ def _inside(album: Album, names: Sequence[str]) -> list[tuple[str, ...]]:
     return [each[around:] for each in parts]
 
 
-def check_layout(root: Path, *, note: Note = no_note) -> None:
-    """Check that it is plain whom each picture of a folder or archive shows, as it must be for a watch list.
+def people_named(root: Path, *, note: Note = no_note) -> frozenset[str]:
+    """Return who is in a folder or archive, where it is plain whom each picture shows, as a watch list needs it.
 
     Args:
         root: Where the pictures are.
@@ -110,6 +110,7 @@ def check_layout(root: Path, *, note: Note = no_note) -> None:
     with open_people(root) as album:
         names = album.pictures()
         parts = _inside(album, names)
+        named = frozenset(sample.identity for sample in people_of(album, aligned=False))
     if len(names) > 1 and "/" in names[0] and all(len(each) == 1 for each in parts):
         folder = PurePosixPath(names[0]).parent
         note(f"{root} holds one folder, {folder}: each of its {len(names)} photos is taken for a person of its own.")
@@ -119,6 +120,7 @@ def check_layout(root: Path, *, note: Note = no_note) -> None:
             f"{root} holds {deep}, in which {first} or {second} may be the person; expected PERSON/*.jpg or "
             "PERSON.jpg. Name the folder that holds the people."
         )
+    return named
 
 
 def _is_crop(album: Album, name: str) -> bool:
@@ -192,10 +194,8 @@ def enroll_folder(
         DataError: There is no photo, or no face in any.
     """
     pipeline = pipeline.enrolling()
-    check_layout(root, note=note)
+    named = people_named(root, note=note)
     if pipeline.matcher is not None:
-        with open_people(root) as album:
-            named = {sample.identity for sample in people_of(album, aligned=False)}
         pipeline.matcher.check(pipeline.model.fingerprint, named, margin=pipeline.setting.margin)
     faces = faces_of(pipeline, root, kind="the gallery", role="gallery", progress=progress, note=note)
     if not faces.samples:
