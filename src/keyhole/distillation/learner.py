@@ -127,7 +127,8 @@ class Learner:
                     self.optimizer.state[weight][key] = torch.empty_like(like).copy_(value)
         device = self.weights[0].device
         self.best = under(tensors, "best.")
-        self.sums = {name: value.to(device) for name, value in under(tensors, "sum.").items()}
+        sums = under(tensors, "sum.")  # by name there, and in the order of the terms here, as the log has them
+        self.sums = {name: sums[name].to(device) for name in (*self.terms, "loss") if name in sums}
         self.history = list(values["history"])
         self.best_epoch = int(values["best_epoch"])
         self.steps = int(values.get("steps", 0))
