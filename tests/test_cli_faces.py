@@ -241,6 +241,29 @@ def test_gradient_descent_for_a_student_without_batch_norm_is_told_to_be_unwise(
     assert "has no batch norm" not in faces(*command, "--optimizer", "adamw", "--out", tmp_path / "b").err
 
 
+def test_a_student_of_its_teachers_network_learns_from_each_hint_at_the_same_layer(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first, how = tmp_path / "first.safetensors", form_of("compact-24-s").preparation
+    save_face_model(first, compact("compact-24-s").eval(), "compact-24-s", how, licenses=Licenses())
+    pattern_faces.album(tmp_path / "faces", people=4, photos=2)
+    command = (
+        "distill", "--teacher", first, "--faces", tmp_path / "faces", "--student", first, "--terms", "embedding,hint",
+        "--hints", "uniform", "--count", 2, "--epochs", 1, "--batch-size", 4, "--device", "cpu", "--json",
+    )  # fmt: skip
+    hints = faces(*command, "--match", "name", "--out", tmp_path / "name").json["arms"][0]["hints"]
+    assert len(hints) == 2
+    assert all(hint == layer for hint, layer in hints.items())
+    in_order = faces(*command, "--out", tmp_path / "order").json["arms"][0]["hints"]
+    assert in_order.keys() == hints.keys()
+    recipes = [json.loads((tmp_path / run / "recipe.json").read_text())["arguments"] for run in ("name", "order")]
+    assert [recipe.get("match") for recipe in recipes] == ["name", None]
+    for match, told in (
+        ("similarity", "expected order, size or name"),
+        ("nam", "Unknown match 'nam'; nearest known: name"),
+    ):
+        assert told in faces(*command, "--match", match, "--out", tmp_path / "bad").err
+
+
 def test_a_student_keeps_a_share_of_the_weights_it_began_with(tmp_path: Path) -> None:
     torch.manual_seed(0)
     first, how = tmp_path / "first.safetensors", form_of("compact-24-s").preparation

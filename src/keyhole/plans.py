@@ -43,7 +43,8 @@ class ArmPlan:
         temperature: Of terms of softened logits; each one's published one when missing.
         hints: ``auto``, a selector, a ``hints.json``, or layers (a list, or by commas).
         balance: ``weights``, or ``gradients``: each term is scaled so that it pulls as hard as the first one.
-        match: How hints go to student layers: ``order``, ``size``, or ``similarity`` after a warm-up of the student.
+        match: How hints go to student layers: ``order``, ``size``, ``name``, or ``similarity`` after a warm-up of the
+            student.
         match_steps: Of that warm-up.
         hint_weights: What each hint counts: ``equal``, or by ``mass`` or ``redundancy``.
         metric: For ``auto`` and clusterings; several by commas decide by consensus.

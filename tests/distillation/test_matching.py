@@ -112,6 +112,13 @@ def test_by_similarity_each_hint_finds_its_own_layer() -> None:
     assert [(pair.teacher, pair.student) for pair in pairs] == [("t5", "s5"), ("t1", "s1")]
 
 
+def test_by_name_each_hint_teaches_its_own_layer() -> None:
+    teacher, student = row(32, 16, 8, 8), row(16, 16, 8)
+    assert [pair.student for pair in match_hints(["t2", "t0"], teacher, student, how="name")] == ["t2", "t0"]
+    with pytest.raises(SettingError, match="The student has no layer t3; expected"):
+        match_hints(["t1", "t3"], teacher, student, how="name")
+
+
 def test_what_cannot_be_matched() -> None:
     teacher, student = row(8, 8, 8), row(8, 8, prefix="s")
     with pytest.raises(UnknownNameError, match="Unknown hint layer 't9'; nearest known: t"):

@@ -52,7 +52,8 @@ class ArmOptions:
         str, typer.Option(help="weights, or gradients: each term is scaled to pull as hard as the first one.")
     ] = "weights"
     match: Annotated[
-        str, typer.Option(help="Hints to student layers: order, size, or similarity after a warm-up of the student.")
+        str,
+        typer.Option(help="Hints to student layers: order, size, name, or similarity after a warm-up of the student."),
     ] = "order"
     match_steps: Annotated[int, typer.Option(min=0, help="Steps of that warm-up.")] = 200
     hint_weights: Annotated[

@@ -55,6 +55,10 @@ class StudentOptions:
         typer.Option(help="auto (cluster centers), surviving (centers that survive), a selector, a file, or layers."),
     ] = None
     count: Annotated[int, typer.Option(min=1, help="Hints.")] = 3
+    match: Annotated[
+        str,
+        typer.Option(help="How hints go to student layers: order, size, or name (a student of its teacher's network)."),
+    ] = "order"
     metric: Annotated[str, typer.Option(help="By which layers are compared.")] = "r2_cca"
     balance: Annotated[str, typer.Option(help="weights, or gradients.")] = "weights"
     samples: Annotated[int, typer.Option(min=2, help="Faces that are looked at to choose hints.")] = 2000

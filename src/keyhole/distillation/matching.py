@@ -12,7 +12,7 @@ from keyhole.distillation.terms import HintPair
 from keyhole.errors import SettingError, ShapeError, unknown_name
 from keyhole.models.layers import Layer, stage_ends
 
-MATCHES = ("order", "size", "similarity")
+MATCHES = ("order", "size", "similarity", "name")
 
 
 def match_hints(
@@ -34,11 +34,13 @@ def match_hints(
             each to another layer while there are enough. ``size``: each hint goes to the layer whose height and width
             are nearest to its own, and among those to the one nearest in relative depth. ``similarity``: hints go to
             the student layers that are most alike to them in total, deeper hints never to earlier layers, each to
-            another layer while there are enough; the order given plays no part.
+            another layer while there are enough; the order given plays no part. ``name``: each hint goes to the
+            student's layer of the same name, for a student that is its teacher's own network, smaller or not.
         similarities: Of each layer of the teacher with each layer of the student, for ``similarity``.
 
     Raises:
-        SettingError: There is no hint, the student has no layer, or there are no similarities.
+        SettingError: There is no hint, the student has no layer, or none of a hint's name; or there are no
+            similarities.
         ShapeError: The similarities do not fit the layers.
         UnknownNameError: A hint is no layer of the teacher.
 
@@ -64,6 +66,8 @@ def match_hints(
         targets = [
             _nearest_size(teacher[position[name]], depth, student) for name, depth in zip(hints, depths, strict=True)
         ]
+    elif how == "name":
+        targets = [_same_name(name, student) for name in hints]
     elif how == "similarity":
         if similarities is None:
             raise SettingError("Matching by similarity needs that of the layers of both; measure it first.")
@@ -79,6 +83,16 @@ def match_hints(
         in_order = len(hints) == len(ends)
         targets = list(ends) if in_order else [student[i] for i in _by_depth(depths, len(student))]
     return tuple(HintPair(hint, target.name) for hint, target in zip(hints, targets, strict=True))
+
+
+def _same_name(hint: str, student: Sequence[Layer]) -> Layer:
+    found = next((layer for layer in student if layer.name == hint), None)
+    if found is None:
+        raise SettingError(
+            f"The student has no layer {hint}; expected a student with its teacher's names of layers. "
+            "Match by order, or choose hints among the layers of both."
+        )
+    return found
 
 
 def _nearest_size(hint: Layer, depth: float, student: Sequence[Layer]) -> Layer:

@@ -60,6 +60,8 @@ class StudentPlan:
         hints: ``auto`` (cluster centers), ``surviving`` (centers that survive), another selector, a ``hints.json``, or
             layers by commas; None where no term needs any.
         count: Of hints.
+        match: How hints go to student layers: ``order``, ``size``, or ``name`` for a student that is its teacher's own
+            network (see :func:`keyhole.distillation.matching.match_hints`).
         metric: By which layers are compared.
         balance: ``weights`` or ``gradients``.
         samples: Faces that are looked at to choose hints.
@@ -73,6 +75,7 @@ class StudentPlan:
     terms: str = key("embedding", (str,), "a text such as 'embedding,relations'")
     hints: str | None = key(None, (str,), "a text")
     count: int = key(3, (int,), "a whole number", least=1)
+    match: str = key("order", (str,), "a text", later=True)
     metric: str = key("r2_cca", (str,), "a text")
     balance: str = key("weights", (str,), "a text")
     samples: int = key(2000, (int,), "a whole number", least=2)
@@ -182,6 +185,8 @@ def plan_arm(
             f"wise_ft is {plan.wise_ft:g}, and {plan.student} begins with random weights, which are worth nothing "
             "beside the trained ones. Name a file as the student, or leave wise_ft out."
         )
+    if plan.match == "similarity":
+        raise SettingError("match is 'similarity', which students of faces have not; expected order, size or name.")
     network, _ = student_network(plan.student, teacher.network.classes)
     if network.classes != teacher.network.classes and any(term.needs_teacher for term in terms):
         raise SettingError(
@@ -200,7 +205,7 @@ def plan_arm(
         def choose() -> str:
             look = _Look(choose_device(device), ObserveConfig(precision=precision), progress, note)
             hints, found = _hints(plan, teacher, faces, look)
-            matched = match_hints(_of(hints, candidates), candidates, layers(network))
+            matched = match_hints(_of(hints, candidates), candidates, layers(network), how=plan.match)
             matching = {"pairs": [[pair.teacher, pair.student] for pair in matched], "survival": list(found.items())}
             return json.dumps(matching)
 
