@@ -42,9 +42,9 @@ from keyhole.distillation.arm import Arm
 from keyhole.distillation.cohort import Cohort
 from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.matching import match_hints
+from keyhole.distillation.notation import parse_terms
 from keyhole.distillation.replay import WARM_UP
 from keyhole.distillation.teaching import Teaching
-from keyhole.distillation.terms import parse_terms
 from keyhole.distillation.training import fit
 from keyhole.models.layers import layers
 from keyhole.models.network import count_macs

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
         variational_loss,
     )
     from keyhole.distillation.matching import match_hints
-    from keyhole.distillation.terms import HintPair, Term, parse_terms
+    from keyhole.distillation.notation import parse_terms
+    from keyhole.distillation.terms import HintPair, Term
     from keyhole.distillation.training import Checkpointing, fit
     from keyhole.distillation.warmup import warm_up
     from keyhole.errors import KeyholeError
@@ -109,10 +110,10 @@ _HOMES = {
         "variational_loss",
     ),
     "distillation.matching": ("match_hints",),
+    "distillation.notation": ("parse_terms",),
     "distillation.terms": (
         "HintPair",
         "Term",
-        "parse_terms",
     ),
     "distillation.training": (
         "Checkpointing",

@@ -17,7 +17,8 @@ from keyhole.data.splits import Split
 from keyhole.distillation.arm import Arm
 from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.matching import match_hints
-from keyhole.distillation.terms import TERMS, HintPair, Term, parse_terms
+from keyhole.distillation.notation import parse_terms
+from keyhole.distillation.terms import TERMS, HintPair, Term
 from keyhole.distillation.warmup import WarmUpError, warm_up
 from keyhole.errors import DataError, DivergenceError, SettingError, unknown_name
 from keyhole.files import read_json, sha256

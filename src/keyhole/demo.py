@@ -14,7 +14,7 @@ from keyhole.distillation.arm import Arm
 from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.experiment import Result, run_cohort
 from keyhole.distillation.matching import match_hints
-from keyhole.distillation.terms import parse_terms
+from keyhole.distillation.notation import parse_terms
 from keyhole.errors import DataError, SettingError
 from keyhole.files import write_json, write_text
 from keyhole.hints.choice import ChoiceConfig, Hints, choose_hints

@@ -17,7 +17,7 @@ from torch import nn
 import grouped
 from keyhole.distillation.cohort import Cohort
 from keyhole.distillation.group import ALONE, Group, join_group
-from keyhole.distillation.terms import parse_terms
+from keyhole.distillation.notation import parse_terms
 from keyhole.distillation.training import fit
 from keyhole.errors import SettingError
 from keyhole.files import read_tensors

@@ -13,7 +13,8 @@ from keyhole.distillation.losses import (
     similarity_preserving_loss,
     variational_loss,
 )
-from keyhole.distillation.terms import TERMS, HintPair, Setting, Term, View, build_term, check_terms, parse_terms
+from keyhole.distillation.notation import parse_terms
+from keyhole.distillation.terms import TERMS, HintPair, Setting, Term, View, build_term, check_terms
 from keyhole.errors import KeyholeError, SettingError, UnknownNameError
 from keyhole.models.network import InputSpec
 

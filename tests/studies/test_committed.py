@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from keyhole.distillation.terms import parse_terms
+from keyhole.distillation.notation import parse_terms
 from keyhole.models.layers import layers
 from keyhole.models.zoo import build
 from keyhole.plans import ArmPlan, read_cohort

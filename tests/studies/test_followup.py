@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from keyhole.distillation.config import TrainConfig
-from keyhole.distillation.terms import parse_terms
+from keyhole.distillation.notation import parse_terms
 from keyhole.errors import SettingError
 from keyhole.plans import ArmPlan
 from keyhole.studies.followup import followup, fresh_study, study_toml

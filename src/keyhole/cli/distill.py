@@ -91,7 +91,7 @@ def train(
     from keyhole.data.sources import open_data
     from keyhole.distillation.arm import Arm
     from keyhole.distillation.group import join_group
-    from keyhole.distillation.terms import parse_terms
+    from keyhole.distillation.notation import parse_terms
     from keyhole.plans import settled_before
     from keyhole.runs import open_run
 
@@ -131,7 +131,7 @@ def distill(
     from keyhole.arms import ArmMaker
     from keyhole.data.splits import hold_out
     from keyhole.distillation.group import join_group
-    from keyhole.distillation.terms import parse_terms
+    from keyhole.distillation.notation import parse_terms
     from keyhole.models.network import fingerprint
     from keyhole.plans import ArmPlan, files_of, read_cohort, settled_before
     from keyhole.runs import open_run

@@ -339,7 +339,7 @@ def read_people(path: Path | None) -> frozenset[str] | None:
 
 def _plans(cohort: Path | None, base: StudentPlan) -> tuple[StudentPlan, ...]:
     """Return the plans of a cohort; hints that stand for all of its arms are for those whose terms need some."""
-    from keyhole.distillation.terms import parse_terms
+    from keyhole.distillation.notation import parse_terms
     from keyhole.plans import read_cohort
 
     if cohort is None:

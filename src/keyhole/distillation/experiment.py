@@ -159,7 +159,7 @@ def run_cohort(
 
     Example:
         >>> from keyhole.data.sources import default_input, open_data
-        >>> from keyhole.distillation.terms import parse_terms
+        >>> from keyhole.distillation.notation import parse_terms
         >>> arm = Arm("alone", "resnet8", default_input("digits"), parse_terms("ce"))
         >>> result = run_cohort([arm], open_data("digits"), TrainConfig(epochs=2, precision="fp32"))
         >>> result.scores[0].last.images

@@ -8,7 +8,7 @@ from keyhole.data.splits import Split
 from keyhole.distillation.arm import Arm
 from keyhole.distillation.cohort import Cohort
 from keyhole.distillation.config import TrainConfig
-from keyhole.distillation.terms import parse_terms
+from keyhole.distillation.notation import parse_terms
 from keyhole.errors import DivergenceError, SettingError
 from keyhole.models.network import InputSpec, Network
 from keyhole.progress import Progress, silent

@@ -18,8 +18,9 @@ from keyhole.distillation.arm import Arm
 from keyhole.distillation.cohort import Cohort
 from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.matching import match_hints
+from keyhole.distillation.notation import parse_terms
 from keyhole.distillation.teaching import Keep
-from keyhole.distillation.terms import TERMS, HintPair, parse_terms
+from keyhole.distillation.terms import TERMS, HintPair
 from keyhole.distillation.training import Checkpointing, Outcome, Trained, fit
 from keyhole.errors import DataError, SettingError, unknown_name
 from keyhole.faces.models.compact import COMPACT, EMBEDDING, compact, form_of

@@ -10,7 +10,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from keyhole.distillation.terms import Term, parse_terms
+from keyhole.distillation.notation import parse_terms, write_term
 from keyhole.errors import SettingError
 from keyhole.plans import ArmPlan
 from keyhole.studies.plan import Comparison, Study
@@ -128,7 +128,7 @@ def followup(
 def _without_hints(plan: ArmPlan) -> ArmPlan | None:
     """Return the plan without its terms of hints, the others as they are; None where it has no others."""
     terms = parse_terms(plan.terms, temperature=plan.temperature, equal=plan.balance == "gradients")
-    kept = [_written(term) for term in terms if not term.needs_hints]
+    kept = [write_term(term) for term in terms if not term.needs_hints]
     if not kept:
         return None
     return ArmPlan(
@@ -139,18 +139,6 @@ def _without_hints(plan: ArmPlan) -> ArmPlan | None:
         temperature=plan.temperature,
         balance=plan.balance,
     )
-
-
-def _written(term: Term) -> str:
-    """Return a term as :func:`parse_terms` reads it, with its settings and its weight."""
-    settings = ",".join(f"{knob}={_exact(value)}" for knob, value in term.knobs)
-    return f"{term.name}{f'({settings})' if settings else ''}={_exact(term.weight)}"
-
-
-def _exact(value: float) -> str:
-    """Return the shortest text that is read as the same number."""
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)
 
 
 def study_toml(study: Study) -> str:
