@@ -507,8 +507,12 @@ def test_the_table_for_people(teacher: Path, tmp_path: Path) -> None:
         "distill", "--teacher", teacher, *QUICK, "--student", "resnet8", "--terms", "ce,kd", "--epochs", 1,
         "--holdout", 0, "--out", tmp_path / "run",
     )  # fmt: skip
-    title, head, first, second = found.out.splitlines()
-    assert title.startswith("Top-1 in percent")
+    title, head, first, second, *files = found.out.splitlines()
+    assert title == "Top-1 in percent on the test images, last epoch (best is last: no images held out)"
+    assert files == [
+        f"Student: {tmp_path / 'run' / 'student.safetensors'}",
+        f"Report: {tmp_path / 'run' / 'report.html'}",
+    ]
     assert head.split() == ["last", "best", "parameters", "x", "smaller"]
     value = json.loads((tmp_path / "run" / "result.json").read_text())
     assert first.split() == ["teacher", "resnet14", f"{value['teacher']['top1']:.2f}", "174,970"]

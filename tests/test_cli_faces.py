@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import stat
 from importlib import resources
 from pathlib import Path
@@ -64,6 +65,9 @@ def test_an_evaluation_writes_a_result_and_a_report(closed: Path, tmp_path: Path
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Rank-1 by the size of the probe" in page
     assert page.count("data:image/png;base64,") == 8
+    setting = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page))
+    assert (setting["probe px"], setting["match"]) == ("112, 4", "none, resolution")
+    assert not any(written in value for value in setting.values() for written in ("None", "True", "False", "[", "{"))
     assert "http" not in page.replace("http://www.w3.org", "")
     recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert recipe["arguments"]["probe_px"] == "112,4"

@@ -216,7 +216,10 @@ def _run(
     write_text(run.path / "report.html", training_page(value, run.records()))
     write_json(run.path / "result.json", value)
     run.checkpoint.unlink(missing_ok=True)
-    o.emit(value, _table(value), as_json=as_json)
+    kept = (
+        f"Student: {run.path / 'student.safetensors'}" if len(arms) == 1 else f"Students: in {run.path}, a folder each"
+    )
+    o.emit(value, f"{_table(value)}\n{kept}\nReport: {run.path / 'report.html'}", as_json=as_json)
 
 
 def _keep_students(result: Result, run: RunFolder) -> None:
@@ -248,4 +251,5 @@ def _table(value: Mapping[str, Any]) -> str:
         )
     widths = [max(len(row[k]) for row in rows) for k in range(5)]
     lines = [f"{row[0]:<{widths[0]}}  " + "  ".join(f"{row[k]:>{widths[k]}}" for k in range(1, 5)) for row in rows]
-    return "\n".join(["Top-1 in percent on the test images, last epoch and best on held-out images", *lines])
+    chosen = "and best on held-out images" if value["images"]["held_out"] else "(best is last: no images held out)"
+    return "\n".join([f"Top-1 in percent on the test images, last epoch {chosen}", *lines])

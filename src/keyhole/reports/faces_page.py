@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from typing import Any
 
 from keyhole.faces.factors import Factors
 from keyhole.faces.metrics.intervals import Interval
@@ -162,9 +163,24 @@ def _notes(found: Evaluation) -> Html:
 
 
 def _model(found: Evaluation) -> Html:
-    pairs = [(str(name), str(value)) for name, value in {**found.about_model, **found.setting}.items()]
-    inside = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in pairs)
+    pairs = {**found.about_model, **found.setting}.items()
+    inside = "".join(
+        f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(_shown(value))}</dd>" for name, value in pairs
+    )
     return Html(f"<dl>{inside}</dl>" + paragraph(f"{plural(found.draws, 'draw')} of the bootstrap.", "soft"))
+
+
+def _shown(value: Any) -> str:
+    """Return a JSON value as people read it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {_shown(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value)) or NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return NOTHING if value is None else str(value)
 
 
 def factors_page(found: Factors) -> str:
