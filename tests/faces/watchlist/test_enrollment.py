@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -31,8 +32,8 @@ from keyhole.faces.watchlist.enrollment import (
     people_named,
     people_of,
 )
-from keyhole.faces.watchlist.gallery import Gallery, save_gallery
-from keyhole.faces.watchlist.thresholds import Threshold, Thresholds
+from keyhole.faces.watchlist.gallery import Gallery, load_gallery, save_gallery
+from keyhole.faces.watchlist.thresholds import Threshold, Thresholds, load_thresholds, save_thresholds
 
 SHARP = Setting(probe_px=(112.0,))
 TENTH = Wanted(fpir=0.1)
@@ -412,6 +413,45 @@ def test_photos_of_the_enrolled_without_a_face_are_misses(
     found = made.thresholds
     assert found.levels[0].fnir == pytest.approx(1 / 4)
     assert any("1 people of" in text and "are not enrolled" in text for text in told)
+
+
+def test_faces_of_another_detector_are_told(reader: Pipeline, shared: Path, tmp_path: Path) -> None:
+    data = shared / "data" / "faces"
+    other = onnx.load(data / "models" / "yunet_n_640_640.onnx")
+    other.doc_string = "another file"
+    onnx.save(other, tmp_path / "other.onnx")
+    with zipfile.ZipFile(data / "london" / "london_faces.zip") as archive:
+        names = sorted(name for name in archive.namelist() if "portrait512" in name and name.endswith("neutral.jpg"))
+        for number, name in enumerate(names[:6]):
+            kind = "people" if number < 2 else "strangers"
+            (tmp_path / kind).mkdir(exist_ok=True)
+            (tmp_path / kind / f"{number}.jpg").write_bytes(archive.read(name))
+    ours, others = (
+        replace(at(reader, probe_px=(24.0,)), detector=Detector(path))
+        for path in (data / "models" / "yunet_n_640_640.onnx", tmp_path / "other.onnx")
+    )
+    told: list[str] = []
+    gallery, _ = enroll_folder(ours, tmp_path / "people")
+    save_gallery(tmp_path / "g.safetensors", gallery)
+    gallery = load_gallery(tmp_path / "g.safetensors")
+    levels = calibrate(ours, gallery, tmp_path / "strangers", Wanted(0.3), note=told.append).thresholds
+    save_thresholds(tmp_path / "t.json", levels)
+    levels = load_thresholds(tmp_path / "t.json")
+    closer = replace(ours, detector=Detector(data / "models" / "yunet_n_640_640.onnx", side_px=320))
+    identify(closer, gallery, tmp_path / "people", levels, note=told.append)
+    assert not any("detector" in text for text in told)
+    calibrate(others, gallery, tmp_path / "strangers", Wanted(0.3), note=told.append)
+    assert sum("the detector of the gallery has the SHA-256" in text for text in told) == 1
+    told.clear()
+    identify(others, gallery, tmp_path / "people", levels, note=told.append)
+    assert [text.split(" has")[0] for text in told if "detector" in text] == [
+        "Warning: the detector of the thresholds",
+        "Warning: the detector of the gallery",
+    ]
+    earlier = replace(levels, detector=""), replace(gallery, detector="")
+    told.clear()
+    identify(others, earlier[1], tmp_path / "people", earlier[0], note=told.append)
+    assert not any("detector" in text for text in told)
 
 
 def test_crops_that_tell_their_size_show_no_more(reader: Pipeline, gallery: Gallery, tmp_path: Path) -> None:

@@ -15,7 +15,16 @@ from keyhole.faces.comparison import Pipeline
 from keyhole.faces.metrics.identification import Searches
 from keyhole.faces.metrics.intervals import exact_ends
 from keyhole.faces.protocols.samples import Sample, counted, shortened
-from keyhole.faces.watchlist.enrollment import Note, faces_of, no_note, open_people, people_named, people_of, seen_px
+from keyhole.faces.watchlist.enrollment import (
+    Note,
+    check_detector,
+    faces_of,
+    no_note,
+    open_people,
+    people_named,
+    people_of,
+    seen_px,
+)
 from keyhole.faces.watchlist.gallery import SAME, Gallery, Hit, candidates
 from keyhole.faces.watchlist.search import search
 from keyhole.faces.watchlist.thresholds import Threshold, Thresholds, level
@@ -96,6 +105,7 @@ def calibrate(
         note(doubt)
     others = _searches(pipeline, gallery, strangers, progress, note)
     own = None if mated is None else _searches(pipeline, gallery, mated, progress, note)
+    check_detector(others.detector or (own.detector if own else ""), {"gallery": gallery.detector}, note)
     if own is not None and (unknown := {sample.identity for sample in own.samples} - set(gallery.people)):
         note(f"{len(unknown)} people of {mated} are not enrolled and count for nothing: {shortened(sorted(unknown))}.")
     least_px = _least_px(gallery, others, wanted, note)
@@ -113,6 +123,7 @@ def calibrate(
         matcher=None if pipeline.matcher is None else pipeline.matcher.digest(),
         photos=len(gallery),
         gallery=gallery.digest(),
+        detector=others.detector,
     )
     return Calibration(
         found,
@@ -203,7 +214,7 @@ def _needed(fpir: float) -> int:
 class _Found:
     """What searches of some photos at several sizes gave, one row a photo and one column a size.
 
-    ``lost`` tells whom the photos show in which no face was found.
+    ``lost`` tells whom the photos show in which no face was found, ``detector`` what found the others.
     """
 
     samples: tuple[Sample, ...]
@@ -211,6 +222,7 @@ class _Found:
     shown_px: np.ndarray
     hits: list[list[Hit]]
     lost: tuple[str, ...]
+    detector: str
 
 
 def _searches(pipeline: Pipeline, gallery: Gallery, root: Path, progress: Progress, note: Note) -> _Found:
@@ -232,7 +244,7 @@ def _searches(pipeline: Pipeline, gallery: Gallery, root: Path, progress: Progre
     ]
     with open_people(root) as album:
         lost = tuple(s.identity for s in people_of(album, aligned=False) if s.path in set(faces.without_face))
-    return _Found(faces.samples, sizes, shown, [list(row) for row in zip(*best, strict=True)], lost)
+    return _Found(faces.samples, sizes, shown, [list(row) for row in zip(*best, strict=True)], lost, faces.detector)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -37,12 +37,14 @@ class Faces:
         samples: The photos in which a face was found, in the order of the faces.
         without_face: Names of those in which none was.
         unreadable: Why each photo that could not be read was left out, by its name.
+        detector: SHA-256 of what found them; empty where all are aligned crops.
     """
 
     watched: Watched
     samples: tuple[Sample, ...]
     without_face: tuple[str, ...]
     unreadable: dict[str, str]
+    detector: str = ""
 
 
 def open_people(root: Path) -> Album:
@@ -176,7 +178,8 @@ def faces_of(
         note(f"No face was found in {len(missed)} of {len(samples)} photos of {kind}: {shortened(missed)}.")
     if several := crops.several:
         note(f"{len(several)} photos of {kind} show several faces, and the largest is taken: {shortened(several)}.")
-    return Faces(pipeline.watch(crops, progress=progress, name=role), kept, missed, dict(crops.unreadable))
+    detector = "" if pipeline.detector is None or all(sample.aligned for sample in kept) else pipeline.detector.sha256
+    return Faces(pipeline.watch(crops, progress=progress, name=role), kept, missed, dict(crops.unreadable), detector)
 
 
 def enroll_folder(
@@ -208,6 +211,7 @@ def enroll_folder(
         sizes_px=() if pipeline.matcher is None else pipeline.matcher.sizes_px,
         margin=pipeline.setting.margin,
         camera=pipeline.camera,
+        detector=faces.detector,
         note=note,
     )
     return gallery, faces
@@ -264,6 +268,7 @@ def identify(
     if pipeline.matcher is not None:
         gallery.check_sizes(pipeline.matcher.sizes_px)
     faces = faces_of(pipeline, probes, kind="the probes", refuse=False, progress=progress, note=note)
+    check_detector(faces.detector, {"thresholds": thresholds.detector, "gallery": gallery.detector}, note)
 
     def named(path: str) -> str:
         return path if not frames else _folder_of(path, probes)
@@ -285,6 +290,22 @@ def identify(
         for track, row in enumerate(tracks.first):
             answers[names[row]] = answer(hits[track], float(largest[track]), thresholds, score=float(wanted[track]))
     return dict(sorted(answers.items()))
+
+
+def check_detector(found_by: str, others: Mapping[str, str], note: Note) -> None:
+    """Tell where faces were found by another detector than those that they meet; at which scale does not matter.
+
+    Args:
+        found_by: SHA-256 of the detector of these faces; empty for aligned crops.
+        others: The same of thresholds and gallery, by name; empty where it is not known.
+        note: Is told.
+    """
+    for name, other in others.items():
+        if found_by and other and found_by != other:
+            note(
+                f"Warning: the detector of the {name} has the SHA-256 {other[:12]}..., this one {found_by[:12]}...: "
+                f"other crops, other scores. Give the same --detector, or make the {name} again."
+            )
 
 
 def _folder_of(name: str, root: Path) -> str:

@@ -37,6 +37,7 @@ class Gallery:
         margin: Shown around each face; None for aligned 112 crops.
         camera: How the photos were made small, as :class:`keyhole.faces.images.degradation.Degradation` says it; empty
             where they were not, or where an earlier version did not tell.
+        detector: SHA-256 of what found the faces; empty for aligned crops, or where an earlier version did not tell.
     """
 
     fingerprint: str
@@ -46,6 +47,7 @@ class Gallery:
     small: dict[float, Float[np.ndarray, "g d"]]
     margin: float | None = None
     camera: str = ""
+    detector: str = ""
 
     def __len__(self) -> int:
         """Return how many photos are enrolled."""
@@ -242,6 +244,7 @@ def enroll(
     sizes_px: Sequence[float] = (),
     margin: float | None = None,
     camera: str = "",
+    detector: str = "",
     note: Callable[[str], None] = lambda _text: None,
 ) -> Gallery:
     """Return a gallery of photos, with their embeddings at each of the sizes.
@@ -254,6 +257,7 @@ def enroll(
         sizes_px: For which sizes of probes; those of a matcher.
         margin: With which the faces were cut.
         camera: How ``view`` makes them small.
+        detector: SHA-256 of what found the faces; empty for aligned crops.
         note: Is told what looks wrong.
 
     Raises:
@@ -266,7 +270,7 @@ def enroll(
         if people[i] != people[j]:
             note(f"Warning: {photos[i]} and {photos[j]} are the same picture under two people.")
     small = {float(px): view(px) for px in sizes_px}
-    return Gallery(fingerprint, tuple(people), tuple(photos), sharp, small, margin, camera if small else "")
+    return Gallery(fingerprint, tuple(people), tuple(photos), sharp, small, margin, camera if small else "", detector)
 
 
 def _copies(sharp: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -288,6 +292,7 @@ def save_gallery(path: Path, gallery: Gallery) -> None:
         "photos": list(gallery.photos),
         "margin": gallery.margin,
         "camera": gallery.camera,
+        "detector": gallery.detector,
     }
     tensors = {name: torch.from_numpy(np.ascontiguousarray(view, np.float32)) for name, view in views.items()}
     write_tensors(path, tensors, values, private=True)
@@ -310,10 +315,10 @@ def load_gallery(path: Path) -> Gallery:
         small = {float(name): view.float().numpy() for name, view in tensors.items()}
         fingerprint = str(values["fingerprint"])
         margin = None if values["margin"] is None else float(values["margin"])
-        camera = str(values.get("camera", ""))
+        camera, detector = (str(values.get(name, "")) for name in ("camera", "detector"))
     except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise wrong from error
     same = all(view.shape == sharp.shape and np.isfinite(view).all() for view in (sharp, *small.values()))
     if not same or sharp.ndim != 2 or not len(people) == len(photos) == len(sharp):
         raise wrong
-    return Gallery(fingerprint, people, photos, sharp, dict(sorted(small.items())), margin, camera)
+    return Gallery(fingerprint, people, photos, sharp, dict(sorted(small.items())), margin, camera, detector)

@@ -54,6 +54,8 @@ class Thresholds:
         photos: Of those people; more of one person raise more alarms as well. None where an earlier version did not
             tell.
         gallery: Digest of the gallery; None as well.
+        detector: SHA-256 of what found the strangers' faces; empty for aligned crops, or where an earlier version did
+            not tell.
     """
 
     fingerprint: str
@@ -66,6 +68,7 @@ class Thresholds:
     matcher: str | None = None
     photos: int | None = None
     gallery: str | None = None
+    detector: str = ""
 
     def at(self, face_px: float) -> Threshold:
         """Return the threshold for a probe of a size: that of the nearest size, by ratio."""
@@ -181,6 +184,7 @@ def load_thresholds(path: Path, *, fingerprint: str | None = None, mode: str | N
             None if value["matcher"] is None else _text(value["matcher"]),
             None if value.get("photos") is None else int(_number(value["photos"])),
             None if value.get("gallery") is None else _text(value["gallery"]),
+            _text(value.get("detector", "")),
         )
     except (LookupError, TypeError, ValueError) as error:
         raise wrong from error
