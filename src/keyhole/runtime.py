@@ -10,7 +10,8 @@ import platform
 import subprocess
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -99,6 +100,17 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     if choose_precision(precision, device) == "fp32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Let convolutions of fp32 be that on a GPU too, where they are otherwise rounded to TF32."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def synchronize(device: torch.device) -> None:

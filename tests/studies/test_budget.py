@@ -38,6 +38,8 @@ def test_halving_of_all_84_combinations() -> None:
     assert plan_search(SearchConfig("halving"), 84, 1) == (Rung(84, 1),)
     assert plan_search(SearchConfig("halving"), 2, 9) == (Rung(2, 1), Rung(1, 3), Rung(1, 9))
     assert plan_search(SearchConfig("all"), 84, 10) == (Rung(84, 10),)
+    assert plan_search(SearchConfig("halving", least_epochs=2), 84, 10) == (Rung(84, 3), Rung(28, 10))
+    assert plan_search(SearchConfig("halving", least_epochs=4), 84, 10) == (Rung(84, 10),)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +72,7 @@ def test_many_combinations_are_not_listed() -> None:
         (lambda: SearchConfig("best"), "Unknown method of search 'best'"),
         (lambda: SearchConfig("random"), "A random search has no budget; give --cells or --passes"),
         (lambda: SearchConfig(keep=1), "keep of a search is 1; expected at least 2"),
+        (lambda: SearchConfig(least_epochs=0), "least_epochs of a search is 0; expected at least 1"),
         (lambda: SearchConfig(holdout=0), "holdout of a search is 0; expected at least 1"),
         (lambda: SearchConfig(cells=0), "cells of a search is 0; expected at least 1"),
         (lambda: plan_search(SearchConfig("all", cells=83), 84, 10), "840 student epochs and 30 teacher passes"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import t as student_t
 
 from keyhole.distillation.config import TrainConfig
 from keyhole.plans import ArmPlan
@@ -82,7 +83,9 @@ def test_where_layers_matter_it_says_so_and_finds_which() -> None:
     assert effects["l3.1"].p < 1e-6
     assert effects["l2.0"].low is not None
     assert effects["l2.0"].low < -0.1
-    assert found.sentence.startswith("Which layers are taken matters, more than the seed does. Over 20 combinations")
+    assert found.sentence.startswith(
+        "Which layers are taken matters, more than the chance of a single run. Over 20 combinations"
+    )
     assert "Trying them all pays" in found.sentence
     ends = next(each for each in found.standings if "stage-ends" in each.names)
     assert f"Of the combinations, stage ends beat {100 * ends.better_than:.0f} %, uniform layers beat" in found.sentence
@@ -101,7 +104,7 @@ def test_where_layers_matter_less_than_the_seed_it_says_so() -> None:
     assert found.spread.p < 0.05
     assert found.spread.between < found.spread.noise
     assert found.sentence.startswith(
-        "Which layers are taken matters, but less than the seed does. Over 20 combinations"
+        "Which layers are taken matters, but less than the chance of a single run. Over 20 combinations"
     )
 
 
@@ -199,6 +202,28 @@ def test_held_out_images_tell_as_much_of_test_images_as_their_ranks_agree() -> N
     ]  # fmt: skip
     # ranks differ by 2, 1, 1 and 0: 1 - 6 * 6 / (4 * 15)
     assert surveyed_of(tops, cells).held_out_tells == pytest.approx(0.4)
+    # those of one seed tell of the tests of the other, not of their own
+    for each in cells:
+        each["top1"] = {"last": -each["top1"]["last"] if each["seed"] else each["top1"]["last"]}
+    held_by = {("a", 0): 1.0, ("b", 0): 2.0, ("c", 0): 3.0, ("d", 0): 4.0, ("a", 1): 4.0, ("b", 1): 3.0, ("c", 1): 2.0,
+               ("d", 1): 1.0}  # fmt: skip
+    for each in cells:
+        each["held_out_top1"] = {"last": held_by[each["arm"], each["seed"]]}
+    assert surveyed_of(tops, cells).held_out_tells == pytest.approx(-1)
+    assert surveyed_of(tops, [each for each in cells if each["seed"] == 0]).held_out_tells == pytest.approx(1)
+
+
+def test_the_mean_of_all_has_the_noise_of_the_whole_table() -> None:
+    cells: list[Any] = world(DEEP, 0.3)
+    found = survey(GROUP, [*cells, cell("kd", 0, 50.0), cell("kd", 1, 50.5)], baseline="kd")
+    assert found is not None
+    assert found.spread is not None
+    gap = found.over_baseline
+    assert gap is not None
+    assert gap.low is not None
+    half = student_t.ppf(0.975, 19) * found.spread.noise * np.sqrt((1 + 1 / 20) / 2)
+    assert (gap.mean - gap.low, gap.high - gap.mean) == pytest.approx((half, half))
+    assert gap.p == pytest.approx(2 * student_t.sf(abs(gap.mean) / half * student_t.ppf(0.975, 19), 19))
 
 
 def test_a_place_is_certain_where_runs_hardly_vary() -> None:
@@ -269,7 +294,7 @@ def test_a_part_of_the_combinations_tells_no_more_than_that_it_is_there() -> Non
     assert (found.whole, len(found.combinations), found.left_out, found.seeds) == (False, 12, 8, (0, 1))
     assert (found.effects, found.standings, found.replays, found.matches) == ((), (), (), ())
     assert (found.mean, found.spread, found.winner, found.over_baseline) == (None, None, None, None)
-    assert (found.seeds_agree, found.held_out_tells) == (None, None)
+    assert (found.seeds_agree, found.held_out_tells, found.early_tells) == (None, None, {})
     assert found.sentence.startswith(
         "12 of 20 combinations of layers have come to the end on seeds 0 and 1. What layers"
     )
@@ -292,7 +317,7 @@ def test_the_mean_of_all_is_compared_with_the_baseline() -> None:
 def test_without_held_out_images_nothing_is_searched() -> None:
     cells: list[Any] = [{**each, "held_out_top1": None, "history": [{}]} for each in world(DEEP, 0.1) if each]
     found = surveyed(cells)
-    assert (found.winner, found.held_out_tells, found.replays) == (None, None, ())
+    assert (found.winner, found.held_out_tells, found.early_tells, found.replays) == (None, None, {}, ())
     assert "Trying" not in found.sentence
     assert "Held-out" not in found.sentence
 
@@ -400,10 +425,10 @@ def test_the_sentence_says_what_its_interval_is_of_and_what_held_out_images_tell
     assert told.winner.chosen == (("a",), ("d",))
     assert "of the 2 combinations that were chosen so; a search on other seeds may choose others)." in told.sentence
     assert told.held_out_tells is not None
-    tells = f"as test images do with a rank correlation of {told.held_out_tells:.2f}; where the teacher was trained"
+    tells = f"as test images of another seed do with a rank correlation of {told.held_out_tells:.2f}; where the teacher"
     assert tells in told.sentence
     one = surveyed_of(tops, [each for each in cells if each["seed"] == 0])
-    assert "test images do with a rank correlation of" in one.sentence
+    assert "test images of the same runs do with a rank correlation of" in one.sentence
     for each in cells:
         each["held_out_top1"] = {"last": {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}[each["arm"]]}
     assert "of the combination that was chosen so;" in surveyed_of(tops, cells).sentence

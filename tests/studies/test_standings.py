@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from keyhole.studies.standings import Combination, Mark, effects_of, standings_of, winner_of
+from keyhole.studies.standings import Combination, Mark, additive_share, effects_of, standings_of, winner_of
 from keyhole.studies.variance import Spread, spread_of
 from keyhole.studies.verdict import holm
 
@@ -70,6 +70,30 @@ def test_effects_are_corrected_for_their_number() -> None:
     raw = [chance(with_minus_without(layer, values), error) for layer in LAYERS]
     assert [each.p for each in effects] == pytest.approx(holm(raw))
     assert min(each.p or 0 for each in effects) == pytest.approx(len(LAYERS) * min(raw))
+
+
+def test_effects_without_the_strongest_layer_by_loops() -> None:
+    values = table(0.4, 0)
+    effects = effects_of(COMBOS, values, spread_of(values))
+    strongest = max(effects, key=lambda each: abs(each.mean)).layer
+    rest = [i for i, combo in enumerate(COMBOS) if strongest not in combo]
+    for each in effects:
+        if each.layer == strongest:
+            assert (each.apart, each.apart_low, each.apart_high) == (None, None, None)
+            continue
+        inside = [values[i].mean() for i in rest if each.layer in COMBOS[i]]
+        outside = [values[i].mean() for i in rest if each.layer not in COMBOS[i]]
+        assert each.apart == pytest.approx(np.mean(inside) - np.mean(outside))
+        error = spread_over(values).noise * np.sqrt((1 / len(inside) + 1 / len(outside)) / 2)
+        assert each.apart is not None
+        assert each.apart_high is not None
+        assert each.apart_high - each.apart == pytest.approx(half_width(error))
+    # of additive worths the strongest moves all others by its own share of what they stand against
+    additive = np.array([[sum(2.0 ** LAYERS.index(name) for name in combo)] for combo in COMBOS])
+    assert additive_share(COMBOS, additive[:, 0]) == pytest.approx(1)
+    assert additive_share(COMBOS, np.ones(len(COMBOS))) is None
+    worth = np.array([float(combo == ("b", "c")) for combo in COMBOS])  # worth something in company alone
+    assert 0 < (additive_share(COMBOS, worth) or 0) < 1
 
 
 def test_a_layer_that_is_in_all_or_in_none_has_no_effect() -> None:

@@ -54,6 +54,7 @@ class BudgetOptions:
         int | None, typer.Option(min=1, help="At most so many teacher passes over the training images.")
     ] = None
     keep: Annotated[int, typer.Option(min=2, help="Of halving: one of so many goes on.")] = 3
+    least_epochs: Annotated[int, typer.Option(min=1, help="Of halving: none is left out earlier.")] = 1
     students_per_pass: Annotated[int, typer.Option(min=1, help="Students that share a teacher pass.")] = 28
     holdout: Annotated[int, typer.Option(min=1, help="Training images held out, which choose.")] = 5000
 

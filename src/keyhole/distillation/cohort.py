@@ -61,6 +61,8 @@ class Cohort:
         check_arms(arms, teacher=teacher is not None, processes=group.count)
         self.group = group
         self.device = group.device or choose_device(config.device)
+        if self.device.index is not None:  # streams, records and random numbers are those of the current GPU
+            torch.cuda.set_device(self.device)
         precision = group.broadcast(lambda: choose_precision(config.precision, self.device))
         self.config = config = replace(config, precision=precision)
         self.teacher_input = teacher.input if teacher else None
@@ -73,6 +75,8 @@ class Cohort:
         images = config.epochs * len(train) if train is not None else 0
         pays = config.compile == "on" or (config.compile == "auto" and images >= 200_000)
         self._compiles = pays and (config.compile == "on" or self.device.type == "cuda")
+        # of several GPUs each batch norm waits for the others, within what would be compiled
+        self._compiles &= group.count == 1 or self.device.type == "cpu"
         self.learners = [self._enlist(arm, classes, channels) for arm in arms]
         asked = teacher is not None and any(term.needs_teacher for arm in arms for term in arm.terms)
         # with a teacher, one arm by itself computes as it would beside others, so that a cell is a cell; but where the

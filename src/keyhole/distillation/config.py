@@ -36,7 +36,7 @@ class TrainConfig:
         precision: ``bf16`` autocast, ``fp32``, or ``auto``: the faster one here.
         compile: ``auto`` compiles in long runs what pays: the frozen teacher, and on a GPU the students as well; ``on``
             compiles all of them always, and on a GPU also records their step as a CUDA graph; or ``off``. Students
-            whose terms are balanced by gradients are never compiled.
+            whose terms are balanced by gradients, and those of several GPUs, are never compiled.
         device: ``auto``, ``cpu``, ``cuda``.
         optimizer: ``sgd``, or ``adamw`` (https://arxiv.org/abs/1711.05101), which networks without batch norm need,
             such as those of an OpenVINO IR.

@@ -10,7 +10,7 @@ from keyhole.data.splits import Split
 from keyhole.errors import DataError, DivergenceError
 from keyhole.models.network import Network, evaluating
 from keyhole.progress import Progress, silent
-from keyhole.runtime import autocast
+from keyhole.runtime import autocast, without_tf32
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,10 @@ def evaluate(
         raise DataError(f"The data has {len(split.classes)} classes and {network.name} {network.classes} outputs.")
     device = device or torch.device("cpu")
     home = next((p.device for p in network.module.parameters()), device)
-    module = network.module.to(device).to(memory_format=torch.channels_last)
+    module = network.module.to(device)
+    last = torch.channels_last
+    if not all(each.is_contiguous(memory_format=last) for each in module.parameters() if each.ndim == 4):
+        module = module.to(memory_format=last)  # only then: it may move weights that a recorded step writes to
     first = torch.zeros((), dtype=torch.int64, device=device)
     among = torch.zeros((), dtype=torch.int64, device=device)
     finite = torch.ones((), dtype=torch.bool, device=device)
@@ -68,7 +71,7 @@ def evaluate(
     try:
         with evaluating(module):
             for batch in progress(split.to(device).batches(batch_size), label=f"evaluate {network.name}", total=total):
-                with autocast(device, precision):
+                with without_tf32(), autocast(device, precision):
                     logits = network(batch.images).float()
                 finite &= torch.isfinite(logits).all()
                 ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices

@@ -43,6 +43,7 @@ class Replay(Generic[R]):
         self._inputs: list[Tensor] = []
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._failed: torch.cuda.CUDAGraph | None = None
         self._output: R | None = None
 
     def __call__(self, *inputs: Tensor) -> R:
@@ -81,14 +82,15 @@ class Replay(Generic[R]):
         return output
 
     def _record(self) -> None:
-        graph = torch.cuda.CUDAGraph()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # workers may pin memory meanwhile
                 self._output = self._work(*self._inputs)
         except RuntimeError as error:
             reason = reason_of(error)
             warnings.warn(f"A step could not be recorded as a CUDA graph and runs as it is: {reason}", stacklevel=3)
-            self._records = False
+            self._records, self._failed = False, graph  # the allocator may still know of it
+            torch.cuda.set_stream(current)
             torch.cuda.synchronize()
             return
         self._graph = graph

@@ -249,7 +249,9 @@ def _close_epoch(
 def _held_out_top1(cohort: Cohort, learner: Learner, held_out: Split | None) -> float | None:
     if held_out is None:
         return None
-    return evaluate(learner.network, held_out, device=cohort.device, precision=cohort.config.precision).top1
+    found = evaluate(learner.network, held_out, device=cohort.device, precision=cohort.config.precision)
+    learner.tapped.forget()
+    return found.top1
 
 
 def _record(learner: Learner, epoch: int, steps: int, rate: float, score: float | None) -> dict[str, Any]:

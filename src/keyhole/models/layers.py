@@ -124,6 +124,10 @@ class Tapped(nn.Module):
         self._features.clear()
         return output, features
 
+    def forget(self) -> None:
+        """Drop features that the module left when it was called by itself; else compiled code would be made anew."""
+        self._features.clear()
+
     def close(self) -> None:
         """Remove the hooks."""
         while self._handles:

@@ -18,10 +18,12 @@ from keyhole.reports.markup import (
     plural,
     section,
     table,
+    words,
 )
 from keyhole.studies.landscape import Landscape
 from keyhole.studies.replay import Match, Pace, Replayed
 from keyhole.studies.standings import Standing
+from keyhole.studies.verdict import SURE
 
 
 def landscape_parts(landscape: Landscape) -> Html:
@@ -92,12 +94,20 @@ def _numbers(landscape: Landscape) -> Html:
         ]
     if landscape.seeds_agree is not None:
         rows.append(["rank correlation between two seeds", f"{landscape.seeds_agree:.2f}"])
+    of = "of the same run" if spread is None else "of another seed"
+    for epoch, value in landscape.early_tells.items():
+        rows.append([f"rank correlation of held-out images after epoch {epoch} and test images {of} after the last",
+                     f"{value:.2f}"])  # fmt: skip
     if landscape.held_out_tells is not None:
-        rows.append(["rank correlation of held-out and test images", f"{landscape.held_out_tells:.2f}"])
+        rows.append([f"rank correlation of held-out images and test images {of}", f"{landscape.held_out_tells:.2f}"])
+    if landscape.additive is not None:
+        rows.append(["share of the combinations' variance that a sum over layers explains",
+                     f"{100 * landscape.additive:.0f} %"])  # fmt: skip
     how = (
         "Parts of the spread come from a two-way analysis of variance, combinations by seeds; a seed that is good for "
         "all of them is taken out. The share is the intraclass correlation ICC(3, 1) of Shrout and Fleiss (1979) with "
-        "its interval from the F distribution. Intervals are 95 %."
+        "its interval from the F distribution. The difference to the baseline has the noise of the whole table, as if "
+        "a run of the baseline had as much. Intervals are 95 %."
     )
     return join([table([Column("", number=False), Column("")], rows), paragraph(how, "soft")])
 
@@ -141,13 +151,15 @@ def _between(low: float | None, high: float | None, form: str, times: float = 1)
 def _effects(landscape: Landscape) -> Html:
     if not landscape.effects:
         return Html("")
-    heads = ("points", "95 % interval", "p, corrected")
+    strongest = max(landscape.effects, key=lambda each: abs(each.mean)).layer
+    heads = ("points", "95 % interval", "p, corrected", f"without {strongest}, points")
     rows = [
         [
             code(each.layer),
             f"{each.mean:+.2f}",
             NOTHING if each.low is None or each.high is None else f"{each.low:+.2f} to {each.high:+.2f}",
             _probability(each.p),
+            NOTHING if each.apart is None else f"{each.apart:+.2f}{_between(each.apart_low, each.apart_high, '+.2f')}",
         ]
         for each in landscape.effects
     ]
@@ -155,13 +167,23 @@ def _effects(landscape: Landscape) -> Html:
         [(each.layer, each.mean, each.low, each.high) for each in landscape.effects],
         "Mean of the combinations with a layer minus those without it",
     )
-    sure = [each for each in landscape.effects if each.p is not None and each.p < 0.05]
-    caption = (
-        f"Mean of the combinations with a layer minus mean of those without it, with its 95 % interval. "
-        f"{len(sure)} of {plural(len(landscape.effects), 'layer')} differ from none beyond chance (Holm-corrected)."
+    caption = "Mean of the combinations with a layer minus mean of those without it" + (
+        ", with its 95 % interval. " if landscape.spread is not None else ". "
+    )
+    if landscape.spread is not None:
+        sure = [each for each in landscape.effects if each.p is not None and each.p < SURE]
+        caption += (
+            f"{len(sure)} of {plural(len(landscape.effects), 'layer')} differ from the average of the others beyond "
+            "chance (Holm-corrected). "
+        )
+    how = (
+        "These effects sum to nothing, as all combinations have as many layers: one layer that is far from the others "
+        f"moves them all the other way. So each is told as well among the combinations without {strongest}, the "
+        "strongest, with its own 95 % interval. Where a layer is learnt in the student depends on those it comes with, "
+        "so what it is worth does as well."
     )
     columns = [Column("with the layer", number=False), *(Column(head) for head in heads)]
-    return join([table(columns, rows), figure(drawn, caption)])
+    return join([table(columns, rows), figure(drawn, caption.strip()), paragraph(how, "soft")])
 
 
 def _searches(landscape: Landscape) -> Html:
@@ -204,14 +226,27 @@ def _at_equal_seconds(landscape: Landscape) -> list[Html]:
         )
     ]
     if landscape.matches:
-        heads = ("time", "centers, points", "halving, points", "random, points", "minus halving", "minus random")
+        methods = list(dict.fromkeys(match.method for match in landscape.matches))
+        heads = ["time", "centers, points", *(f"{method}, points" for method in methods)]
+        heads += [f"minus {method}" for method in methods]
         columns = [Column("centers by", number=False), *(Column(head) for head in heads)]
-        pairs: dict[tuple[tuple[str, ...], float], dict[str, Match]] = {}
+        rivals: dict[tuple[tuple[str, ...], float], list[Match]] = {}
         for match in landscape.matches:
-            pairs.setdefault((match.choice, match.seconds), {})[match.method] = match
-        rows = [_matched(pair["halving"], pair["random"]) for pair in pairs.values()]
-        parts += [table(columns, rows), paragraph(_HOW_MATCHED, "soft")]
+            rivals.setdefault((match.choice, match.seconds), []).append(match)
+        rows = [_matched(matches) for matches in rivals.values()]
+        parts += [table(columns, rows), paragraph(_HOW_MATCHED, "soft"), paragraph(_looks(landscape), "soft")]
     return parts
+
+
+def _looks(landscape: Landscape) -> str:
+    """Return when each search looks, and what a look tells."""
+    looks = {each.method: each.looks for each in landscape.replays if each.method != "random"}
+    told = "; ".join(f"{method} looks after epochs {words(list(map(str, at)))}" for method, at in looks.items())
+    first = f"{told[:1].upper()}{told[1:]}. " if told else ""
+    return (
+        f"{first}Random search trains all that it draws to the end. What a look is worth to a search is the rank "
+        "correlation above: where it is near 0, a search that looks there leaves combinations out at random."
+    )
 
 
 _HOW_MATCHED = (
@@ -225,13 +260,14 @@ _HOW_MATCHED = (
 )
 
 
-def _matched(halving: Match, random: Match) -> list[str]:
+def _matched(matches: Sequence[Match]) -> list[str]:
+    first = matches[0]
     return [
-        ", ".join(halving.choice),
-        duration(halving.seconds),
-        f"{halving.choice_gain:+.2f}",
-        *(f"{each.search_gain:+.2f} ({each.combinations})" for each in (halving, random)),
-        *(f"{each.difference:+.2f}{_between(each.low, each.high, '+.2f')}" for each in (halving, random)),
+        ", ".join(first.choice),
+        duration(first.seconds),
+        f"{first.choice_gain:+.2f}",
+        *(f"{each.search_gain:+.2f} ({each.combinations})" for each in matches),
+        *(f"{each.difference:+.2f}{_between(each.low, each.high, '+.2f')}" for each in matches),
     ]
 
 
@@ -258,9 +294,10 @@ def _curve(landscape: Landscape) -> Html:
         else f"Costs are seconds, the teacher's passes among them, in units of the {duration(pace.alone_s)} that one "
         "student takes alone. "
     )
+    judges = "the same seed, which flatters it" if landscape.spread is None else "the seeds that it did not see"
     caption = (
-        "Searches replayed over the held-out accuracies logged here, many times from other draws; what each found is "
-        f"judged on the test images of the seeds that it did not see. {unit}Bands hold four of five repetitions. Level "
+        "Searches replayed over the held-out accuracies logged here; what each finds is judged on the test images of "
+        f"{judges}. {unit}Bands hold four of five of what they find. Level "
         "lines are choices that train no student to choose: they cost one look at some images, and their student."
     )
     return figure(drawn, caption)

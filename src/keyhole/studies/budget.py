@@ -20,6 +20,7 @@ class SearchConfig:
         cells: At most the epochs of so many students trained to the end; no limit when missing.
         passes: At most so many passes of the teacher over the training images; no limit when missing.
         keep: Of ``halving``: one of so many goes on.
+        least_epochs: Of ``halving``: none is left out earlier.
         students_per_pass: At most so many students learn from one teacher pass.
         holdout: Training images held out, on which combinations are chosen.
         seed: Of what is drawn where not all combinations are tried.
@@ -29,6 +30,7 @@ class SearchConfig:
     cells: int | None = None
     passes: int | None = None
     keep: int = 3
+    least_epochs: int = 1
     students_per_pass: int = 28
     holdout: int = 5000
     seed: int = 0
@@ -37,7 +39,13 @@ class SearchConfig:
         """Check names and ranges."""
         if self.method not in METHODS:
             raise unknown_name("method of search", self.method, METHODS)
-        for name, least in (("keep", 2), ("students_per_pass", 1), ("holdout", 1), ("seed", 0)):
+        for name, least in (
+            ("keep", 2),
+            ("least_epochs", 1),
+            ("students_per_pass", 1),
+            ("holdout", 1),
+            ("seed", 0),
+        ):
             if getattr(self, name) < least:
                 raise SettingError(f"{name} of a search is {getattr(self, name)}; expected at least {least}.")
         for name in ("cells", "passes"):
@@ -96,8 +104,8 @@ def cost_of(rungs: Sequence[Rung], students_per_pass: int) -> Cost:
 def plan_search(config: SearchConfig, combinations: int, epochs: int) -> tuple[Rung, ...]:
     """Return the rungs of a search: as many combinations as there are and as the budget allows.
 
-    Halving looks after ``epochs``, ``epochs / keep``, ``epochs / keep^2`` ... epochs, and each time one of ``keep``
-    goes on.
+    Halving looks after ``epochs``, ``epochs / keep``, ``epochs / keep^2`` ... epochs, down to ``least_epochs``, and
+    each time one of ``keep`` goes on.
 
     Args:
         config: How to search, and its budget.
@@ -141,6 +149,6 @@ def plan_search(config: SearchConfig, combinations: int, epochs: int) -> tuple[R
 
 def _looks(config: SearchConfig, epochs: int) -> list[int]:
     found = [epochs]
-    while config.method == "halving" and (earlier := found[0] // config.keep) >= 1:
+    while config.method == "halving" and (earlier := found[0] // config.keep) >= config.least_epochs:
         found.insert(0, earlier)
     return found

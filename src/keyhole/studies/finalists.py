@@ -66,8 +66,10 @@ def comparisons_of(found: Sequence[Finalist]) -> tuple[Comparison, ...]:
     """Return the comparisons that fresh seeds are for: centers metric by metric, and then of each kind the mean.
 
     Metrics with the same centers are one comparison, and two comparisons of the same arms are one, so that no more
-    stand together for correction than differ. A combination of both sides would draw them together: it is left out of
-    both. Where one side lies within the other, it is compared with the rest of that, which is the same question.
+    stand together for correction than differ. A combination that is of both sides counts in both, or a rule would lose
+    just what it has in common with its rival. Where one side lies within the other, it is compared with the rest of
+    that, which is the same question. The random rule stands there with its draws, whose luck no interval holds: what
+    choosing at random is worth is the mean of all combinations.
 
     Args:
         found: What is worth fresh seeds.
@@ -85,8 +87,9 @@ def comparisons_of(found: Sequence[Finalist]) -> tuple[Comparison, ...]:
         ('searched against guesses, which are among them', ('searched 1',), ('searched 2; stage-ends',))
     """
     kinds = {kind: tuple(each.name for each in found if kind in each.kinds) for kind in (CENTERS, GUESSES, SEARCHED)}
-    rivals = {rule: tuple(each.name for each in found if rule in each.guesses) for rule in ("stage-ends", "random")}
-    rivals[SEARCHED] = kinds[SEARCHED]
+    ends, drawn = (tuple(each.name for each in found if rule in each.guesses) for rule in ("stage-ends", "random"))
+    draws = f"these {len(drawn)} random draws" if len(drawn) > 1 else "this random draw"
+    rivals = {"stage-ends": ends, draws: drawn, SEARCHED: kinds[SEARCHED]}
     asked = [
         _contrast(f"centers by {' and '.join(each.metrics)}", (each.name,), rival, names)
         for each in found
@@ -105,12 +108,11 @@ def comparisons_of(found: Sequence[Finalist]) -> tuple[Comparison, ...]:
 
 
 def _contrast(first: str, arms: tuple[str, ...], second: str, against: tuple[str, ...]) -> Comparison | None:
-    """Return a comparison of two sides without what is of both; None where nothing is left to compare."""
-    both = set(arms) & set(against)
-    own, other = (tuple(name for name in side if name not in both) for side in (arms, against))
+    """Return a comparison of two sides, of which none lies within the other; None where nothing is left to compare."""
+    own, other = (tuple(name for name in side if name not in rest) for side, rest in ((arms, against), (against, arms)))
     name = f"{first} against {second}"
     if own and other:
-        return Comparison(f"{name}, without what is both" if both else name, own, other)
+        return Comparison(name, arms, against)
     if own and against:
         return Comparison(f"{name}, which are among them", own, against)
     if other and arms:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from keyhole.studies.rules import is_center
 from keyhole.studies.standings import Standing, Winner
@@ -20,7 +20,12 @@ def what_is_there(count: int, asked: int, seeds: Sequence[int]) -> str:
 
 
 def what_is_found(
-    count: int, spread: Spread | None, standings: Sequence[Standing], winner: Winner | None, tells: float | None
+    count: int,
+    spread: Spread | None,
+    standings: Sequence[Standing],
+    winner: Winner | None,
+    tells: float | None,
+    early_tells: Mapping[int, float],
 ) -> str:
     """Return what the figures say on choosing, whichever way they fall."""
     if spread is None:
@@ -28,13 +33,13 @@ def what_is_found(
             f"{count} combinations of layers on one seed: whether choosing matters cannot be told from chance. "
             "It takes a second seed."
         )
-        return " ".join(part for part in (seed, _do_held_out_images_tell(tells)) if part)
+        return " ".join(part for part in (seed, _do_held_out_images_tell(tells, early_tells, alone=True)) if part)
     parts = [
         _does_it_matter(count, spread),
         _do_centers_pay(standings),
         _where_controls_stand(standings),
         _does_searching_pay(winner),
-        _do_held_out_images_tell(tells),
+        _do_held_out_images_tell(tells, early_tells, alone=False),
     ]
     return " ".join(part for part in parts if part)
 
@@ -44,7 +49,7 @@ def _does_it_matter(count: int, spread: Spread) -> str:
         f"Over {count} combinations of layers and {spread.seeds} seeds, the combination accounts for "
         f"{100 * spread.share:.0f} % of the variance of single runs (95 % interval {100 * spread.share_low:.0f} to "
         f"{100 * spread.share_high:.0f} %): a standard deviation of {spread.between:.2f} points against "
-        f"{spread.noise:.2f} between seeds."
+        f"{spread.noise:.2f} of single runs about their combination."
     )
     if spread.between == 0 or (spread.p is not None and spread.p >= SURE):
         return (
@@ -52,8 +57,8 @@ def _does_it_matter(count: int, spread: Spread) -> str:
             f"{spread.between_high:.2f} points. {variance}"
         )
     if spread.between < spread.noise:
-        return f"Which layers are taken matters, but less than the seed does. {variance}"
-    return f"Which layers are taken matters, more than the seed does. {variance}"
+        return f"Which layers are taken matters, but less than the chance of a single run. {variance}"
+    return f"Which layers are taken matters, more than the chance of a single run. {variance}"
 
 
 def _do_centers_pay(standings: Sequence[Standing]) -> str:
@@ -86,7 +91,15 @@ def _where_controls_stand(standings: Sequence[Standing]) -> str:
         for each in standings
         if any(name == rule or name.endswith(f" {rule}") for name in each.names)
     ]
-    return f"Of the combinations, {', '.join(found)}." if found else ""
+    text = f"Of the combinations, {', '.join(found)}." if found else ""
+    drawn = [each.gain for each in standings for name in each.names if name.startswith("random, seed")]
+    if len(drawn) > 1:
+        text += (
+            f" The {len(drawn)} draws of the random rule lie {min(drawn):+.2f} to {max(drawn):+.2f} points from the "
+            f"average combination, {sum(drawn) / len(drawn):+.2f} in the mean. Choosing at random is worth that "
+            "average itself, so what is compared with these draws is compared with their luck as well."
+        )
+    return text.strip()
 
 
 def _does_searching_pay(winner: Winner | None) -> str:
@@ -102,11 +115,14 @@ def _does_searching_pay(winner: Winner | None) -> str:
     )
 
 
-def _do_held_out_images_tell(tells: float | None) -> str:
+def _do_held_out_images_tell(tells: float | None, early: Mapping[int, float], *, alone: bool) -> str:
     if tells is None:
         return ""
+    of = "of the same runs" if alone else "of another seed"
+    each = [f"{value:.2f} after epoch {look}" for look, value in sorted(early.items())]
+    earlier = f" ({' and '.join(each)})" if each else ""
     return (
-        f"Held-out images rank the combinations as test images do with a rank correlation of {tells:.2f}; where the "
-        "teacher was trained on the held-out images too, as published ones were, they may flatter some more than "
-        "others."
+        f"Held-out images rank the combinations as test images {of} do with a rank correlation of {tells:.2f}{earlier}"
+        "; where the teacher was trained on the held-out images too, as published ones were, they may flatter some "
+        "more than others."
     )

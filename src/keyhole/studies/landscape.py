@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import combinations
 from typing import Any
 
@@ -22,6 +22,7 @@ from keyhole.studies.standings import (
     Mark,
     Standing,
     Winner,
+    additive_share,
     effects_of,
     standings_of,
     winner_of,
@@ -70,8 +71,11 @@ class Landscape:
         mean: Of all of them, percent.
         spread: Between combinations and between seeds; None with one seed.
         seeds_agree: Mean rank correlation between two seeds; None where it is undefined.
-        held_out_tells: Rank correlation of held-out and test means; None where it is undefined.
+        held_out_tells: Rank correlation of held-out accuracies of one seed with test accuracies of another, both after
+            the last epoch, mean over the seeds; with one seed of the same runs. None where it is undefined.
+        early_tells: The same of held-out accuracies after each earlier epoch at which a search may look.
         effects: What each layer is worth.
+        additive: Share of the variance of the combinations that a sum over their layers explains; None where undefined.
         standings: Where each choice stands, the best first.
         winner: What trying all of them finds; None where no images were held out.
         over_baseline: The mean of all combinations minus the baseline, seed by seed; None where there is none.
@@ -95,7 +99,9 @@ class Landscape:
     spread: Spread | None = None
     seeds_agree: float | None = None
     held_out_tells: float | None = None
+    early_tells: Mapping[int, float] = field(default_factory=dict)
     effects: tuple[Effect, ...] = ()
+    additive: float | None = None
     standings: tuple[Standing, ...] = ()
     winner: Winner | None = None
     over_baseline: Gap | None = None
@@ -204,8 +210,12 @@ def survey(
         np.array([each.held_out for each in combinations]) if all(each.held_out for each in combinations) else None
     )
     winner = None if held_out is None else winner_of(layers, top1, held_out, spread)
-    tells = None if held_out is None else rank_correlation(top1.mean(axis=1), held_out.mean(axis=1))
     curves = _curves(rows)
+    replays = () if curves is None else replay_searches(curves, top1, students_per_pass=students_per_pass)
+    tells = None if held_out is None else _across_seeds(held_out, top1)
+    looks = sorted({look for each in replays for look in each.looks[:-1]})
+    early = {} if curves is None else {look: _across_seeds(curves[:, :, look - 1], top1) for look in looks}
+    early_tells = {look: value for look, value in early.items() if value is not None}
     matches: tuple[Match, ...] = ()
     if curves is not None and times is not None:
         pace = Pace(*times, curves.shape[2])
@@ -217,13 +227,15 @@ def survey(
         spread=spread,
         seeds_agree=_seeds_agree(top1),
         held_out_tells=tells,
+        early_tells=early_tells,
         effects=effects_of(layers, top1, spread),
+        additive=additive_share(layers, top1.mean(axis=1)),
         standings=standings,
         winner=winner,
-        over_baseline=_over_baseline(average, baseline, by_arm.get(baseline or "", {})),
-        replays=() if curves is None else replay_searches(curves, top1, students_per_pass=students_per_pass),
+        over_baseline=_over_baseline(average, baseline, by_arm.get(baseline or "", {}), spread),
+        replays=replays,
         matches=matches,
-        sentence=what_is_found(len(combinations), spread, standings, winner, tells),
+        sentence=what_is_found(len(combinations), spread, standings, winner, tells, early_tells),
     )
 
 
@@ -321,13 +333,31 @@ def _seeds_agree(top1: Float[np.ndarray, "rows seeds"]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
+def _across_seeds(held_out: Float[np.ndarray, "rows seeds"], top1: Float[np.ndarray, "rows seeds"]) -> float | None:
+    """Return how held-out values of one seed rank rows as test values of another do; with one seed of its own."""
+    seeds = range(top1.shape[1])
+    pairs = [(own, other) for own in seeds for other in seeds if own != other or len(seeds) == 1]
+    each = [rank_correlation(held_out[:, own], top1[:, other]) for own, other in pairs]
+    known = [value for value in each if value is not None]
+    return statistics.fmean(known) if known else None
+
+
 def _over_baseline(
-    average: Mapping[int, float], baseline: str | None, cells: Mapping[int, Mapping[str, Any]]
+    average: Mapping[int, float], baseline: str | None, cells: Mapping[int, Mapping[str, Any]], spread: Spread | None
 ) -> Gap | None:
+    """Return the mean of all combinations minus the baseline, with the noise of their table, which knows it better.
+
+    That a run of the baseline has as much noise as one of a combination is taken for granted.
+    """
     if baseline is None:
         return None
     seeds = tuple(sorted(set(average) & set(cells)))
     mean = tuple(average[seed] for seed in seeds)
     base = tuple(float(cells[seed]["top1"]["last"]) for seed in seeds)
     both = [Row(name, seeds, each, each, (), None, None) for name, each in (("mean", mean), (baseline, base))]
-    return paired(*both)
+    found = paired(*both)
+    if found is None or spread is None:
+        return found
+    factor = (1 + 1 / spread.rows) / found.seeds
+    half = spread.half_width(factor)
+    return replace(found, low=found.mean - half, high=found.mean + half, p=spread.probability(found.mean, factor))

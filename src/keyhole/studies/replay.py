@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -13,7 +14,7 @@ from keyhole.studies.budget import Cost, Rung, SearchConfig, cost_of, plan_searc
 from keyhole.studies.variance import Spread
 
 _POINTS = 10  # sizes of search, evenly spaced in their logarithm
-_REPETITIONS = 400
+_REPETITIONS = 4000
 _KEEP = 3
 _LATER = (3, 10, 30)  # times of one student trained alone, at which choices are compared with searches as well
 
@@ -23,17 +24,19 @@ class Replayed:
     """One size of a search, replayed many times.
 
     Attributes:
-        method: ``halving`` or ``random``.
+        method: ``random``, ``halving``, or ``halving from epoch 3``, which leaves none out earlier.
+        looks: The epochs after which it looks at held-out accuracies; after the last one it takes the best.
         combinations: How many it begins with, drawn anew each time.
         cost: What one search costs.
         cells: The same in students trained to the end.
-        gain: Mean, over the repetitions, of the points that what was found is above the mean of all combinations, on
-            the test images of the seeds that the search did not see.
-        low: A tenth of the repetitions are below it.
-        high: A tenth of them are above it.
+        gain: Mean, over all that may be drawn, of the points that what is found is above the mean of all combinations,
+            on the test images of the seeds that the search did not see.
+        low: A tenth of what is found is below it.
+        high: A tenth of it is above it.
     """
 
     method: str
+    looks: tuple[int, ...]
     combinations: int
     cost: Cost
     cells: float
@@ -111,18 +114,19 @@ def replay_searches(
 ) -> tuple[Replayed, ...]:
     """Return what random search and successive halving find among runs that are there, by what they cost.
 
-    Each repetition draws one training seed and the combinations that it begins with, looks at held-out accuracies as
-    they were after each epoch, and is judged by test accuracies of the other seeds; with a single seed by those of that
-    seed, which flatters it. A search that stopped early here saw what it would have seen, as a student learns the same
-    whoever shares its pass, to rounding.
+    A search draws one training seed and the combinations that it begins with, looks at held-out accuracies as they were
+    after some epochs, and is judged by test accuracies of the other seeds; with a single seed by those of that seed,
+    which flatters it. A search that stopped early here saw what it would have seen, as a student learns the same
+    whoever shares its pass, to rounding. What random search finds is known exactly, what halving finds from draws.
+    Halving stands there once for each epoch from which it may leave combinations out, as in Hyperband.
 
     Args:
         held_out: Top-1 on the held-out images after each epoch, one row a combination.
         top1: On the test images after the last epoch, in percent.
         students_per_pass: At most so many students learn from one teacher pass.
         keep: Of halving: one of so many goes on.
-        repetitions: Of each size of each method.
-        seed: Of all draws.
+        repetitions: Draws of each size of halving.
+        seed: Of these.
 
     Raises:
         ShapeError: The two do not fit together.
@@ -132,25 +136,45 @@ def replay_searches(
         >>> found = replay_searches(top1[:, :, None] / 100, top1, students_per_pass=3)
         >>> [(each.method, each.combinations, each.gain) for each in found if each.combinations == 3]
         [('random', 3, 1.0), ('halving', 3, 1.0)]
+
+    Reference:
+        Li et al. (2018), Hyperband, Journal of Machine Learning Research 18, https://arxiv.org/abs/1603.06560.
     """
     rows, seeds, epochs = _checked(held_out, top1)
     gaps = top1 - top1.mean(axis=0)
-    apart = np.array([np.delete(gaps, own, axis=1).mean(axis=1) if seeds > 1 else gaps[:, 0] for own in range(seeds)])
+    apart = np.stack(
+        [np.delete(gaps, own, axis=1).mean(axis=1) if seeds > 1 else gaps[:, 0] for own in range(seeds)], 1
+    )
     sizes = sorted({round(float(size)) for size in np.geomspace(1, rows, _POINTS)})
     found = []
-    for method in ("random", "halving"):
-        config = SearchConfig(method, cells=rows, keep=keep, students_per_pass=students_per_pass)
+    for method, config in _methods(rows, epochs, students_per_pass, keep).items():
         for size in sizes:
             rungs = plan_search(config, size, epochs)
-            gains = [apart[own, row] for own, row in _found(rungs, held_out, repetitions, seed)]
-            cost = cost_of(rungs, students_per_pass)
-            low, high = np.quantile(gains, (0.1, 0.9))
-            found.append(
-                Replayed(
-                    method, size, cost, cost.student_epochs / epochs, float(np.mean(gains)), float(low), float(high)
-                )
-            )
+            taken = _taken(rungs, held_out, repetitions, seed)
+            cost, gain = cost_of(rungs, students_per_pass), float((taken * apart).sum())
+            low, high = _quantiles(apart, taken, (0.1, 0.9))
+            looks = tuple(rung.until for rung in rungs)
+            found.append(Replayed(method, looks, size, cost, cost.student_epochs / epochs, gain, low, high))
     return tuple(found)
+
+
+def _methods(rows: int, epochs: int, students_per_pass: int, keep: int = _KEEP) -> dict[str, SearchConfig]:
+    """Return the searches that are replayed: random, and halving from each of its looks on."""
+    first = SearchConfig("random", cells=rows, keep=keep, students_per_pass=students_per_pass)
+    whole = replace(first, method="halving")
+    looks = [rung.until for rung in plan_search(whole, rows, epochs)]
+    later = {f"halving from epoch {look}": replace(whole, least_epochs=look) for look in looks[1:-1]}
+    return {"random": first, "halving": whole, **later}
+
+
+def _quantiles(
+    values: Float[np.ndarray, "rows seeds"], weights: Float[np.ndarray, "rows seeds"], at: Sequence[float]
+) -> list[float]:
+    """Return the values up to which so much of the weight lies."""
+    order = np.argsort(values, axis=None)
+    reached = np.cumsum(weights.ravel()[order])
+    places = np.minimum(np.searchsorted(reached, np.array(at) - 1e-9), len(order) - 1)
+    return [float(value) for value in values.ravel()[order][places]]
 
 
 def match_searches(
@@ -186,15 +210,15 @@ def match_searches(
         ...     {("kmeans r2_cca",): (1, 2.0)}, top1[:, :, None], top1, pace=pace, spread=None, students_per_pass=3
         ... )
         >>> [(each.method, each.seconds, each.combinations, each.difference) for each in found]
-        [('halving', 27.0, 1, -1.0), ('random', 27.0, 1, -1.0)]
+        [('random', 27.0, 1, -1.0), ('halving', 27.0, 1, -1.0)]
     """
     rows, _, epochs = _checked(held_out, top1)
     gaps = top1 - top1.mean(axis=0)
 
+    methods = _methods(rows, epochs, students_per_pass)
+
     def rungs_of(method: str, size: int) -> tuple[Rung, ...]:
-        return plan_search(
-            SearchConfig(method, cells=rows, keep=_KEEP, students_per_pass=students_per_pass), size, epochs
-        )
+        return plan_search(methods[method], size, epochs)
 
     def seconds_of(method: str, size: int) -> float:
         return pace.seconds(cost_of(rungs_of(method, size), students_per_pass))
@@ -207,7 +231,7 @@ def match_searches(
         for seconds in (first, *(times * pace.alone_s for times in _LATER)):
             if seconds != first and not first < seconds <= everything:
                 continue
-            for method in ("halving", "random"):
+            for method in methods:
                 size = max(size for size in range(1, rows + 1) if size == 1 or seconds_of(method, size) <= seconds)
                 if (method, size) not in shares:
                     shares[method, size] = _shares(rungs_of(method, size), held_out)
@@ -236,29 +260,40 @@ def _checked(
 
 def _shares(rungs: Sequence[Rung], held_out: Float[np.ndarray, "rows seeds epochs"]) -> Float[np.ndarray, "rows seeds"]:
     """Return the weight of each test value in the mean of what a search finds; the sum is 1."""
-    rows, seeds, _ = held_out.shape
-    if rungs[0].students == 1:
-        return np.full((rows, seeds), 1 / (rows * seeds))  # blindly, so all are as likely
-    taken = np.zeros((rows, seeds))
-    for own, row in _found(rungs, held_out, _REPETITIONS, 0):
-        taken[row, own] += 1 / _REPETITIONS
+    taken, seeds = _taken(rungs, held_out, _REPETITIONS, 0), held_out.shape[1]
     return (taken.sum(axis=1, keepdims=True) - taken) / (seeds - 1) if seeds > 1 else taken
 
 
-def _found(
+def _taken(
     rungs: Sequence[Rung], held_out: Float[np.ndarray, "rows seeds epochs"], repetitions: int, seed: int
-) -> list[tuple[int, int]]:
-    """Return the training seed and the combination found of each repetition of a search."""
+) -> Float[np.ndarray, "rows seeds"]:
+    """Return how likely a search is to draw each training seed and then find each combination; the sum is 1.
+
+    Where all go on to the end, the best of them is found: exactly, over all draws. Otherwise from repetitions.
+    """
+    rows, seeds, _ = held_out.shape
+    if rungs[0].students == 1:
+        return np.full((rows, seeds), 1 / (rows * seeds))  # blindly, so all are as likely
+    if len(rungs) == 1:
+        likely = [_of_the_best(held_out[:, own, rungs[0].until - 1], rungs[0].students) for own in range(seeds)]
+        return np.asarray(np.stack(likely, axis=1) / seeds)
     random = np.random.default_rng([seed, 9, rungs[0].students])
-    return [_once(rungs, held_out, random) for _ in range(repetitions)]
-
-
-def _once(
-    rungs: Sequence[Rung], held_out: Float[np.ndarray, "rows seeds epochs"], random: np.random.Generator
-) -> tuple[int, int]:
-    own = int(random.integers(held_out.shape[1]))
-    climbing = random.permutation(held_out.shape[0])
+    own = random.integers(seeds, size=(repetitions, 1))
+    climbing = np.argsort(random.random((repetitions, rows)), axis=1)
     for rung in rungs:
-        climbing = climbing[: rung.students]
-        climbing = climbing[np.argsort(-held_out[climbing, own, rung.until - 1], kind="stable")]
-    return own, int(climbing[0])
+        climbing = climbing[:, : rung.students]
+        order = np.argsort(-held_out[climbing, own, rung.until - 1], axis=1, kind="stable")
+        climbing = np.take_along_axis(climbing, order, axis=1)
+    taken = np.zeros((rows, seeds))
+    np.add.at(taken, (climbing[:, 0], own[:, 0]), 1 / repetitions)
+    return taken
+
+
+def _of_the_best(values: Float[np.ndarray, " rows"], students: int) -> Float[np.ndarray, " rows"]:
+    """Return how likely each is the best of so many that are drawn; of those that are equal, each is as likely."""
+    _, kind, count = np.unique(values, return_inverse=True, return_counts=True)
+    upto = np.cumsum(count)
+    draws = math.comb(len(values), students)
+    each = [(math.comb(int(up), students) - math.comb(int(up - own), students)) / draws / own
+             for up, own in zip(upto, count, strict=True)]  # fmt: skip
+    return np.array([each[k] for k in kind])

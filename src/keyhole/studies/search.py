@@ -273,7 +273,8 @@ def _recipe(teacher: Network, data: Data, plan: ArmPlan, search: SearchConfig, t
         "input": asdict(teacher.input),
         **begun_with(plan.student),
         "arm": asdict(replace(plan, name="", hints=None)),
-        "search": asdict(search),
+        # as it was before there was least_epochs, where that is the usual one
+        "search": {name: value for name, value in asdict(search).items() if (name, value) != ("least_epochs", 1)},
         "train": settings,
     }
 

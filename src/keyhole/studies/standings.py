@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from keyhole.studies.variance import Spread, draw_true_values
 from keyhole.studies.verdict import holm
@@ -63,6 +63,9 @@ class Standing:
 class Effect:
     """What one layer is worth: combinations with it minus combinations without it.
 
+    Effects of all layers sum to nothing, as all combinations have as many: what one layer is worth is told against the
+    average of the others, and one that is far below it lifts all others. So each is told without the strongest as well.
+
     Attributes:
         layer: The layer.
         by_seed: Difference of the two means, points, one a seed.
@@ -70,6 +73,10 @@ class Effect:
         low: Lower end of its 95 % interval; None with one seed, as for the next two.
         high: Its upper end.
         p: Probability of such a mean if it were none, corrected for the number of layers.
+        apart: The same as ``mean`` among the combinations without the strongest layer; None for that one itself, and
+            where nothing is left to compare.
+        apart_low: Lower end of the 95 % interval of that; None with one seed.
+        apart_high: Its upper end.
     """
 
     layer: str
@@ -78,6 +85,9 @@ class Effect:
     low: float | None
     high: float | None
     p: float | None
+    apart: float | None = None
+    apart_low: float | None = None
+    apart_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -205,21 +215,75 @@ def effects_of(
         spread: Of that table; None with one seed.
     """
     names = sorted({name for combo in layers for name in combo}, key=lambda name: _depth(name, layers))
+    inside = {name: np.array([name in combo for combo in layers]) for name in names}
     found = []
-    for name in names:
-        inside = np.array([name in combo for combo in layers])
-        if inside.all() or not inside.any():
-            continue
-        by_seed = top1[inside].mean(axis=0) - top1[~inside].mean(axis=0)
-        mean = float(by_seed.mean())
-        low = high = p = None
-        if spread is not None:
-            factor = (1 / inside.sum() + 1 / (~inside).sum()) / spread.seeds
-            half = spread.half_width(float(factor))
-            low, high, p = mean - half, mean + half, spread.probability(mean, float(factor))
-        found.append(Effect(name, tuple(by_seed.tolist()), mean, low, high, p))
+    for name, with_it in inside.items():
+        if (seen := _with_and_without(top1, with_it, ~with_it, spread)) is not None:
+            by_seed, factor = seen
+            mean = float(by_seed.mean())
+            low, high = _ends(mean, factor, spread)
+            p = None if spread is None else spread.probability(mean, factor)
+            found.append(Effect(name, tuple(by_seed.tolist()), mean, low, high, p))
     corrected = holm([each.p for each in found])
-    return tuple(replace(each, p=p) for each, p in zip(found, corrected, strict=True))
+    effects = [replace(each, p=p) for each, p in zip(found, corrected, strict=True)]
+    strongest = max(effects, key=lambda each: abs(each.mean)).layer if effects else ""
+    for k, each in enumerate(effects):
+        if each.layer != strongest:
+            others = ~inside[strongest]
+            seen = _with_and_without(top1, others & inside[each.layer], others & ~inside[each.layer], spread)
+            if seen is not None:
+                apart = float(seen[0].mean())
+                low, high = _ends(apart, seen[1], spread)
+                effects[k] = replace(each, apart=apart, apart_low=low, apart_high=high)
+    return tuple(effects)
+
+
+def _with_and_without(
+    top1: Float[np.ndarray, "rows seeds"],
+    first: Bool[np.ndarray, " rows"],
+    second: Bool[np.ndarray, " rows"],
+    spread: Spread | None,
+) -> tuple[Float[np.ndarray, " seeds"], float] | None:
+    """Return the difference of the means of some rows and of others on each seed, and how many times the noise it has.
+
+    None where either side is empty.
+    """
+    if not first.any() or not second.any():
+        return None
+    factor = float(1 / first.sum() + 1 / second.sum()) / (1 if spread is None else spread.seeds)
+    return top1[first].mean(axis=0) - top1[second].mean(axis=0), factor
+
+
+def _ends(value: float, factor: float, spread: Spread | None) -> tuple[float | None, float | None]:
+    """Return the ends of the 95 % interval of a sum of values; None with one seed."""
+    if spread is None:
+        return None, None
+    half = spread.half_width(factor)
+    return value - half, value + half
+
+
+def additive_share(layers: Sequence[tuple[str, ...]], means: Float[np.ndarray, " rows"]) -> float | None:
+    """Return how much of the variance of combinations a sum over their layers explains, 0 to 1; the rest is company.
+
+    Args:
+        layers: The combinations.
+        means: Of each over the seeds; the noise that is left in them counts as unexplained.
+
+    Returns:
+        None where all are the same.
+
+    Example:
+        >>> layers = [("a", "b"), ("a", "c"), ("b", "c")]
+        >>> round(additive_share(layers, np.array([3.0, 5.0, 6.0])), 6)
+        1.0
+    """
+    names = sorted({name for combo in layers for name in combo})
+    design = np.array([[1.0, *(name in combo for name in names)] for combo in layers])
+    about = means - means.mean()
+    if not (total := float((about**2).sum())) > 0:
+        return None
+    fitted = design @ np.linalg.lstsq(design, about, rcond=None)[0]
+    return 1 - float(((about - fitted) ** 2).sum()) / total
 
 
 def _depth(name: str, layers: Sequence[tuple[str, ...]]) -> tuple[int, int]:
