@@ -151,6 +151,12 @@ def test_another_search_is_refused(teacher: Network, digits: Data, tmp_path: Pat
     searched(teacher, digits, tmp_path, **quick)
     with pytest.raises(RunError, match=r"holds another search: train\.lr is 0\.2 there and 0\.1 now"):
         searched(teacher, digits, tmp_path, **(quick | {"train": replace(TRAIN, epochs=1, lr=0.1)}))
+    later = replace(quick["search"], least_epochs=2)
+    with pytest.raises(RunError, match=r"holds another search: search\.least_epochs is"):
+        searched(teacher, digits, tmp_path, **(quick | {"search": later}))
+    assert "least_epochs" not in Board(tmp_path).settle(
+        "search", lambda: ""
+    )  # as it was before there was such a setting
     dark = replace(teacher, input=replace(teacher.input, mean=(0.9,)))
     with pytest.raises(RunError, match=r"input\.mean is \[.*\] there and \[0\.9\] now"):
         searched(dark, digits, tmp_path, **quick)
