@@ -169,5 +169,10 @@ def test_the_long_script_goes_on_after_a_stop_and_says_when_it_is_done(tmp_path:
     assert (value["open_cells"], value["setting"]["students"], len(value["rows"])) == (0, ["resnet8"], 8)
     assert value["setting"]["mixed"] == []
     before = (tmp_path / "out" / "teacher" / "result.json").stat().st_mtime_ns
+    one = next((tmp_path / "out" / "resnet8" / "cells").iterdir())
+    one.unlink()
+    (tmp_path / "out" / "resnet8" / "leases" / f"{one.stem}.lease").write_text("another machine, killed a moment ago")
+    assert run() == 0  # what is left is taken up
+    assert one.is_file()
     assert run() == 0  # nothing is left to do
     assert (tmp_path / "out" / "teacher" / "result.json").stat().st_mtime_ns == before
