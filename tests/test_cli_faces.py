@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import stat
 from importlib import resources
 from pathlib import Path
@@ -72,6 +73,34 @@ def test_an_evaluation_writes_a_result_and_a_report(closed: Path, tmp_path: Path
     recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert recipe["arguments"]["probe_px"] == "112,4"
     assert "holds this run, finished" in faces(*command, "--draws", 100, "--examples", "--out", tmp_path / "run").err
+
+
+def test_matching_is_learnt_from_a_plain_folder_as_from_a_protocol(others: Path, people: Path, tmp_path: Path) -> None:
+    for picture in others.glob("*.png"):
+        (tmp_path / "plain" / picture.stem).mkdir(parents=True)
+        shutil.copy(picture, tmp_path / "plain" / picture.stem)
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    assert faces("fit", *MODEL, "--root", others, "--out", first).code == 0
+    found = faces("fit", *MODEL, "--root", tmp_path / "plain", "--out", second, "--json")
+    assert (found.json["faces"], found.json["people"]) == (120, 120)
+    assert "120 of 120 photos of" in found.err  # taken as aligned crops
+    tensors = [read_tensors(path)[0] for path in (first, second)]
+    assert tensors[0].keys() == tensors[1].keys()
+    for name, tensor in tensors[0].items():
+        torch.testing.assert_close(tensors[1][name], tensor, rtol=0.02, atol=0.02)
+    enrolled = faces("embed", people / "enrolled", *MODEL, "--matcher", second, "--out", tmp_path / "g.safetensors")
+    assert enrolled.code == 0
+    refused = faces("embed", tmp_path / "plain", *MODEL, "--matcher", second, "--out", tmp_path / "h.safetensors")
+    assert refused.code == 1  # nobody is tested on whom it was learnt on
+    (tmp_path / "plain" / "q300" / "2020").mkdir()
+    shutil.copy(others / "q301.png", tmp_path / "plain" / "q300" / "2020")
+    for more, told in (
+        ((), "in which q300 or 2020 may be the person"),
+        (("--views", "mean"), "holds no folder gallery"),
+    ):
+        bad = faces("fit", *MODEL, "--root", tmp_path / "plain", *more, "--out", tmp_path / "c.safetensors")
+        assert (bad.code, bad.out) == (1, "")
+        assert told in bad.err.splitlines()[-1]
 
 
 def test_from_a_fit_to_an_answer(others: Path, people: Path, tmp_path: Path) -> None:

@@ -102,6 +102,13 @@ class ProtocolOptions:
         str | None, typer.Option(help="Of several gallery pictures: best or mean; icbrw also frontal.")
     ] = None
 
+    def is_people(self) -> bool:
+        """Return whether the root is a plain folder of people, which says nothing of galleries and probes."""
+        from keyhole.faces.protocols.folder import is_set
+
+        asked = {name: value for name, value in vars(self).items() if name not in ("root", "protocol")}
+        return self.protocol == "folder" and not any(asked.values()) and not is_set(self.root)
+
     def open(self) -> IdentificationSet | PairSet:
         """Return what the protocol compares."""
         from keyhole.faces.protocols.named import read_protocol

@@ -116,18 +116,22 @@ def fit(
 ) -> None:
     """Learn to match small probes with sharp photos.
 
-    It learns from unlabeled faces of other people.
+    It learns from unlabeled faces of other people: a folder or zip PERSON/*.jpg, or all pictures of a protocol.
 
     Example: keyhole faces fit --model M.onnx --protocol lfw --root DIR --folds 1,2,3 --out matcher.safetensors
     """
     from keyhole.faces.comparison import Pipeline
     from keyhole.faces.evaluation import fit as learn
     from keyhole.faces.matching import save_matcher
+    from keyhole.faces.watchlist.enrollment import fit_folder
 
     f.check_file(out)
-    read = protocol.open()
+    faces = None if protocol.is_people() else protocol.open()
     pipeline = Pipeline(use.open(), use.find(), setting=camera.setting())
-    found = learn(pipeline, read, progress=o.progress_bar())
+    if faces is None:
+        found = fit_folder(pipeline, protocol.root, progress=o.progress_bar(), note=o.note)
+    else:
+        found = learn(pipeline, faces, progress=o.progress_bar())
     save_matcher(out, found)
     value = {"matcher": str(out), "sizes_px": list(found.sizes_px), "people": len(found.people), **found.about}
     o.emit(value, f"{out}: fitted on {found.about['faces']} faces of {len(found.people)} people", as_json=json)

@@ -60,6 +60,16 @@ def read(root: Path, *, manifest: Path | None = None, views: Views = "best") -> 
         return replace(found, name="folder", notes=found.notes + _doubts(album, found))
 
 
+def is_set(root: Path) -> bool:
+    """Return whether a folder or archive says who is enrolled and who is searched for, as :func:`read` wants it.
+
+    Raises:
+        DataError: There is no such folder, or the archive is broken.
+    """
+    with open_album(root) as album:
+        return _above(album) is not None or album.has("manifest.csv")
+
+
 def _above(album: Album) -> str | None:
     """Return what stands before ``gallery/``: nothing, or the one folder that an archive was packed with."""
     names = album.pictures()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -15,6 +15,7 @@ from keyhole.faces.comparison import Pipeline, Watched
 from keyhole.faces.embedding import FACE_PX, shown_px
 from keyhole.faces.images.albums import Album, album_of_file, open_album, picture_size
 from keyhole.faces.images.photos import noted_face_px
+from keyhole.faces.matching import Matcher, fit_matcher
 from keyhole.faces.pooling import Pooled, frame_quality, frame_weights, grouped, pool
 from keyhole.faces.protocols.samples import Sample, shortened
 from keyhole.faces.watchlist.gallery import Gallery, candidates, enroll, load_gallery
@@ -215,6 +216,32 @@ def enroll_folder(
         note=note,
     )
     return gallery, faces
+
+
+def fit_folder(pipeline: Pipeline, root: Path, *, progress: Progress = silent, note: Note = no_note) -> Matcher:
+    """Return a matcher fitted on all faces of a folder of people, without their labels.
+
+    Args:
+        pipeline: Model, detector, margin and camera.
+        root: Folder or archive of ``PERSON/*.jpg`` or ``PERSON.jpg``; who they are is only remembered as digests, so
+            that nobody is tested on them.
+        progress: Wraps the loops.
+        note: Is told what looks wrong.
+
+    Raises:
+        DataError: There is no photo, or there are too few faces.
+    """
+    people_named(root, note=note)
+    faces = faces_of(pipeline, root, kind=str(root), role="faces", progress=progress, note=note)
+    if not faces.samples:
+        raise DataError(f"No face was found in any photo of {root}. Look at the photos, or at --detector.")
+    return fit_matcher(
+        faces.watched.at(None),
+        faces.watched.at,
+        fingerprint=pipeline.model.fingerprint,
+        people=[sample.identity for sample in faces.samples],
+        about={"faces_of": "folder", "camera": asdict(pipeline.setting.how), "margin": pipeline.setting.margin},
+    )
 
 
 def open_gallery(pipeline: Pipeline, path: Path, *, note: Note = no_note) -> Gallery:
