@@ -61,9 +61,8 @@ class Cohort:
         check_arms(arms, teacher=teacher is not None, processes=group.count)
         self.group = group
         self.device = group.device or choose_device(config.device)
-        if (
-            self.device.type == "cuda" and self.device.index is not None
-        ):  # streams, records and random numbers are those of the current GPU
+        if self.device.type == "cuda" and self.device.index is not None:
+            # streams, records and random numbers are those of the current GPU
             torch.cuda.set_device(self.device)
         precision = group.broadcast(lambda: choose_precision(config.precision, self.device))
         self.config = config = replace(config, precision=precision)
