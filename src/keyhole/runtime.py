@@ -103,14 +103,18 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 
 @contextmanager
-def without_tf32() -> Iterator[None]:
+def without_tf32(device: torch.device) -> Iterator[None]:
     """Let convolutions of fp32 be that on a GPU too, where they are otherwise rounded to TF32."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+    if device.type != "cuda":
+        yield
+        return
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        convolutions.fp32_precision = before
 
 
 def synchronize(device: torch.device) -> None:

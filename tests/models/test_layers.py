@@ -242,6 +242,16 @@ def test_tapped_shares_its_weights_and_closes() -> None:
     assert hooks_of(module) == 0
 
 
+def test_a_module_that_ran_by_itself_leaves_nothing_once_it_is_forgotten() -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    tapped = Tapped(net, ["0"])
+    net(torch.ones(5, 4))
+    assert tapped._features
+    tapped.forget()
+    assert not tapped._features
+    assert tapped(torch.ones(5, 4))[1].keys() == {"0"}
+
+
 def test_two_taps_on_one_module_do_not_meet() -> None:
     module = build("resnet8", classes=5).module
     first, second = Tapped(module, ["layer1"]), Tapped(module, ["layer1", "layer3"])

@@ -39,7 +39,9 @@ def test_halving_of_all_84_combinations() -> None:
     assert plan_search(SearchConfig("halving"), 2, 9) == (Rung(2, 1), Rung(1, 3), Rung(1, 9))
     assert plan_search(SearchConfig("all"), 84, 10) == (Rung(84, 10),)
     assert plan_search(SearchConfig("halving", least_epochs=2), 84, 10) == (Rung(84, 3), Rung(28, 10))
-    assert plan_search(SearchConfig("halving", least_epochs=4), 84, 10) == (Rung(84, 10),)
+    assert plan_search(SearchConfig("halving", least_epochs=7), 84, 10) == (Rung(84, 7), Rung(28, 10))
+    assert plan_search(SearchConfig("halving", least_epochs=10), 84, 10) == (Rung(84, 10),)
+    assert plan_search(SearchConfig("halving"), 84, 2) == (Rung(84, 2),)
 
 
 @pytest.mark.parametrize(

@@ -248,6 +248,18 @@ def test_an_arm_beside_the_combinations_stands_where_it_would_come_in() -> None:
     assert ("uniform", "centers") in standings  # one combination, and its own cells tell
 
 
+def test_the_luck_of_random_draws_is_told() -> None:
+    rules = {f"random, seed {k}": COMBOS[k] for k in (3, 9)}
+    found = survey(GROUP, world(DEEP, 0.1), rules=rules)
+    assert found is not None
+    gains = sorted(each.gain for each in found.standings)
+    assert f"The 2 draws of the random rule lie {gains[0]:+.2f} to {gains[1]:+.2f} points" in found.sentence
+    assert f"{sum(gains) / 2:+.2f} in the mean" in found.sentence
+    one = survey(GROUP, world(DEEP, 0.1), rules={"random, seed 0": COMBOS[3]})
+    assert one is not None
+    assert "draws of the random rule" not in one.sentence
+
+
 def test_intervals_of_places_hold_the_true_place() -> None:
     held = total = 0
     worth = {"l3.1": 0.5, "l1.0": -0.4, "l2.1": 0.3}
@@ -331,6 +343,23 @@ def test_searches_are_replayed_over_what_was_logged() -> None:
     whole = next(each for each in found.replays if each.method == "random" and each.combinations == 20)
     assert whole.cost.passes == 2 * 3
     assert whole.gain > 1
+    # nine epochs: what is seen after the first ranks them the other way round, after the third as the end does
+    parts = [-1.0, 0.0, 1.0] + [0.5] * 5 + [1.0]
+    long: list[Any] = [
+        {**each, "history": [{"held_out_top1": each["held_out_top1"]["last"] * part} for part in parts]}
+        for each in cells
+    ]
+    early = surveyed(long, students_per_pass=7)
+    assert list(early.early_tells) == [1, 3]
+    assert early.held_out_tells is not None
+    assert early.early_tells[3] == pytest.approx(early.held_out_tells)
+    assert early.early_tells[1] == pytest.approx(-early.held_out_tells)
+    assert early.held_out_tells > 0.9
+    told = f"{-early.held_out_tells:.2f} after epoch 1 and {early.held_out_tells:.2f} after epoch 3)"
+    assert told in early.sentence
+    assert {each.method: each.looks for each in early.replays} == {
+        "random": (9,), "halving": (1, 3, 9), "halving from epoch 3": (3, 9)
+    }  # fmt: skip
     looks = LookSeconds(50.0, {"r2_cca": 2.0, "svcca": 3.0})
     rules = RULES | {"kmeans svcca": COMBOS[-1], "kmeans pwcca": COMBOS[7], "kmeans svcca, last": COMBOS[4]}
     timed = survey(GROUP, cells, rules=rules, students_per_pass=7, look_s=looks)

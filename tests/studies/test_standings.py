@@ -91,9 +91,13 @@ def test_effects_without_the_strongest_layer_by_loops() -> None:
     # of additive worths the strongest moves all others by its own share of what they stand against
     additive = np.array([[sum(2.0 ** LAYERS.index(name) for name in combo)] for combo in COMBOS])
     assert additive_share(COMBOS, additive[:, 0]) == pytest.approx(1)
+    random = np.random.default_rng(0)
+    by_chance = [additive_share(COMBOS, random.normal(size=len(COMBOS))) or 0 for _ in range(400)]
+    assert np.mean(by_chance) == pytest.approx(0, abs=0.1)
+    assert additive_share(COMBOS[:4], np.arange(4.0)) is None  # four layers of a fit to four values
     assert additive_share(COMBOS, np.ones(len(COMBOS))) is None
     worth = np.array([float(combo == ("b", "c")) for combo in COMBOS])  # worth something in company alone
-    assert 0 < (additive_share(COMBOS, worth) or 0) < 1
+    assert additive_share(COMBOS, worth) == pytest.approx(0, abs=0.01)
 
 
 def test_a_layer_that_is_in_all_or_in_none_has_no_effect() -> None:

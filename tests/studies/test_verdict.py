@@ -219,6 +219,10 @@ def test_a_verdict_that_cannot_be_sure_says_so() -> None:
     assert one.gaps[0].low is None
     some = judge([*grid(kd=[60.0, 61.0], hints=[61.0, 60.5]), None, None], ["kd", "hints"])
     assert "This study cannot tell the one arm from kd beyond chance" in some.sentence
+    assert "With 2 seeds hardly any difference could be told." in some.sentence
+    three = judge(grid(kd=[60.0, 61.0, 60.2], hints=[61.0, 60.5, 60.3]), ["kd", "hints"]).sentence
+    assert "This study cannot tell the one arm from kd" in three
+    assert "With 2 seeds" not in three
     assert "2 cells are still open" in some.sentence
     assert judge([None], ["kd"]).sentence == "Nothing has come to the end yet."
     assert judge(grid(kd=[None]), ["kd"]).rows[0].parameters is None

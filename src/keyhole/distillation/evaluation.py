@@ -71,7 +71,7 @@ def evaluate(
     try:
         with evaluating(module):
             for batch in progress(split.to(device).batches(batch_size), label=f"evaluate {network.name}", total=total):
-                with without_tf32(), autocast(device, precision):
+                with without_tf32(device), autocast(device, precision):
                     logits = network(batch.images).float()
                 finite &= torch.isfinite(logits).all()
                 ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices

@@ -101,8 +101,8 @@ def _numbers(landscape: Landscape) -> Html:
     if landscape.held_out_tells is not None:
         rows.append([f"rank correlation of held-out images and test images {of}", f"{landscape.held_out_tells:.2f}"])
     if landscape.additive is not None:
-        rows.append(["share of the combinations' variance that a sum over layers explains",
-                     f"{100 * landscape.additive:.0f} %"])  # fmt: skip
+        rows.append(["share of the combinations' variance that a sum over layers explains (adjusted R2)",
+                     f"{100 * max(0.0, landscape.additive):.0f} %"])  # fmt: skip
     how = (
         "Parts of the spread come from a two-way analysis of variance, combinations by seeds; a seed that is good for "
         "all of them is taken out. The share is the intraclass correlation ICC(3, 1) of Shrout and Fleiss (1979) with "
@@ -176,11 +176,12 @@ def _effects(landscape: Landscape) -> Html:
             f"{len(sure)} of {plural(len(landscape.effects), 'layer')} differ from the average of the others beyond "
             "chance (Holm-corrected). "
         )
+    own = " with its own 95 % interval," if landscape.spread is not None else ""
     how = (
-        "These effects sum to nothing, as all combinations have as many layers: one layer that is far from the others "
-        f"moves them all the other way. So each is told as well among the combinations without {strongest}, the "
-        "strongest, with its own 95 % interval. Where a layer is learnt in the student depends on those it comes with, "
-        "so what it is worth does as well."
+        "All combinations have as many layers, so a layer is told against the average of the others, and one that is "
+        f"far from them moves them all the other way. Each is told as well{own} among the combinations without "
+        f"{strongest}, the strongest. Where a layer is learnt in the student depends on those it comes with, so what "
+        "it is worth does as well."
     )
     columns = [Column("with the layer", number=False), *(Column(head) for head in heads)]
     return join([table(columns, rows), figure(drawn, caption.strip()), paragraph(how, "soft")])
@@ -240,12 +241,14 @@ def _at_equal_seconds(landscape: Landscape) -> list[Html]:
 
 def _looks(landscape: Landscape) -> str:
     """Return when each search looks, and what a look tells."""
-    looks = {each.method: each.looks for each in landscape.replays if each.method != "random"}
+    looks = {each.method: each.looks for each in landscape.replays if len(each.looks) > 1}
+    if not looks:
+        return "In so few epochs halving looks after the last one alone, as random search does."
     told = "; ".join(f"{method} looks after epochs {words(list(map(str, at)))}" for method, at in looks.items())
-    first = f"{told[:1].upper()}{told[1:]}. " if told else ""
     return (
-        f"{first}Random search trains all that it draws to the end. What a look is worth to a search is the rank "
-        "correlation above: where it is near 0, a search that looks there leaves combinations out at random."
+        f"{told[:1].upper()}{told[1:]}. Random search trains all that it draws to the end. What a look is worth to a "
+        "search is the rank correlation above: where it is near 0, a search that looks there leaves combinations out "
+        "at random."
     )
 
 

@@ -105,7 +105,7 @@ def plan_search(config: SearchConfig, combinations: int, epochs: int) -> tuple[R
     """Return the rungs of a search: as many combinations as there are and as the budget allows.
 
     Halving looks after ``epochs``, ``epochs / keep``, ``epochs / keep^2`` ... epochs, down to ``least_epochs``, and
-    each time one of ``keep`` goes on.
+    each time one of ``keep`` goes on. Where none of these but the last is so late, it looks after ``least_epochs``.
 
     Args:
         config: How to search, and its budget.
@@ -151,4 +151,6 @@ def _looks(config: SearchConfig, epochs: int) -> list[int]:
     found = [epochs]
     while config.method == "halving" and (earlier := found[0] // config.keep) >= config.least_epochs:
         found.insert(0, earlier)
+    if config.method == "halving" and found == [epochs] and 1 < config.least_epochs < epochs:
+        found.insert(0, config.least_epochs)
     return found

@@ -75,7 +75,8 @@ class Landscape:
             the last epoch, mean over the seeds; with one seed of the same runs. None where it is undefined.
         early_tells: The same of held-out accuracies after each earlier epoch at which a search may look.
         effects: What each layer is worth.
-        additive: Share of the variance of the combinations that a sum over their layers explains; None where undefined.
+        additive: Share of the variance of the combinations that a sum over their layers explains, adjusted for the
+            number of layers; None where undefined.
         standings: Where each choice stands, the best first.
         winner: What trying all of them finds; None where no images were held out.
         over_baseline: The mean of all combinations minus the baseline, seed by seed; None where there is none.

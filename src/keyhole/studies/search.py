@@ -175,6 +175,9 @@ def search_hints(
     candidates = layers(teacher, plan.layers)
     total = count_combinations(len(candidates), plan.count)
     rungs = plan_search(search, total, train.epochs)
+    if search.method == "halving" and len(rungs) == 1:
+        note(f"Halving looks after epoch {train.epochs} alone, so all {rungs[0].students} students train to the end. "
+             "More --epochs, or a smaller --keep or --least-epochs, let it look earlier.")  # fmt: skip
     board.agree("search", _recipe(teacher, data, plan, search, train))
     kept, held_out = hold_out(data.train, search.holdout)
     maker = ArmMaker(teacher, kept, train, keep=board.settle, progress=progress, note=note)

@@ -263,27 +263,32 @@ def _ends(value: float, factor: float, spread: Spread | None) -> tuple[float | N
 
 
 def additive_share(layers: Sequence[tuple[str, ...]], means: Float[np.ndarray, " rows"]) -> float | None:
-    """Return how much of the variance of combinations a sum over their layers explains, 0 to 1; the rest is company.
+    """Return how much of the variance of combinations a sum over their layers explains; the rest is company, or noise.
+
+    It is adjusted for the number of layers (adjusted R2), so that values by chance give 0 in the mean.
 
     Args:
         layers: The combinations.
         means: Of each over the seeds; the noise that is left in them counts as unexplained.
 
     Returns:
-        None where all are the same.
+        At most 1; below 0 where a sum explains less than chance would. None where all are the same, or where there are
+        no more combinations than layers, which a sum then fits whatever they are.
 
     Example:
-        >>> layers = [("a", "b"), ("a", "c"), ("b", "c")]
-        >>> round(additive_share(layers, np.array([3.0, 5.0, 6.0])), 6)
+        >>> layers = [("a", "b"), ("a", "c"), ("a", "d"), ("b", "c"), ("b", "d"), ("c", "d")]
+        >>> round(additive_share(layers, np.array([3.0, 5.0, 9.0, 6.0, 10.0, 12.0])), 6)
         1.0
     """
     names = sorted({name for combo in layers for name in combo})
     design = np.array([[1.0, *(name in combo for name in names)] for combo in layers])
     about = means - means.mean()
-    if not (total := float((about**2).sum())) > 0:
+    fitted, _, rank, _ = np.linalg.lstsq(design, about, rcond=None)
+    total, free = float((about**2).sum()), len(layers) - int(rank)
+    if not total > 0 or free < 1:
         return None
-    fitted = design @ np.linalg.lstsq(design, about, rcond=None)[0]
-    return 1 - float(((about - fitted) ** 2).sum()) / total
+    left = float(((about - design @ fitted) ** 2).sum())
+    return 1 - left / total * (len(layers) - 1) / free
 
 
 def _depth(name: str, layers: Sequence[tuple[str, ...]]) -> tuple[int, int]:

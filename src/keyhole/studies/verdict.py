@@ -55,7 +55,8 @@ class Gap:
         seeds: How many seeds both came to the end with.
         mean: Mean difference; above 0 where ``arm`` is better.
         low: Lower end of the 95 % interval by Student's t; None with fewer than two seeds, or where all differences
-            are the same: accuracies come in steps, and that so few fall on one step says nothing of their spread.
+            are the same: accuracies come in steps, and that so few fall on one step says nothing of their spread. What
+            a landscape holds has the noise of its whole table instead.
         high: Its upper end.
         p: Two-sided probability of such a mean if there were no difference; None where there is no interval.
         corrected: The same after Holm's correction for the differences that are told together: those of arms to the
