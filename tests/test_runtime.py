@@ -14,7 +14,7 @@ import torch
 
 from keyhole import runtime
 from keyhole.errors import SettingError
-from keyhole.runtime import autocast, choose_device, choose_precision, describe
+from keyhole.runtime import autocast, choose_device, choose_precision, describe, without_tf32
 
 
 def test_the_automatic_device_is_a_gpu_where_there_is_one() -> None:
@@ -135,3 +135,18 @@ def test_compiling_says_nothing_of_a_toolkit_without_a_gpu() -> None:
         told[ready] = made.stderr
     assert "No CUDA runtime is found" in told["pass"]
     assert told["runtime.ready_compiler()"] == told["exporting._silent_nncf()"] == ""
+
+
+def test_convolutions_are_exact_within_and_as_before_afterwards() -> None:
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = convolutions.fp32_precision
+    for asked in ("tf32", "ieee"):
+        convolutions.fp32_precision = asked
+        try:
+            with without_tf32(torch.device("cuda")):
+                assert convolutions.fp32_precision == "ieee"
+            assert convolutions.fp32_precision == asked
+            with without_tf32(torch.device("cpu")):
+                assert convolutions.fp32_precision == asked
+        finally:
+            convolutions.fp32_precision = before
