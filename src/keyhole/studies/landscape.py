@@ -172,13 +172,7 @@ def survey(
         >>> found.winner.layers, found.standings[0].rank, round(found.standings[0].gain, 2)
         (('c',), 2, -0.67)
     """
-    by_arm: dict[str, dict[int, Mapping[str, Any]]] = {}
-    ended: dict[str, set[int]] = {arm: set() for arm in group.arms.values()}
-    for cell in cells:
-        if cell is not None:
-            ended.setdefault(cell["arm"], set()).add(int(cell["seed"]))
-            if not cell["diverged"]:
-                by_arm.setdefault(cell["arm"], {})[int(cell["seed"])] = cell
+    by_arm, ended = _by_arm(group, cells)
     by_all = set.intersection(*(ended[arm] for arm in group.arms.values()))
     done = {combo: set(by_arm.get(arm, ())) for combo, arm in group.arms.items()}
     layers, seeds = _whole_table({combo: at & by_all if by_all else at for combo, at in done.items()})
@@ -214,9 +208,7 @@ def survey(
     curves = _curves(rows)
     replays = () if curves is None else replay_searches(curves, top1, students_per_pass=students_per_pass)
     tells = None if held_out is None else _across_seeds(held_out, top1)
-    looks = sorted({look for each in replays for look in each.looks[:-1]})
-    early = {} if curves is None else {look: _across_seeds(curves[:, :, look - 1], top1) for look in looks}
-    early_tells = {look: value for look, value in early.items() if value is not None}
+    early_tells = {} if curves is None else _early_tells(curves, top1, replays)
     matches: tuple[Match, ...] = ()
     if curves is not None and times is not None:
         pace = Pace(*times, curves.shape[2])
@@ -238,6 +230,20 @@ def survey(
         matches=matches,
         sentence=what_is_found(len(combinations), spread, standings, winner, tells, early_tells),
     )
+
+
+def _by_arm(
+    group: Group, cells: Sequence[Mapping[str, Any] | None]
+) -> tuple[dict[str, dict[int, Mapping[str, Any]]], dict[str, set[int]]]:
+    """Return by arm and seed the cells that did not diverge, and by arm the seeds that came to an end at all."""
+    whole: dict[str, dict[int, Mapping[str, Any]]] = {}
+    ended: dict[str, set[int]] = {arm: set() for arm in group.arms.values()}
+    for cell in cells:
+        if cell is not None:
+            ended.setdefault(cell["arm"], set()).add(int(cell["seed"]))
+            if not cell["diverged"]:
+                whole.setdefault(cell["arm"], {})[int(cell["seed"])] = cell
+    return whole, ended
 
 
 def _timed_centers(
@@ -332,6 +338,15 @@ def _seeds_agree(top1: Float[np.ndarray, "rows seeds"]) -> float | None:
     pairs = [rank_correlation(top1[:, a], top1[:, b]) for a, b in combinations(range(top1.shape[1]), 2)]
     known = [value for value in pairs if value is not None]
     return statistics.fmean(known) if known else None
+
+
+def _early_tells(
+    held_out: Float[np.ndarray, "rows seeds epochs"], top1: Float[np.ndarray, "rows seeds"], replays: Sequence[Replayed]
+) -> dict[int, float]:
+    """Return how each look of a search before the last ranks combinations as the end does, by its epoch."""
+    looks = sorted({look for each in replays for look in each.looks[:-1]})
+    found = {look: _across_seeds(held_out[:, :, look - 1], top1) for look in looks}
+    return {look: value for look, value in found.items() if value is not None}
 
 
 def _across_seeds(held_out: Float[np.ndarray, "rows seeds"], top1: Float[np.ndarray, "rows seeds"]) -> float | None:
