@@ -23,8 +23,8 @@ from keyhole.distillation.arm import Arm
 from keyhole.distillation.cohort import Cohort
 from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.group import ALONE, Group, join_group
+from keyhole.distillation.kinds import HintPair
 from keyhole.distillation.notation import parse_terms
-from keyhole.distillation.terms import HintPair
 from keyhole.distillation.training import Checkpointing, Trained, fit
 from keyhole.errors import KeyholeError, SettingError
 from keyhole.files import write_tensors

@@ -17,7 +17,7 @@ from keyhole import arms as module
 from keyhole.arms import ArmMaker
 from keyhole.data.splits import MemorySplit
 from keyhole.distillation.config import TrainConfig
-from keyhole.distillation.terms import HintPair
+from keyhole.distillation.kinds import HintPair
 from keyhole.distillation.warmup import WarmUpError, warm_up
 from keyhole.errors import DataError, DivergenceError, SettingError, UnknownNameError
 from keyhole.hints.choice import ChoiceConfig, choose_hints

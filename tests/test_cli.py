@@ -546,6 +546,86 @@ def test_a_killed_run_goes_on_to_the_very_same_student(runs: Path, teacher: Path
     assert "finished; its result is" in finished.err
 
 
+LAB = """
+from torch import nn
+
+
+def logits(logits, teacher_logits, power=2.0):
+    return (logits - teacher_logits).abs().pow(power).mean()
+
+
+def pooled(feature, teacher_feature):
+    return (feature.mean((2, 3)) - teacher_feature.mean((2, 3))).pow(2).mean()
+
+
+def small(*, classes):
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
+"""
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of losses and networks of the user's, in the folder that the user works in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "lab", raising=False)
+    (tmp_path / "lab.py").write_text(LAB)
+    return tmp_path / "lab.py"
+
+
+def edit(lab: Path, old: str, new: str) -> None:
+    assert old in LAB
+    lab.write_text(LAB.replace(old, new))
+    sys.modules.pop("lab", None)
+
+
+def test_distill_with_losses_of_ones_own(teacher: Path, lab: Path, tmp_path: Path) -> None:
+    terms = "ce,lab:logits(power=1.5)=0.5,lab:pooled"
+    value = distill(teacher, tmp_path / "run", "--terms", terms, "--count", 2).json
+    assert len(value["hints"]) == 2  # chosen, as one of them needs hints
+    record = json.loads((tmp_path / "run" / "log.jsonl").read_text())
+    whole = record["ce"] + 0.5 * record["lab:logits"] + record["lab:pooled"]
+    assert record["loss"] == pytest.approx(whole, rel=1e-4)
+    assert "lab:pooled" in (tmp_path / "run" / "report.html").read_text()
+    files = json.loads((tmp_path / "run" / "recipe.json").read_text())["arguments"]["files"]
+    assert {"lab:logits", "lab:pooled"} <= files.keys()
+    assert_one_line(distill(teacher, tmp_path / "new", "--terms", "ce,lab:small"), "lab:small asks for classes")
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_unfinished_run_is_not_resumed_with_other_code(teacher: Path, lab: Path, tmp_path: Path) -> None:
+    options = ("--student", "lab:small", "--terms", "ce,lab:logits", "--epochs", 2, "--holdout", 97, *QUICK)
+    command = ("distill", "--teacher", teacher, *options, "--out", tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    found = keyhole(*command)
+    assert found.code == 0, found.err
+    (tmp_path / "run" / "result.json").unlink()  # as if it had not come to its end
+    for old, new, told in (("power=2.0", "power=1.0", "files.lab:logits"), ("1, 4, 3", "1, 4, 5", "files.lab:small")):
+        edit(lab, old, new)
+        assert_one_line(keyhole(*command, "--resume"), "holds another run", told)
+    edit(lab, "def pooled(feature", "def other(feature")
+    assert keyhole(*command, "--resume").code == 0
+
+
+def test_a_study_of_losses_of_ones_own(teacher: Path, lab: Path, tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(f"""
+        teacher = "{teacher}"
+        data = "digits"
+        holdout = 97
+        [train]
+        epochs = 1
+        precision = "fp32"
+        [[arm]]
+        student = "resnet8"
+        terms = ["ce=1,kd=1", "ce=1,lab:logits=0.5"]
+    """)
+    command = ("study", tmp_path / "study.toml", "--out", tmp_path / "out")
+    first = keyhole(*command, "--json").json
+    edit(lab, "def small", "# what is not used may change\ndef small")
+    assert keyhole(*command, "--json").json == first | {"finished_now": 0}
+    edit(lab, "power=2.0", "power=1.0")
+    assert_one_line(keyhole(*command), "of another recipe: code_sha256.lab:logits is")
+
+
 # --- what goes wrong -------------------------------------------------------------------------------------------------
 
 

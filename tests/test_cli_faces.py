@@ -297,6 +297,30 @@ def test_a_student_of_its_teachers_network_learns_from_each_hint_at_the_same_lay
         assert told in faces(*command, "--match", match, "--out", tmp_path / "bad").err
 
 
+def test_a_student_of_faces_learns_from_a_loss_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lab_of_faces.py").write_text(
+        "from torch.nn.functional import cosine_similarity\n"
+        "def near(embedding, teacher_embedding):\n"
+        "    return (1 - cosine_similarity(embedding, teacher_embedding)).mean()\n"
+        "def classes(logits, labels):\n"
+        "    return logits.mean()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    pattern_faces.album(tmp_path / "faces", people=4, photos=2)
+    command = (
+        "distill", "--teacher", "pattern_faces:reader", "--faces", tmp_path / "faces", "--student", "compact-24-xs",
+        "--epochs", 2, "--batch-size", 4, "--device", "cpu", "--precision", "fp32", "--json",
+    )  # fmt: skip
+    own, known = (
+        faces(*command, "--terms", terms, "--out", tmp_path / str(k)).json["arms"][0]["history"]
+        for k, terms in enumerate(("lab_of_faces:near", "embedding"))
+    )
+    assert [each["loss"] for each in own] == pytest.approx([each["loss"] for each in known], rel=1e-5)
+    bad = faces(*command, "--terms", "lab_of_faces:classes", "--out", tmp_path / "bad")
+    assert bad.code == 1
+    assert "Term lab_of_faces:classes takes outputs for logits of classes" in bad.err
+
+
 def test_a_student_keeps_a_share_of_the_weights_it_began_with(tmp_path: Path) -> None:
     torch.manual_seed(0)
     first, how = tmp_path / "first.safetensors", form_of("compact-24-s").preparation

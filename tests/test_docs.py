@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
 from keyhole.cli.students import FacesOptions, StudentOptions
+from keyhole.distillation import own_terms
 from keyhole.distillation.config import TrainConfig
-from keyhole.distillation.terms import TERMS
+from keyhole.distillation.kinds import TERMS, HintPair, Setting, View
+from keyhole.distillation.notation import parse_terms
+from keyhole.distillation.terms import build_term
 from keyhole.faces.images.degradation import parse_degradation
 from keyhole.faces.images.distributions import DISTRIBUTIONS, parse_distribution
 from keyhole.faces.models.description import KEYS, parse_description
@@ -66,6 +73,32 @@ def test_keys_of_training_comparisons_and_arms() -> None:
     check(table("Study", 1), TrainConfig, hidden=("seed", "device"))
     check(table("Study", 2), plan.Comparison)
     check(table("Arms"), ArmPlan)
+
+
+def test_what_losses_of_ones_own_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = (own_terms._INPUTS, own_terms._MADE_FOR)
+    for number, names in enumerate(own):
+        rows = table("Losses of yours", number)
+        assert rows.keys() - {"temperature"} == set(names)
+    section = PAGE.partition("\n## Losses of yours\n")[2].partition("\n## ")[0]
+    [example] = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    (tmp_path / "mine.py").write_text(example)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    [terms] = re.findall(r'`terms = "(.*?)"`', section)
+    ce, distance, pooled = parse_terms(terms)
+    assert [(term.name, term.weight) for term in (distance, pooled)] == [("mine:distance", 0.5), ("mine:Pooled", 10.0)]
+    assert (distance.needs_hints, pooled.needs_hints, ce.needs_labels) == (False, True, True)
+    features = torch.rand(2, 4, 3, 3, requires_grad=True), torch.rand(2, 8, 3, 3)
+    view = View(
+        *(features[0].mean((2, 3)), {"s": features[0]}, torch.zeros(2, 4), {"t": features[1]}),
+        labels=torch.tensor([0, 1]),
+        indices=torch.tensor([0, 1]),
+    )
+    near = build_term(distance, Setting())(view).detach()
+    assert float(near) == pytest.approx(float(view.logits.detach().mean()))  # of numbers above 0, to zeros, with power 1
+    build_term(pooled, Setting([HintPair("t", "s")], [(4, 8)]))(view).backward()
+    assert features[0].grad is not None
 
 
 def test_terms_with_weights_temperatures_and_settings() -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from keyhole.distillation.evaluation import Accuracy, evaluate
     from keyhole.distillation.experiment import Result, run_cohort
     from keyhole.distillation.group import Group, join_group
+    from keyhole.distillation.kinds import HintPair
     from keyhole.distillation.losses import (
         attention_loss,
         correlation_loss,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     )
     from keyhole.distillation.matching import match_hints
     from keyhole.distillation.notation import parse_terms
-    from keyhole.distillation.terms import HintPair, Term
+    from keyhole.distillation.terms import Term
     from keyhole.distillation.training import Checkpointing, fit
     from keyhole.distillation.warmup import warm_up
     from keyhole.errors import KeyholeError
@@ -109,12 +110,10 @@ _HOMES = {
         "transformed_teacher_loss",
         "variational_loss",
     ),
+    "distillation.kinds": ("HintPair",),
     "distillation.matching": ("match_hints",),
     "distillation.notation": ("parse_terms",),
-    "distillation.terms": (
-        "HintPair",
-        "Term",
-    ),
+    "distillation.terms": ("Term",),
     "distillation.training": (
         "Checkpointing",
         "fit",

@@ -16,10 +16,11 @@ from jaxtyping import Float
 from keyhole.data.splits import Split
 from keyhole.distillation.arm import Arm
 from keyhole.distillation.config import TrainConfig
+from keyhole.distillation.kinds import TERMS, HintPair
 from keyhole.distillation.matching import match_hints
 from keyhole.distillation.notation import parse_terms
-from keyhole.distillation.terms import TERMS, HintPair, Term
-from keyhole.distillation.warmup import WarmUpError, warm_up
+from keyhole.distillation.terms import Term
+from keyhole.distillation.warmup import WarmUpError, rehearse, warm_up
 from keyhole.errors import DataError, DivergenceError, SettingError, unknown_name
 from keyhole.files import read_json, sha256
 from keyhole.hints.choice import ChoiceConfig, Hints, choose_hints
@@ -31,7 +32,7 @@ from keyhole.hints.weighting import WEIGHTINGS, hint_weights
 from keyhole.models.layers import Layer, layers
 from keyhole.models.network import InputSpec, Network, fingerprint
 from keyhole.models.zoo import build
-from keyhole.plans import ArmPlan, parse_count, settled_before
+from keyhole.plans import ArmPlan, code_of, named_by, parse_count, settled_before
 from keyhole.progress import Progress, silent
 from keyhole.runtime import choose_device
 
@@ -59,15 +60,24 @@ _LIKENESS_IMAGES = 2000
 
 
 def _weighs(term: Term) -> bool:
-    return term.needs_hints and TERMS[term.name].weighs
+    return term.needs_hints and term.kind.weighs
 
 
-def begun_with(student: str) -> dict[str, str]:
-    """Return, for a recipe, the SHA-256 of the file whose weights a student begins with; nothing for random ones.
+def begun_with(teacher: str, plan: ArmPlan) -> dict[str, Any]:
+    """Return what stands behind the names of a plan, for a recipe: a file's weights, and code of the user's.
+
+    That is the SHA-256 of the file that the student begins with, and of each function of the user's that makes the
+    teacher or the student or is a term of the loss; nothing where there are none.
 
     Raises:
         DataError: The file cannot be read.
+        UnknownNameError: A function of the user's cannot be imported.
     """
+    code = code_of((teacher, *named_by([plan])))
+    return _weights_of(plan.student) | ({"code_sha256": code} if code else {})
+
+
+def _weights_of(student: str) -> dict[str, Any]:
     return {"student_sha256": sha256(Path(student))} if student.endswith(".safetensors") else {}
 
 
@@ -100,6 +110,7 @@ class ArmMaker:
         self._students: dict[tuple[str, InputSpec], list[Layer]] = {}
         self._candidates: dict[str | None, list[Layer]] = {}
         self._likenesses: dict[str, Any] = {}
+        self._rehearsed: set[tuple[tuple[Term, ...], str, InputSpec]] = set()
         self._subject = (fingerprint(teacher), len(train))
 
     def make(self, plan: ArmPlan) -> Arm:
@@ -110,7 +121,7 @@ class ArmMaker:
             KeyholeError: A name does not exist, or settings do not fit together.
         """
         terms = parse_terms(plan.terms, temperature=plan.temperature, equal=plan.balance == "gradients")
-        if odd := next((term.name for term in terms if TERMS[term.name].embeds), None):
+        if odd := next((term.name for term in terms if term.kind.embeds), None):
             fitting = ", ".join(name for name, kind in TERMS.items() if not kind.embeds)
             raise SettingError(
                 f"Term {odd} takes outputs for embeddings, and these are logits of classes; take {fitting}."
@@ -135,9 +146,14 @@ class ArmMaker:
             chosen = self._hints(plan)
             pairs = self._weighed(plan, chosen, self._matched(plan, chosen, spec))
             shown = ", ".join(_pair_texts(pairs, chosen.candidates, self._students[plan.student, spec]))
-            worn = (f"{term.name}: {TERMS[term.name].adapter}" for term in terms if TERMS[term.name].adapter)
+            worn = (f"{term.name}: {term.kind.adapter}" for term in terms if term.kind.adapter)
             self.note(f"{name}: {shown}{''.join(f' ({each} layers)' for each in worn)}")
-        return Arm(name, plan.student, spec, terms, pairs, plan.balance)
+        arm = Arm(name, plan.student, spec, terms, pairs, plan.balance)
+        own = tuple(term for term in terms if term.kind.own)
+        if own and (own, plan.student, spec) not in self._rehearsed:
+            rehearse(arm, self.train, config=self.config, teacher=self.teacher)
+            self._rehearsed.add((own, plan.student, spec))
+        return arm
 
     def _matched(self, plan: ArmPlan, chosen: _Chosen, spec: InputSpec) -> tuple[HintPair, ...]:
         found = self._likeness(plan, chosen, spec) if plan.match == "similarity" else None
@@ -149,7 +165,7 @@ class ArmMaker:
         names = [[layer.name for layer in side] for side in (chosen.candidates, self._students[plan.student, spec])]
         config = replace(self.config, seed=plan.seed)
         settings = settled_before({k: v for k, v in asdict(config).items() if k not in ("device", "compile")})
-        student = begun_with(plan.student).get("student_sha256", Path(plan.student).name)
+        student = _weights_of(plan.student).get("student_sha256", Path(plan.student).name)
         about = [student, asdict(spec), names, plan.match_steps, plan.samples, settings]
         deciding = [*about, *self._subject]
         key = _key_of("likeness", deciding)

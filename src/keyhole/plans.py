@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import Any, TypeVar
 
 from keyhole.errors import SettingError, unknown_name
 from keyhole.files import read_toml
+from keyhole.libraries import code_sha256
 
 _FILES = (".safetensors", ".json", ".xml", ".onnx", ".toml")
 _NAMING_FILES = ("student", "hints")  # keys whose value may be a path
+
+_NAMED = re.compile(r"(?<![\w.:/])[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # package.module:function
 
 P = TypeVar("P", bound=Any)  # a plan: a frozen dataclass whose fields are made by key
 
@@ -190,6 +194,34 @@ def beside(path: Path, plan: P, *, of: Iterable[str] = _NAMING_FILES) -> P:
     return placed
 
 
+def code_of(texts: Iterable[str | None]) -> dict[str, str]:
+    """Return the SHA-256 of the code of each function of the user's in names of networks and in terms.
+
+    Args:
+        texts: Names of networks, ``package.module:function`` among them, or terms of a loss; None is passed over.
+
+    Raises:
+        UnknownNameError: A module cannot be imported, or has no such function.
+
+    Example:
+        >>> list(code_of(["resnet20", "ce,kd,json:dumps(indent=2)=0.5", "timm:resnet18", None]))
+        ['json:dumps']
+    """
+    own = [text for text in texts if text is not None and not text.endswith(_FILES)]
+    names = [name for text in own for name in _NAMED.findall(text) if not name.startswith("timm:")]
+    return {name: code_sha256(name) for name in dict.fromkeys(names)}
+
+
 def files_of(plans: Iterable[Any]) -> list[str]:
     """Return what plans name that may be a file, for the fingerprints of a recipe."""
     return [text for plan in plans for name in _NAMING_FILES if isinstance(text := getattr(plan, name), str)]
+
+
+def named_by(plans: Iterable[Any]) -> list[str]:
+    """Return what plans name that may be a function of the user's: students and terms.
+
+    Example:
+        >>> named_by([ArmPlan(student="mine:small", terms="ce")])
+        ['mine:small', 'ce']
+    """
+    return [text for plan in plans for text in (plan.student, plan.terms)]

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 import oracles
 from keyhole.distillation.association import Association
-from keyhole.distillation.terms import HintPair, Setting, Term, View, build_term
+from keyhole.distillation.kinds import HintPair, Setting, View
+from keyhole.distillation.terms import Term, build_term
 from keyhole.errors import ShapeError
 
 STUDENT, TEACHER = (3, 5), (4, 2, 6)

@@ -10,9 +10,9 @@ from keyhole.data.splits import MemorySplit
 from keyhole.distillation.arm import Arm
 from keyhole.distillation.cohort import Cohort
 from keyhole.distillation.config import TrainConfig
+from keyhole.distillation.kinds import HintPair
 from keyhole.distillation.notation import parse_terms
 from keyhole.distillation.regrouping import regroup
-from keyhole.distillation.terms import HintPair
 from keyhole.distillation.training import Checkpointing, Outcome, fit
 from keyhole.errors import RunError
 from keyhole.models.network import InputSpec, Network

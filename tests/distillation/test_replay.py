@@ -14,10 +14,10 @@ from keyhole.data.splits import MemorySplit
 from keyhole.distillation.arm import Arm
 from keyhole.distillation.cohort import Cohort
 from keyhole.distillation.config import TrainConfig
+from keyhole.distillation.kinds import HintPair
 from keyhole.distillation.notation import parse_terms
 from keyhole.distillation.replay import WARM_UP, Replay
 from keyhole.distillation.teaching import Teaching
-from keyhole.distillation.terms import HintPair
 from keyhole.distillation.training import Outcome, fit
 from keyhole.models.network import InputSpec, Network
 

@@ -7,6 +7,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from keyhole.distillation.adapters import HintAdapter, VariationalHead
 from keyhole.distillation.arm import Arm, loss_text
 from keyhole.distillation.embeddings import attention_similarity_loss
+from keyhole.distillation.kinds import TERMS, HintPair, Setting, View
 from keyhole.distillation.losses import (
     attention_loss,
     decoupled_loss,
@@ -14,7 +15,7 @@ from keyhole.distillation.losses import (
     variational_loss,
 )
 from keyhole.distillation.notation import parse_terms
-from keyhole.distillation.terms import TERMS, HintPair, Setting, Term, View, build_term, check_terms
+from keyhole.distillation.terms import Term, build_term, check_terms
 from keyhole.errors import KeyholeError, SettingError, UnknownNameError
 from keyhole.models.network import InputSpec
 

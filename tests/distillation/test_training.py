@@ -18,8 +18,9 @@ from keyhole.distillation.cohort import Cohort
 from keyhole.distillation.config import TrainConfig, make_optimizer
 from keyhole.distillation.evaluation import Accuracy
 from keyhole.distillation.group import ALONE
+from keyhole.distillation.kinds import HintPair, View
 from keyhole.distillation.notation import parse_terms
-from keyhole.distillation.terms import HintPair, Term, View
+from keyhole.distillation.terms import Term
 from keyhole.distillation.training import Checkpointing, Outcome, fit
 from keyhole.errors import (
     DataError,

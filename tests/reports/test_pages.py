@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from keyhole.data.sources import default_input, open_data
-from keyhole.distillation.terms import TERMS
+from keyhole.distillation.kinds import TERMS
 from keyhole.hints.choice import ChoiceConfig, Hints, choose_hints
 from keyhole.hints.selection import CONTROLS, Rule
 from keyhole.hints.similarity import METRICS

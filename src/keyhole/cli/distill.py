@@ -36,7 +36,7 @@ class ArmOptions:
         str,
         typer.Option(
             help="ce, kd, dkd, dist, ls, wttm, hint, at, vid, sp, semckd, crd; weights as in ce,kd,hint=50, "
-            "settings as in dkd(beta=2)."
+            "settings as in dkd(beta=2). A loss of yours is package.module:function."
         ),
     ] = "ce,kd,hint"
     temperature: Annotated[
@@ -133,7 +133,7 @@ def distill(
     from keyhole.distillation.group import join_group
     from keyhole.distillation.notation import parse_terms
     from keyhole.models.network import fingerprint
-    from keyhole.plans import ArmPlan, files_of, read_cohort, settled_before
+    from keyhole.plans import ArmPlan, code_of, files_of, named_by, read_cohort, settled_before
     from keyhole.runs import open_run
 
     arguments = settled_before(arguments)
@@ -142,7 +142,7 @@ def distill(
     if cohort is not None:
         plans = list(read_cohort(cohort, own))
         arguments["cohort"] = [settled_before(asdict(plan)) for plan in plans]
-        arguments["files"] |= o.fingerprints(files_of(plans))
+        arguments["files"] |= o.fingerprints(files_of(plans)) | code_of(named_by(plans))
     elif arm.hints is not None and not any(term.needs_hints for term in parse_terms(arm.terms)):
         raise SettingError(f"Hints serve none of the terms {arm.terms}; add one that does, or leave --hints out.")
     elif arm.hints is None and any(term.needs_hints for term in parse_terms(arm.terms)):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _results: ContextVar[Any] = ContextVar("where results are printed")
 
 FACE_MODEL = "keyhole-face"  # of the package: keyhole.faces.models.face_model.SHIPPED, which takes a second to import
+_NAMING_CODE = ("teacher", "model", "student", "terms")  # options whose value may name a function of the user's
 _NAMES = "resnet20, timm:NAME, package.module:function, or a .safetensors file of Keyhole"
 
 Teacher = Annotated[str, typer.Option(help=f"The teacher: {_NAMES}.")]
@@ -150,12 +151,15 @@ def _of_group(group: Any) -> list[inspect.Parameter]:
 def recipe(options: Mapping[str, Any], *, of_machine: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the options of a command as JSON values, for the recipe of its run.
 
-    The precision is the one that is taken here. Files that options name stand with their SHA-256, so that a run is not
-    resumed with other ones; what may differ then (device, workers and ``of_machine``) stands apart under ``machine``.
+    The precision is the one that is taken here. Files that options name, and functions of the user's, stand with their
+    SHA-256, so that a run is not resumed with other ones; what may differ then (device, workers and ``of_machine``)
+    stands apart under ``machine``.
 
     Raises:
         SettingError: A number is not finite.
+        UnknownNameError: A function of the user's cannot be imported.
     """
+    from keyhole.plans import code_of
     from keyhole.runtime import choose_device, choose_precision
 
     of_machine = ("device", "workers", *of_machine)
@@ -172,7 +176,7 @@ def recipe(options: Mapping[str, Any], *, of_machine: tuple[str, ...] = ()) -> d
         wanted = _precision_of(flat.get("out")) or wanted
     return kept | {
         "precision": choose_precision(wanted, choose_device(flat["device"])),
-        "files": fingerprints(_texts(kept.values())),
+        "files": fingerprints(_texts(kept.values())) | code_of(map(kept.get, _NAMING_CODE)),
         "machine": {key: values[key] for key in of_machine if key in values},
     }
 

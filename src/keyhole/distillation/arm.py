@@ -9,8 +9,9 @@ from torch import Tensor
 
 from keyhole.data.splits import Batch
 from keyhole.distillation.balance import BALANCES
+from keyhole.distillation.kinds import HintPair
 from keyhole.distillation.teaching import Answer
-from keyhole.distillation.terms import TERMS, HintPair, Term, check_terms
+from keyhole.distillation.terms import Term, check_terms
 from keyhole.errors import SettingError, unknown_name
 from keyhole.models.network import InputSpec, Network
 from keyhole.models.zoo import build
@@ -87,7 +88,7 @@ def check_arms(arms: Sequence[Arm], *, teacher: bool, processes: int) -> None:
         raise SettingError(f"Two arms are called {twice!r}; give each a name of its own.")
     for arm in arms:
         check_terms(arm.terms, teacher=teacher, hints=bool(arm.hints))
-        kept = next((term.name for term in arm.terms if TERMS[term.name].memory), None)
+        kept = next((term.name for term in arm.terms if term.kind.memory), None)
         if processes > 1 and kept is not None:
             raise SettingError(
                 f"Arm {arm.name}: term {kept} keeps a memory of images, which one process must fill. "

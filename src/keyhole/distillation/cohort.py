@@ -20,10 +20,11 @@ from keyhole.data.splits import Batch, Split
 from keyhole.distillation.arm import Arm, Lesson, check_arms, loss_text
 from keyhole.distillation.config import TrainConfig, make_optimizer
 from keyhole.distillation.group import ALONE, Group
+from keyhole.distillation.kinds import HintPair, Setting
 from keyhole.distillation.learner import Learner, draws_random_numbers, under
 from keyhole.distillation.replay import Replay
 from keyhole.distillation.teaching import TEACHER_PARTS, Keep, Teaching
-from keyhole.distillation.terms import TERMS, HintPair, Setting, Term, build_term
+from keyhole.distillation.terms import Term, build_term
 from keyhole.errors import SettingError, WeightsError, unknown_name
 from keyhole.models.layers import Tapped, layers
 from keyhole.models.network import Network
@@ -68,7 +69,7 @@ class Cohort:
         self.config = config = replace(config, precision=precision)
         self.teacher_input = teacher.input if teacher else None
         self._train = train
-        lasting = teacher is not None and any(TERMS[term.name].last for arm in arms for term in arm.terms)
+        lasting = teacher is not None and any(term.kind.last for arm in arms for term in arm.terms)
         self._last = layers(teacher)[-1].name if teacher is not None and lasting else None
         taps = sorted({pair.teacher for arm in arms for pair in arm.hints} | ({self._last} if self._last else set()))
         channels = channels_of(teacher, taps) if teacher is not None else {}
@@ -127,17 +128,14 @@ class Cohort:
         network = arm.build(classes)
         self._draws = self._draws or draws_random_numbers(network)
         end: tuple[HintPair, ...] = ()
-        if self._last is not None and any(TERMS[term.name].last for term in arm.terms):
+        if self._last is not None and any(term.kind.last for term in arm.terms):
             end = (HintPair(self._last, layers(network)[-1].name),)
         pairs = (*arm.hints, *end)
         names = list(dict.fromkeys(pair.student for pair in pairs))
         own = channels_of(network, names)
         channels = {pair: (own[pair.student], teacher_channels[pair.teacher]) for pair in pairs}
         terms = nn.ModuleDict(
-            {
-                term.name: build_term(term, self._setting(arm, term, end, channels, network.classes))
-                for term in arm.terms
-            }
+            {term.key: build_term(term, self._setting(arm, term, end, channels, network.classes)) for term in arm.terms}
         )
         network = replace(network, module=self.group.share_statistics(network.module))
         terms = self.group.share_statistics(terms)
@@ -162,7 +160,7 @@ class Cohort:
         channels: Mapping[HintPair, tuple[int, int]],
         outputs: int,
     ) -> Setting:
-        kind = TERMS[term.name]
+        kind = term.kind
         pairs = end if kind.last else arm.hints if kind.hints else ()
         labels = None
         if kind.last:

@@ -15,7 +15,7 @@ from keyhole.distillation.arm import Arm, Lesson
 from keyhole.distillation.balance import BALANCE_EVERY, gradient_scales
 from keyhole.distillation.contrast import Contrast
 from keyhole.distillation.group import Group
-from keyhole.distillation.terms import View
+from keyhole.distillation.kinds import View
 from keyhole.errors import SettingError
 from keyhole.models.layers import Tapped
 from keyhole.models.network import Network
@@ -56,6 +56,8 @@ class Learner:
     @property
     def repeats(self) -> bool:
         """Whether every step runs the very same operations, so that one may be recorded and replayed."""
+        if any(term.kind.own for term in self.arm.terms):  # it may do something else in every step
+            return False
         return self.arm.balance == "weights" and not any(isinstance(part, Contrast) for part in self.terms.modules())
 
     def look(self, lesson: Lesson, precision: str, group: Group) -> None:
@@ -65,8 +67,8 @@ class Learner:
         with autocast(images.device, precision), _explained_batch_norm(self.arm):
             logits, features = self.tapped(images)
             answer, hints = lesson.taught or (None, {})
-            view = View(logits, features, answer, hints, lesson.batch.labels, lesson.batch.indices)
-            values = {name: compute(view) for name, compute in self.terms.items()}
+            view = View(logits, features, answer, hints, lesson.batch.labels, lesson.batch.indices, self.steps)
+            values = {term.name: self.terms[term.key](view) for term in self.arm.terms}
         if self.arm.balance == "gradients" and self.steps % BALANCE_EVERY == 0:
             self.scales = gradient_scales(self.network.module, self.terms, values, self.scales, average=group.average)
         total = sum(
@@ -128,7 +130,8 @@ class Learner:
         device = self.weights[0].device
         self.best = under(tensors, "best.")
         sums = under(tensors, "sum.")  # by name there, and in the order of the terms here, as the log has them
-        self.sums = {name: sums[name].to(device) for name in (*self.terms, "loss") if name in sums}
+        names = (*(term.name for term in self.arm.terms), "loss")
+        self.sums = {name: sums[name].to(device) for name in names if name in sums}
         self.history = list(values["history"])
         self.best_epoch = int(values["best_epoch"])
         self.steps = int(values.get("steps", 0))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from keyhole.distillation.terms import HintPair
+from keyhole.distillation.kinds import HintPair
 from keyhole.errors import SettingError, ShapeError, unknown_name
 from keyhole.models.layers import Layer, stage_ends
 

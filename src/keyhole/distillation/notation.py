@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from keyhole.distillation.terms import TERMS, Term
+from keyhole.distillation.kinds import TERMS
+from keyhole.distillation.terms import Term, kind_of
 from keyhole.errors import SettingError
 
 # weights that terms have together, and whether only where no other term stands beside them and none is weighed
@@ -25,7 +26,8 @@ def parse_terms(text: str, *, temperature: float | None = None, equal: bool = Fa
     ``ce,ls`` alone the published 0.1 and 9. ``margin`` beside ``embedding``, ``relations`` or ``seed`` takes 0.02.
 
     Args:
-        text: Names of :data:`TERMS` by commas, each perhaps with settings in brackets and a weight.
+        text: Names of :data:`TERMS`, or losses of the user's, ``package.module:function``, by commas; each perhaps with
+            settings in brackets and a weight.
         temperature: Of all terms that have one; None leaves each its published one.
         equal: Terms without a weight weigh 1, as they should where gradients are balanced.
 
@@ -60,7 +62,7 @@ def parse_terms(text: str, *, temperature: float | None = None, equal: bool = Fa
         except ValueError as error:
             raise SettingError(f"Weight {weight!r} of term {name} is no number; write {name}=50.") from error
         knobs = tuple(_knob(name, setting) for setting in settings.split(",")) if settings else ()
-        own = TERMS[name].temperature if name in TERMS else None
+        own = kind_of(name).temperature
         terms.append(Term(name, value, own if own is None or temperature is None else temperature, knobs))
     return tuple(terms)
 

@@ -18,7 +18,6 @@ from keyhole.distillation.arm import Arm
 from keyhole.distillation.cohort import Cohort
 from keyhole.distillation.evaluation import evaluate
 from keyhole.distillation.learner import Learner
-from keyhole.distillation.terms import TERMS
 from keyhole.errors import DataError, DivergenceError, RunError, unknown_name
 from keyhole.files import read_tensors, write_tensors
 from keyhole.models.network import Network
@@ -216,7 +215,7 @@ def _check_labels(cohort: Cohort, train: Split) -> None:
         needing = next((term.name for term in learner.arm.terms if term.needs_labels), None)
         if needing and not train.classes:
             raise DataError(f"Arm {learner.arm.name}: term {needing} needs labeled images (train/CLASS/IMAGE.jpg).")
-        embeds = all(TERMS[term.name].embeds or not term.needs_labels for term in learner.arm.terms)
+        embeds = all(term.kind.embeds or not term.needs_labels for term in learner.arm.terms)
         if len(train.classes) > learner.network.classes and not embeds:
             outputs = learner.network.classes
             raise DataError(f"The data has {len(train.classes)} classes and arm {learner.arm.name} {outputs} outputs.")

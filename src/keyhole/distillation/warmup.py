@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 
 from keyhole.data.splits import Split
@@ -77,3 +78,23 @@ def warm_up(
     for why in cohort.diverged(f"after {steps} steps").values():
         raise WarmUpError(f"The {_NAME} of {student}: {why}. Lower --lr, or match otherwise.")
     return cohort.learners[0].network
+
+
+def rehearse(arm: Arm, train: Split, *, config: TrainConfig, teacher: Network) -> None:
+    """Let an arm take one step on the first batch, so that a mistake in a loss of the user's shows at once.
+
+    Args:
+        arm: The arm; what it learns in the step is thrown away.
+        train: The training images.
+        config: How it will be trained.
+        teacher: The teacher.
+
+    Raises:
+        KeyholeError: The step cannot be taken.
+    """
+    config = replace(config, compile="off")
+    cohort = Cohort([arm], config, classes=len(train.classes) or teacher.classes, teacher=teacher, train=train)
+    cohort.train_mode()
+    batches = train.to(cohort.device).training_batches(config.batch_size, seed=config.seed, epoch=0, augment=False)
+    for lesson in cohort.lessons(islice(batches, 1)):
+        cohort.step(lesson, 0.0)

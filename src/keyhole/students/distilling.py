@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from keyhole.distillation.arm import Arm
 from keyhole.distillation.cohort import Cohort
 from keyhole.distillation.config import TrainConfig
+from keyhole.distillation.kinds import TERMS, HintPair
 from keyhole.distillation.matching import match_hints
 from keyhole.distillation.notation import parse_terms
 from keyhole.distillation.teaching import Keep
-from keyhole.distillation.terms import TERMS, HintPair
 from keyhole.distillation.training import Checkpointing, Outcome, Trained, fit
 from keyhole.errors import DataError, SettingError, unknown_name
 from keyhole.faces.models.compact import COMPACT, EMBEDDING, compact, form_of
@@ -172,7 +172,7 @@ def plan_arm(
         KeyholeError: A name does not exist, or settings do not fit together.
     """
     terms = parse_terms(plan.terms, equal=plan.balance == "gradients")
-    if odd := [term.name for term in terms if not (TERMS[term.name].embeds or TERMS[term.name].hints)]:
+    if odd := [term.name for term in terms if not (term.kind.embeds or term.kind.hints)]:
         fitting = ", ".join(name for name, kind in TERMS.items() if kind.embeds or kind.hints)
         raise SettingError(
             f"Term {odd[0]} takes outputs for logits of classes, and a student's are an embedding; take {fitting}."

@@ -274,7 +274,7 @@ def _recipe(teacher: Network, data: Data, plan: ArmPlan, search: SearchConfig, t
         "images": len(data.train),
         **({"data_sha256": files} if (files := data.fingerprint()) else {}),
         "input": asdict(teacher.input),
-        **begun_with(plan.student),
+        **begun_with(teacher.name, plan),
         "arm": asdict(replace(plan, name="", hints=None)),
         # as it was before there was least_epochs, where that is the usual one
         "search": {name: value for name, value in asdict(search).items() if (name, value) != ("least_epochs", 1)},

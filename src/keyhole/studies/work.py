@@ -191,8 +191,8 @@ def _recipes(study: Study, teacher: Network, data: Data) -> dict[str, tuple[str,
     """Return name and recipe of each cell by its id; the teacher counts by its weights, wherever they came from."""
     files = data.fingerprint()
     own = {"teacher_sha256": fingerprint(teacher), **({"data_sha256": files} if files else {})}
-    begun = {plan.student: begun_with(plan.student) for plan in study.arms}
-    return {cell.id: (cell.name, study.recipe(cell) | own | begun[cell.plan.student]) for cell in study.cells}
+    begun = {plan.name: begun_with(study.teacher, plan) for plan in study.arms}
+    return {cell.id: (cell.name, study.recipe(cell) | own | begun[cell.plan.name]) for cell in study.cells}
 
 
 def settled(study: Study, board: Board, *, keep: Keep | None = None) -> Study:
