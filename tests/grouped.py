@@ -49,6 +49,29 @@ def dropping(classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, classes))
 
 
+class Either(nn.Module):
+    """A loss with two layers, of which the images decide which one is used."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(outputs, 1), nn.Linear(outputs, 1)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        used = self.one if int(labels.sum()) % 2 else self.other
+        return used(logits).pow(2).mean()
+
+
+class Queue(nn.Module):
+    """A loss that keeps something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("last", torch.zeros(3))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return (logits - self.last).pow(2).mean()
+
+
 def network(name: str) -> Network:
     torch.manual_seed(1)
     return build(name, classes=3, input=SPEC)
@@ -190,6 +213,13 @@ def resumed(group: Group, folder: Path) -> dict[str, Any]:
     return {"whole": whole, "resumed": digest(again), "records": sorted(set(records)), "earlier": again.earlier_s}
 
 
+def owned(group: Group) -> list[list[float]]:
+    made = cohort([arm("ce,grouped:Either")], group, BATCH, taught=False)
+    fit(made, split())
+    learner = made.learners[0]
+    return group.gathered([weight.detach().sum().item() for weight in learner.weights])
+
+
 def _only_first() -> None:
     raise SettingError("Only the first process knows.")
 
@@ -213,6 +243,7 @@ def errors(group: Group, folder: Path) -> dict[str, str]:
         fit(cohort([arm("ce")], group, BATCH, taught=False), split(), checkpointing=kept)
 
     cases: dict[str, Callable[[], Any]] = {
+        "queue": lambda: cohort([arm("ce,grouped:Queue")], group, BATCH, taught=False),
         "settings": lambda: fit(cohort([arm("ce")], group, BATCH + other, taught=False), split()),
         "images": lambda: fit(cohort([arm("ce")], group, BATCH, taught=False), split().subset(range(48 - other))),
         "large": large,
@@ -239,6 +270,7 @@ def main() -> None:
             "ends": trained(group, folder),
             "seen": seen(group),
             "statistics": statistics(group),
+            "owned": owned(group),
             "errors": errors(group, folder),
             **resumed(group, folder),
         }

@@ -96,7 +96,9 @@ def test_what_losses_of_ones_own_are_given(tmp_path: Path, monkeypatch: pytest.M
         indices=torch.tensor([0, 1]),
     )
     near = build_term(distance, Setting())(view).detach()
-    assert float(near) == pytest.approx(float(view.logits.detach().mean()))  # of numbers above 0, to zeros, with power 1
+    assert float(near) == pytest.approx(
+        float(view.logits.detach().mean())
+    )  # of numbers above 0, to zeros, with power 1
     build_term(pooled, Setting([HintPair("t", "s")], [(4, 8)]))(view).backward()
     assert features[0].grad is not None
 

@@ -32,7 +32,7 @@ from keyhole.hints.weighting import WEIGHTINGS, hint_weights
 from keyhole.models.layers import Layer, layers
 from keyhole.models.network import InputSpec, Network, fingerprint
 from keyhole.models.zoo import build
-from keyhole.plans import ArmPlan, code_of, named_by, parse_count, settled_before
+from keyhole.plans import ArmPlan, code_of, parse_count, settled_before
 from keyhole.progress import Progress, silent
 from keyhole.runtime import choose_device
 
@@ -63,7 +63,7 @@ def _weighs(term: Term) -> bool:
     return term.needs_hints and term.kind.weighs
 
 
-def begun_with(teacher: str, plan: ArmPlan) -> dict[str, Any]:
+def begun_with(teacher: str, plan: ArmPlan, *, code: bool = True) -> dict[str, Any]:
     """Return what stands behind the names of a plan, for a recipe: a file's weights, and code of the user's.
 
     That is the SHA-256 of the file that the student begins with, and of each function of the user's that makes the
@@ -73,8 +73,8 @@ def begun_with(teacher: str, plan: ArmPlan) -> dict[str, Any]:
         DataError: The file cannot be read.
         UnknownNameError: A function of the user's cannot be imported.
     """
-    code = code_of((teacher, *named_by([plan])))
-    return _weights_of(plan.student) | ({"code_sha256": code} if code else {})
+    own = code_of((teacher, plan.student), [plan.terms]) if code else {}
+    return _weights_of(plan.student) | ({"code_sha256": own} if own else {})
 
 
 def _weights_of(student: str) -> dict[str, Any]:
@@ -151,7 +151,11 @@ class ArmMaker:
         arm = Arm(name, plan.student, spec, terms, pairs, plan.balance)
         own = tuple(term for term in terms if term.kind.own)
         if own and (own, plan.student, spec) not in self._rehearsed:
-            rehearse(arm, self.train, config=self.config, teacher=self.teacher)
+            for each in rehearse(arm, self.train, config=self.config, teacher=self.teacher):
+                self.note(
+                    f"Warning: {each} did not depend on the student in its first two steps. If that is not meant, "
+                    "look for a detach."
+                )
             self._rehearsed.add((own, plan.student, spec))
         return arm
 

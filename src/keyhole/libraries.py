@@ -6,6 +6,11 @@ import ast
 import hashlib
 import importlib
 import inspect
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from types import FunctionType
 from typing import Any
 
 from keyhole.errors import SettingError, UnknownNameError, reason_of, unknown_name
@@ -53,7 +58,8 @@ def named(text: str) -> Any:
     function = getattr(module, name, None)
     if not callable(function):
         callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise unknown_name(f"function in {path}", name, callables)
+        found = getattr(module, "__file__", None)  # a module of Python may have the name of the user's
+        raise unknown_name(f"function in {path}", name, callables, see=f"The module is {found}." if found else "")
     return function
 
 
@@ -79,8 +85,10 @@ def call_named(text: str, **arguments: Any) -> Any:
 def code_sha256(text: str) -> str:
     """Return the SHA-256 of the code that ``package.module:function`` names, with all that it uses of the same file.
 
-    So it stays when something else in that file changes, and is another one when the function does, or a constant or
-    helper of its file that it uses. What it imports from other files does not count.
+    So it stays when something else in that file changes, or a comment, a docstring or the layout; and is another one
+    when the function does, or a constant or a helper of its file. Of what is no function or class of the first level of
+    a file (a ``partial``, an object that can be called), the whole file counts. What is imported from other files does
+    not.
 
     Raises:
         UnknownNameError: The module cannot be imported, or has no such function.
@@ -90,44 +98,87 @@ def code_sha256(text: str) -> str:
         64
     """
     function = named(text)
-    module = inspect.getmodule(function)
+    home = sys.modules.get(getattr(function, "__module__", None) or "")
+    name = getattr(function, "__qualname__", "")
+    if isinstance(function, FunctionType | type) and getattr(home, name, None) is function:
+        code = _used_by(name, _source_of(home))
+    else:
+        code = [each.text for each in _statements(_source_of(sys.modules[text.partition(":")[0]]))]
+    return hashlib.sha256("\n".join(code).encode()).hexdigest()
+
+
+def _source_of(module: Any) -> str:
     try:
-        source = inspect.getsource(module) if module is not None else ""
+        return inspect.getsource(module)
     except (OSError, TypeError):  # it has no file: a notebook, or code that was compiled
-        source = ""
-    name = getattr(function, "__qualname__", text.partition(":")[2]).partition(".")[0]
-    return hashlib.sha256(_used_by(name, source).encode()).hexdigest()
+        return ""
 
 
-def _used_by(name: str, source: str) -> str:
-    """Return the text of the statements of a file that define a name, and what these use, in the order of the file."""
-    lines, statements = source.splitlines(), ast.parse(source).body
-    defining: dict[str, list[int]] = {}
-    for k, statement in enumerate(statements):
-        for each in _bound(statement):
-            defining.setdefault(each, []).append(k)
-    if name not in defining:
-        return source
-    wanted, left = set[int](), list(defining[name])
+@dataclass(frozen=True)
+class _Statement:
+    """A statement of a module: the names that it defines or changes, those that it uses, and its text."""
+
+    bound: frozenset[str]
+    used: frozenset[str]
+    text: str
+
+
+def _used_by(name: str, source: str) -> list[str]:
+    """Return the text of all statements of a file that define or change a name, or what these use, in their order."""
+    statements = _statements(source)
+    wanted: set[int] = set()
+    left = {name, "*"}
+    seen = set(left)
     while left:
-        if (k := left.pop()) not in wanted:
-            wanted.add(k)
-            used = (each.id for each in ast.walk(statements[k]) if isinstance(each, ast.Name))
-            left += [other for each in used for other in defining.get(each, ())]
-    return "\n".join(
-        "\n".join(lines[_first_line(statements[k]) - 1 : statements[k].end_lineno]) for k in sorted(wanted)
+        each = left.pop()
+        for k, statement in enumerate(statements):
+            if each in statement.bound and k not in wanted:
+                wanted.add(k)
+                left |= statement.used - seen
+                seen |= statement.used
+    return [statements[k].text for k in sorted(wanted)]
+
+
+@lru_cache(maxsize=32)
+def _statements(source: str) -> tuple[_Statement, ...]:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):  # docstrings change nothing
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body[:1] = [] if len(node.body) > 1 or isinstance(node, ast.Module) else [ast.Pass()]
+    return tuple(
+        _Statement(
+            frozenset(_bound(statement)),
+            frozenset(node.id for node in ast.walk(statement) if isinstance(node, ast.Name)),
+            ast.unparse(statement),
+        )
+        for statement in tree.body
     )
 
 
-def _bound(statement: ast.stmt) -> set[str]:
-    """Return the names that a statement of a module defines."""
-    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return {statement.name}
-    if isinstance(statement, ast.Import | ast.ImportFrom):
-        return {(each.asname or each.name).partition(".")[0] for each in statement.names}
-    return {each.id for each in ast.walk(statement) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)}
-
-
-def _first_line(statement: ast.stmt) -> int:
-    decorators: list[ast.expr] = getattr(statement, "decorator_list", [])
-    return min([statement.lineno, *(each.lineno for each in decorators)])
+def _bound(statement: ast.stmt) -> Iterator[str]:
+    """Yield the names that a statement of a module defines or changes; ``*`` where it imports all there is."""
+    left: list[ast.AST] = [statement]
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+            for inner in ast.walk(node):
+                yield from inner.names if isinstance(inner, ast.Global) else ()
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from ((each.asname or each.name).partition(".")[0] for each in node.names)
+        elif isinstance(node, ast.Expr):  # a call that may change whatever it names
+            yield from (inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name))
+        elif isinstance(node, ast.Name | ast.Attribute | ast.Subscript) and not isinstance(node.ctx, ast.Load):
+            base: ast.expr = node
+            while isinstance(base, ast.Attribute | ast.Subscript):
+                base = base.value
+            if isinstance(base, ast.Name):
+                yield base.id
+        left += ast.iter_child_nodes(node)

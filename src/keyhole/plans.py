@@ -15,7 +15,7 @@ from keyhole.libraries import code_sha256
 _FILES = (".safetensors", ".json", ".xml", ".onnx", ".toml")
 _NAMING_FILES = ("student", "hints")  # keys whose value may be a path
 
-_NAMED = re.compile(r"(?<![\w.:/])[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # package.module:function
+_COMMA = re.compile(r",(?![^()]*\))")  # between terms, not within the brackets of one
 
 P = TypeVar("P", bound=Any)  # a plan: a frozen dataclass whose fields are made by key
 
@@ -194,34 +194,28 @@ def beside(path: Path, plan: P, *, of: Iterable[str] = _NAMING_FILES) -> P:
     return placed
 
 
-def code_of(texts: Iterable[str | None]) -> dict[str, str]:
-    """Return the SHA-256 of the code of each function of the user's in names of networks and in terms.
+def code_of(networks: Iterable[str | None], terms: Iterable[str | None] = ()) -> dict[str, str]:
+    """Return the SHA-256 of the code of each function of the user's, by ``package.module:function``.
 
     Args:
-        texts: Names of networks, ``package.module:function`` among them, or terms of a loss; None is passed over.
+        networks: Names of networks; those of functions count, and None is passed over.
+        terms: Terms of losses, likewise.
 
     Raises:
         UnknownNameError: A module cannot be imported, or has no such function.
 
     Example:
-        >>> list(code_of(["resnet20", "ce,kd,json:dumps(indent=2)=0.5", "timm:resnet18", None]))
+        >>> list(code_of(["resnet20", "timm:resnet18", None], ["ce,kd,json:dumps(indent=2)=0.5"]))
         ['json:dumps']
     """
-    own = [text for text in texts if text is not None and not text.endswith(_FILES)]
-    names = [name for text in own for name in _NAMED.findall(text) if not name.startswith("timm:")]
-    return {name: code_sha256(name) for name in dict.fromkeys(names)}
+    parts = [part for text in terms if text is not None for part in _COMMA.split(text)]
+    named = [re.split("[(=]", part)[0].strip() for part in parts]
+    named += [
+        name for name in networks if name is not None and not name.startswith("timm:") and not name.endswith(_FILES)
+    ]
+    return {name: code_sha256(name) for name in dict.fromkeys(named) if ":" in name}
 
 
 def files_of(plans: Iterable[Any]) -> list[str]:
     """Return what plans name that may be a file, for the fingerprints of a recipe."""
     return [text for plan in plans for name in _NAMING_FILES if isinstance(text := getattr(plan, name), str)]
-
-
-def named_by(plans: Iterable[Any]) -> list[str]:
-    """Return what plans name that may be a function of the user's: students and terms.
-
-    Example:
-        >>> named_by([ArmPlan(student="mine:small", terms="ce")])
-        ['mine:small', 'ce']
-    """
-    return [text for plan in plans for text in (plan.student, plan.terms)]

@@ -70,6 +70,11 @@ def test_all_processes_end_with_the_very_same_result(together: Path) -> None:
     assert set(one["ends"]) == {"one", "several", "balanced", "norm", "dropout"}
 
 
+def test_weights_that_are_used_at_times_stay_alike_in_all_processes(together: Path) -> None:
+    one, other = found(together, 0)["owned"]
+    assert one == other
+
+
 def test_every_image_of_a_step_is_seen_by_one_process(together: Path) -> None:
     one, other = (found(together, rank)["seen"] for rank in (0, 1))
     for epoch in (0, 1):
@@ -109,6 +114,7 @@ def test_what_the_first_process_makes_is_told_to_all(together: Path) -> None:
         ("images", "Process 1 has training images 47, process 0 has 48."),
         ("large", "Batch size 25 in each of 2 processes is above the 48 training images; lower it."),
         ("crd", "term crd keeps a memory of images, which one process must fill."),
+        ("queue", "term grouped:Queue keeps something from step to step, which one process must fill."),
         ("checkpoint", "was made with processes 1, not with processes 2. Use the old settings or start anew."),
         ("first", "Only the first process knows."),
         ("wild", "Arm ce: "),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests.distillation.test_training import Killed, killed_after, same
@@ -19,15 +21,21 @@ from keyhole.distillation.kinds import HintPair
 from keyhole.distillation.notation import parse_terms, write_term
 from keyhole.distillation.terms import Term
 from keyhole.distillation.training import Checkpointing, Outcome, Trained, fit
+from keyhole.distillation.warmup import rehearse
 from keyhole.errors import KeyholeError, SettingError
 from keyhole.libraries import code_sha256
 from keyhole.models.network import InputSpec, Network
+from keyhole.plans import code_of
 
 CONFIG = TrainConfig(epochs=2, batch_size=8, lr=0.05, precision="fp32", device="cpu", compile="off")
 PAIRS = tuple(HintPair(f"layer{k}.1", f"layer{k}.0") for k in (1, 2, 3))
 
 SOURCE = '''
 """Losses of a laboratory."""
+import functools
+import random
+
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -134,6 +142,90 @@ def mixed(feature, teacher_features):
 
 def hidden(logits, /):
     return logits.mean()
+
+
+class InForward(nn.Module):
+    def __init__(self, outputs, width=4):
+        super().__init__()
+        self.to_width = nn.Linear(outputs, width)
+
+    def forward(self, logits, teacher_logits, power=2.0, temperature=3.0, k=2, sharp=False):
+        self.told = [power, temperature, k, sharp, self.to_width.out_features]
+        return self.to_width(logits).pow(2).mean() + (logits.topk(k).values / temperature).mean()
+
+
+partly = functools.partial(kd, temperature=4.0)
+
+
+def drawn(logits):
+    DRAWN.append([float(torch.rand(())), float(np.random.rand()), random.random()])
+    return logits.mean()
+
+
+def drawn_too(logits):
+    return drawn(logits)
+
+
+DRAWN = []
+
+
+def cooling(logits, step, last=1):
+    return logits.pow(2).mean() if step < last else logits.new_zeros(())
+
+
+class Queue(nn.Module):
+    def __init__(self, outputs, images):
+        super().__init__()
+        self.register_buffer("seen", torch.full((images, outputs), float("-inf")))
+
+    def forward(self, logits, indices):
+        old = self.seen[indices].clamp(min=0)
+        self.seen[indices] = logits.detach()
+        return (logits - old).pow(2).mean()
+
+
+class Later(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("center", None)
+
+    def forward(self, logits):
+        self.center = logits.detach().mean(0)
+        return (logits - self.center).pow(2).mean()
+
+
+class Lazy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.LazyLinear(3)
+
+    def forward(self, logits):
+        return self.linear(logits).mean()
+
+
+class Volume(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(1, 1, 1)
+
+    def forward(self, logits):
+        return self.conv(logits[None, None, None]).mean()
+
+
+class Clings(nn.Module):
+    before = 0.0
+
+    def forward(self, logits):
+        before, self.before = self.before, logits
+        return (logits - before).pow(2).mean()
+
+
+class NoFeature(nn.Module):
+    def __init__(self, student_channels):
+        super().__init__()
+
+    def forward(self, logits):
+        return logits.mean()
 
 
 class NoModule:
@@ -250,6 +342,64 @@ def test_a_class_is_told_what_it_is_made_for(
     assert built.told == [[16, 32, 64], [16, 32, 64], 3, 3, 8, 7, 3.0]
 
 
+def test_settings_stand_where_they_are_asked_for(
+    toy_input: InputSpec, toy_split: MemorySplit, toy_teacher: Network
+) -> None:
+    parsed = parse_terms("mylab.losses:InForward(width=5,power=1,k=3,sharp=1)", temperature=2.0)
+    cohort = Cohort(
+        [replace(arm("ce", toy_input), terms=parsed)], CONFIG, classes=3, teacher=toy_teacher, train=toy_split
+    )
+    fit(cohort, toy_split)
+    [built] = cohort.learners[0].terms["mylab/losses:InForward"].parts
+    assert built.told == [1.0, 2.0, 3, True, 5]
+    assert [type(value) for value in built.told] == [float, float, int, bool, int]
+
+
+def test_each_term_draws_for_itself(train, toy_input: InputSpec) -> None:
+    def drawn() -> list[list[float]]:
+        sys.modules["mylab.losses"].DRAWN.clear()
+        train(arm("ce,@drawn,@drawn_too", toy_input), config=replace(CONFIG, epochs=1))
+        return list(sys.modules["mylab.losses"].DRAWN)
+
+    torch.manual_seed(5)
+    state = random.getstate(), np.random.get_state()[1].tolist()
+    terms("@drawn")
+    found = drawn()
+    numbers = [number for row in found for number in row]
+    assert len({*numbers}) == len(numbers)  # another one in every step, of every term
+    torch.manual_seed(6)
+    assert drawn() == found
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == state
+
+
+def test_a_constant_teaches_nothing_and_stops_nobody(train, toy_input: InputSpec) -> None:
+    for balance in ("weights", "gradients"):
+        cooled, never = (
+            train(replace(arm(f"ce,@cooling(last={last})", toy_input, "an arm"), balance=balance)).outcomes[0]
+            for last in (3, 0)
+        )
+        assert not alike(cooled, never, 1e-5)
+        assert alike(never, train(arm("ce=1", toy_input, "an arm")).outcomes[0])
+    alone = train(arm("@constant", toy_input)).outcomes[0]
+    assert alone.history[-1]["loss"] != 0
+
+
+def test_a_mistake_that_teaches_nothing_is_told(
+    toy_input: InputSpec, toy_split: MemorySplit, toy_teacher: Network
+) -> None:
+    for text, silent in (("@constant", ["mylab.losses:constant"]), ("@cooling", [])):
+        assert rehearse(arm(f"ce,{text}", toy_input), toy_split, config=CONFIG, teacher=toy_teacher) == silent
+
+
+@pytest.mark.parametrize("text", ["@Queue", "@Volume", "@partly"])
+def test_what_else_a_loss_may_be(train, tmp_path: Path, toy_input: InputSpec, text: str) -> None:
+    whole = train(arm(f"ce,{text}", toy_input)).outcomes
+    kept = Checkpointing(tmp_path / "checkpoint.safetensors", every_s=0, resume=True)
+    with pytest.raises(Killed):
+        train(arm(f"ce,{text}", toy_input), kept=kept, stop=7)
+    assert same(whole[0], train(arm(f"ce,{text}", toy_input), kept=kept).outcomes[0])
+
+
 def test_it_knows_the_step(train, toy_input: InputSpec) -> None:
     never, first, known, late = (
         train(arm(f"ce=1,{text}", toy_input, "an arm")).outcomes[0]
@@ -328,6 +478,7 @@ def test_each_says_what_it_needs() -> None:
         ("@both", "asks for logits and for teacher_embedding; expected one of the two."),
         ("@mixed", "asks for feature and for teacher_features; expected one of the two."),
         ("@hidden", "logits cannot be given by name. Wrap it in a function of yours."),
+        ("@NoFeature", "is made for student_channels, and its forward asks for no feature; add one."),
         ("@NoModule", "is the class NoModule; expected a function, or a class that is a torch.nn.Module."),
         ("@made", "is a module that is made already; expected a function"),
         ("@absent", "Unknown function in mylab.losses 'absent'; nearest known:"),
@@ -356,7 +507,10 @@ def test_what_cannot_be_a_term_is_told(text: str, told: str) -> None:
         ),
         ("@vector", r"gave a tensor of shape \(8,\); expected one number in a tensor, such as a mean."),
         ("@number", "gave float; expected one number in a tensor"),
-        ("@constant", "does not depend on the student; nothing is learnt"),
+        ("@Later", r"keeps parts.0.center since its first step, .* Give it its size in __init__."),
+        ("@Lazy", "has weights whose size is not known yet; expected parameters and buffers of a known size."),
+        ("@Clings", r"The gradient of mylab.losses:Clings failed: RuntimeError: Trying to backward .* without detach"),
+        ("@InForward(k=2.5)", "k of term mylab.losses:InForward is 2.5; expected a whole number"),
         ("@in_place", "changes what it is given in place, which other terms and students see as well."),
     ],
 )
@@ -394,3 +548,23 @@ def test_the_digest_follows_what_a_loss_uses(mylab: Path, monkeypatch: pytest.Mo
     assert digests("hint_loss(self.adapter(feature)", "hint_loss(2 * self.adapter(feature)")[1] != before[1]
     assert digests("def vector(logits):\n    return logits.mean(1)", "") == before
     assert digests('"""Losses of a laboratory."""', '"""Losses."""\n\n# of ours') == before
+    assert digests("def scaled(value):\n", 'def scaled(value):\n    """Return it."""  # times a number\n\n') == before
+    for more in ("\nSCALE += 1\n", "\nif True:\n    def scaled(value):\n        return value\n", "\nkd.x = 3\n"):
+        assert digests("made = ", f"{more}made = ")[0] != before[0], more
+
+
+def test_of_what_is_no_plain_function_the_whole_file_counts(mylab: Path) -> None:
+    before = code_sha256("mylab.losses:partly"), code_sha256("mylab.losses:kd")
+    mylab.write_text(SOURCE.replace("partial(kd, temperature=4.0)", "partial(kd, temperature=2.0)"))
+    for name in ("mylab", "mylab.losses"):
+        sys.modules.pop(name, None)
+    assert code_sha256("mylab.losses:partly") != before[0]
+    assert code_sha256("mylab.losses:kd") == before[1]
+
+
+def test_names_of_networks_and_terms_that_are_of_the_users() -> None:
+    names = code_of(
+        ["timm:hf-hub:timm/x", "resnet20", "C:/models/x.xml", None, "mylab.losses:Fails"],
+        ["ce,dkd(alpha=1,beta=2),mylab.losses:kd=0.5,mylab.losses:noisy(share=1)", None],
+    )
+    assert list(names) == ["mylab.losses:kd", "mylab.losses:noisy", "mylab.losses:Fails"]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _results: ContextVar[Any] = ContextVar("where results are printed")
 
 FACE_MODEL = "keyhole-face"  # of the package: keyhole.faces.models.face_model.SHIPPED, which takes a second to import
-_NAMING_CODE = ("teacher", "model", "student", "terms")  # options whose value may name a function of the user's
+_NAMING_NETWORKS = ("teacher", "model", "student")  # options whose value may name a function of the user's
 _NAMES = "resnet20, timm:NAME, package.module:function, or a .safetensors file of Keyhole"
 
 Teacher = Annotated[str, typer.Option(help=f"The teacher: {_NAMES}.")]
@@ -176,7 +176,7 @@ def recipe(options: Mapping[str, Any], *, of_machine: tuple[str, ...] = ()) -> d
         wanted = _precision_of(flat.get("out")) or wanted
     return kept | {
         "precision": choose_precision(wanted, choose_device(flat["device"])),
-        "files": fingerprints(_texts(kept.values())) | code_of(map(kept.get, _NAMING_CODE)),
+        "files": fingerprints(_texts(kept.values())) | code_of(map(kept.get, _NAMING_NETWORKS), [kept.get("terms")]),
         "machine": {key: values[key] for key in of_machine if key in values},
     }
 

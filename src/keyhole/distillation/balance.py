@@ -45,7 +45,8 @@ def gradient_scales(
         part.remembers = False
     norms = {}
     for name, value in values.items():
-        found = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
+        grad = value.requires_grad  # a loss of the user's may be a constant at times
+        found = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True) if grad else ()
         there = [gradient for gradient in found if gradient is not None]
         average(there)
         squares = [gradient.float().square().sum() for gradient in there]

@@ -22,6 +22,7 @@ from keyhole.distillation.config import TrainConfig, make_optimizer
 from keyhole.distillation.group import ALONE, Group
 from keyhole.distillation.kinds import HintPair, Setting
 from keyhole.distillation.learner import Learner, draws_random_numbers, under
+from keyhole.distillation.own_terms import OwnLoss
 from keyhole.distillation.replay import Replay
 from keyhole.distillation.teaching import TEACHER_PARTS, Keep, Teaching
 from keyhole.distillation.terms import Term, build_term
@@ -137,10 +138,18 @@ class Cohort:
         terms = nn.ModuleDict(
             {term.key: build_term(term, self._setting(arm, term, end, channels, network.classes)) for term in arm.terms}
         )
+        for part in terms.values():
+            if self.group.count > 1 and isinstance(part, OwnLoss) and part.remembers:
+                raise SettingError(
+                    f"Arm {arm.name}: term {part.name} keeps something from step to step, which one process must fill. "
+                    "Leave the term out, or run without torchrun."
+                )
         network = replace(network, module=self.group.share_statistics(network.module))
         terms = self.group.share_statistics(terms)
-        for module in (network.module, terms):
-            module.to(self.device).to(memory_format=torch.channels_last)
+        network.module.to(self.device).to(memory_format=torch.channels_last)
+        for part in terms.to(self.device).values():
+            if not isinstance(part, OwnLoss):  # which may have weights of any form
+                part.to(memory_format=torch.channels_last)
         parameters = [*network.module.parameters(), *terms.parameters()]
         if not parameters:
             raise SettingError(f"{arm.student} has no parameters to train. Take another student.")
@@ -169,9 +178,16 @@ class Cohort:
             indices = self._train.indices.cpu()
             labels = torch.full((int(indices.max()) + 1,), -1)
             labels[indices] = self._train.labels.cpu()
-        people = len(self._train.classes) if self._train is not None else 0
         return Setting(
-            pairs, [channels[pair] for pair in pairs], labels, self.config.seed, self.config.batch_size, outputs, people
+            pairs,
+            [channels[pair] for pair in pairs],
+            labels,
+            self.config.seed,
+            self.config.batch_size,
+            outputs,
+            classes=len(self._train.classes) if self._train is not None else 0,
+            images=int(self._train.indices.max()) + 1 if self._train is not None else 0,
+            rank=self.group.rank,
         )
 
     def lessons(self, batches: Iterable[Batch]) -> Iterator[Lesson]:
@@ -263,8 +279,7 @@ class Cohort:
         """
         found = {}
         for learner in self.learners:
-            tensors = [module.state_dict() for module in learner.modules().values()]
-            weights = ((name, t.abs().sum()) for part in tensors for name, t in part.items() if t.is_floating_point())
+            weights = ((name, t.detach().abs().sum()) for name, t in learner.numbers() if t.is_floating_point())
             looked = [*learner.sums.items(), *weights]
             values = torch.stack([value.to(self.device, torch.float32) for _, value in looked]).tolist()  # read at once
             wrong = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)

@@ -80,6 +80,8 @@ class Setting:
         outputs: Numbers that the student gives for an image.
         classes: Classes of the training images.
         knobs: Other settings of the term, by name, where they are not as the source has them.
+        images: One more than the highest position of an image.
+        rank: Number of the process among those that train together.
     """
 
     pairs: Sequence[HintPair] = ()
@@ -90,6 +92,8 @@ class Setting:
     outputs: int = 0
     classes: int = 0
     knobs: Mapping[str, float] = field(default_factory=dict)
+    images: int = 0
+    rank: int = 0
 
 
 class _OfLogits(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,8 @@ from keyhole.distillation.balance import BALANCE_EVERY, gradient_scales
 from keyhole.distillation.contrast import Contrast
 from keyhole.distillation.group import Group
 from keyhole.distillation.kinds import View
-from keyhole.errors import SettingError
+from keyhole.distillation.own_terms import OwnLoss
+from keyhole.errors import KeyholeError, SettingError, reason_of
 from keyhole.models.layers import Tapped
 from keyhole.models.network import Network
 from keyhole.models.zoo import fill
@@ -47,6 +48,18 @@ class Learner:
         """Return what is trained, by part."""
         return {"student": self.network.module, "term": self.terms}
 
+    def numbers(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield what must stay finite: all that is trained, but for what losses of the user's keep beside weights."""
+        yield from self.network.module.state_dict().items()
+        for key, part in self.terms.items():
+            tensors = part.named_parameters() if isinstance(part, OwnLoss) else part.state_dict().items()
+            yield from ((f"{key}.{name}", tensor) for name, tensor in tensors)
+
+    @property
+    def owned(self) -> tuple[str, ...]:
+        """Names of the terms that are losses of the user's."""
+        return tuple(part.name for part in self.terms.values() if isinstance(part, OwnLoss))
+
     @property
     def weights(self) -> list[nn.Parameter]:
         """All that the optimizer changes."""
@@ -56,7 +69,7 @@ class Learner:
     @property
     def repeats(self) -> bool:
         """Whether every step runs the very same operations, so that one may be recorded and replayed."""
-        if any(term.kind.own for term in self.arm.terms):  # it may do something else in every step
+        if self.owned:  # which may do something else in every step
             return False
         return self.arm.balance == "weights" and not any(isinstance(part, Contrast) for part in self.terms.modules())
 
@@ -69,13 +82,17 @@ class Learner:
             answer, hints = lesson.taught or (None, {})
             view = View(logits, features, answer, hints, lesson.batch.labels, lesson.batch.indices, self.steps)
             values = {term.name: self.terms[term.key](view) for term in self.arm.terms}
-        if self.arm.balance == "gradients" and self.steps % BALANCE_EVERY == 0:
-            self.scales = gradient_scales(self.network.module, self.terms, values, self.scales, average=group.average)
-        total = sum(
-            (term.weight * self.scales.get(term.name, 1.0) * values[term.name] for term in self.arm.terms),
-            start=logits.new_zeros(()),
-        )
-        total.backward()
+        with _explained_gradient(self.owned):
+            if self.arm.balance == "gradients" and self.steps % BALANCE_EVERY == 0:
+                self.scales = gradient_scales(
+                    self.network.module, self.terms, values, self.scales, average=group.average
+                )
+            total = sum(
+                (term.weight * self.scales.get(term.name, 1.0) * values[term.name] for term in self.arm.terms),
+                start=logits.new_zeros(()),
+            )
+            if total.requires_grad:  # a loss of the user's may be a constant at first
+                total.backward()
         for name, value in (*values.items(), ("loss", total)):
             if name in self.sums:
                 self.sums[name] += value.detach()
@@ -84,11 +101,21 @@ class Learner:
 
     def update(self, rate: float | Tensor, group: Group) -> None:
         """Take the step that the gradient asks for; the gradient is that of all processes."""
+        if group.count > 1 and self.owned:
+            self._meet(group)
         group.average([weight.grad for weight in self.weights if weight.grad is not None])
         for part in self.optimizer.param_groups:
             part["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _meet(self, group: Group) -> None:
+        """Let a weight have a gradient where it has one in any process: losses of the user's may use some at times."""
+        there = torch.tensor([float(weight.grad is not None) for weight in self.weights], device=self.weights[0].device)
+        group.average([there])
+        for weight, share in zip(self.weights, there.tolist(), strict=True):
+            if share > 0 and weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
 
     def sums_as_numbers(self) -> dict[str, float]:
         """Return the sums as numbers."""
@@ -118,8 +145,10 @@ class Learner:
         Raises:
             WeightsError: It is the state of another network.
         """
-        for part, module in self.modules().items():
-            fill(module, under(tensors, f"{part}."), source=f"The checkpoint of arm {self.arm.name}")
+        source = f"The checkpoint of arm {self.arm.name}"
+        fill(self.network.module, under(tensors, "student."), source=source)
+        for key, module in self.terms.items():
+            fill(module, under(tensors, f"term.{key}."), source=source, finite=not isinstance(module, OwnLoss))
         for key, name in _MOMENTA.items():
             kept = under(tensors, f"{name}.")
             for k, weight in enumerate(self.weights):
@@ -152,6 +181,22 @@ def draws_random_numbers(network: Network) -> bool:
     drew = not torch.equal(before, torch.get_rng_state())
     torch.set_rng_state(before)
     return drew
+
+
+@contextmanager
+def _explained_gradient(owned: Sequence[str]) -> Iterator[None]:
+    """Tell an error in the gradient as one of the user's losses, where there are some."""
+    try:
+        yield
+    except (KeyholeError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        if not owned:
+            raise
+        raise SettingError(
+            f"The gradient of {' or '.join(owned)} failed: {type(error).__name__}: {reason_of(error)}. Keep no tensor "
+            "of an earlier step without detach, and change none in place that a gradient needs."
+        ) from error
 
 
 @contextmanager

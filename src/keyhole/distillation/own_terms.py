@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import random
 import threading
 import traceback
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +27,11 @@ _OF_A_HINT = ("feature", "teacher_feature")
 _OF_ALL_HINTS = ("features", "teacher_features")
 _OF_THE_STUDENT = ("logits", "embedding", "feature", "features")
 _INPUTS = (*_OF_LOGITS, *_OF_EMBEDDINGS, *_OF_A_HINT, *_OF_ALL_HINTS, "labels", "indices", "step")
-_MADE_FOR = ("student_channels", "teacher_channels", "outputs", "classes", "batch_size", "seed")
+_OF_CHANNELS = ("student_channels", "teacher_channels")
+_MADE_FOR = (*_OF_CHANNELS, "outputs", "classes", "images", "batch_size", "seed")
+
+
+_Settings = Mapping[str, type]  # parameters with a number by default, and of which kind
 
 
 @dataclass(frozen=True)
@@ -35,13 +41,15 @@ class _Asked:
     Attributes:
         inputs: Of a step, by the names above.
         made_for: Of what it is made for, where it is a class.
-        knobs: Its settings: parameters with a number by default.
+        settings: Of each step.
+        settings_made: Of what it is made with, where it is a class.
         temperature: Its default; None where it has none.
     """
 
     inputs: tuple[str, ...]
     made_for: tuple[str, ...]
-    knobs: tuple[str, ...]
+    settings: _Settings
+    settings_made: _Settings
     temperature: float | None
 
     @property
@@ -53,6 +61,11 @@ class _Asked:
     def of_all_hints(self) -> bool:
         """Whether it is called once with the features of all hints."""
         return any(name in _OF_ALL_HINTS for name in self.inputs)
+
+    @property
+    def knobs(self) -> tuple[str, ...]:
+        """Names of all settings, but for the temperature."""
+        return tuple(name for name in {**self.settings_made, **self.settings} if name != "temperature")
 
 
 def own_kind(name: str) -> Kind:
@@ -74,8 +87,8 @@ def own_kind(name: str) -> Kind:
 
     A class is a module of PyTorch whose ``forward`` is such a function. It may have weights, and is made once, or once
     for each hint, from what the parameters of its ``__init__`` are called: ``student_channels``, ``teacher_channels``
-    (of its hint; lists where ``forward`` takes all), ``outputs`` of the student, ``classes``, ``batch_size``, ``seed``,
-    and settings.
+    (of its hint; lists where ``forward`` takes all), ``outputs`` of the student, ``classes``, ``images`` (one more than
+    the highest of ``indices``), ``batch_size``, ``seed``, and settings.
 
     Args:
         name: ``package.module:function`` or ``package.module:Class``; its module is imported, which runs it.
@@ -84,11 +97,7 @@ def own_kind(name: str) -> Kind:
         UnknownNameError: The module cannot be imported, or has no such function.
         SettingError: It is nothing that can be called, or asks for something that a loss is not given.
     """
-    return _kind(name, named(name))
-
-
-@lru_cache(maxsize=256)
-def _kind(name: str, made: Any) -> Kind:
+    made = named(name)
     if isinstance(made, nn.Module) or (isinstance(made, type) and not issubclass(made, nn.Module)):
         raise SettingError(
             f"Term {name} is {_described(made)}; expected a function, or a class that is a torch.nn.Module."
@@ -97,7 +106,7 @@ def _kind(name: str, made: Any) -> Kind:
     hints = asked.by_hint or asked.of_all_hints
     return Kind(
         1.0,
-        lambda temperature, setting: _Own(name, made, asked, temperature, setting),
+        lambda temperature, setting: OwnLoss(name, made, asked, temperature, setting),
         "by its author",
         temperature=asked.temperature,
         teacher=hints or any(each.startswith("teacher_") for each in asked.inputs),
@@ -135,11 +144,19 @@ def _asked(name: str, made: Any) -> _Asked:
         both = [next((each for each in inputs if each in side), None) for side in (one, other)]
         if None not in both:
             raise SettingError(f"Term {name} asks for {both[0]} and for {both[1]}; expected one of the two.")
-    given = sides[0][1]
-    numbers = {each: float(value) for each, value in first.items() if each not in given and type(value) in (int, float)}
-    temperature = numbers.pop("temperature", None)
+    hints = any(each in (*_OF_A_HINT, *_OF_ALL_HINTS) for each in inputs)
     made_for = tuple(each for each in first if each in _MADE_FOR) if is_class else ()
-    return _Asked(inputs, made_for, tuple(numbers), temperature)
+    if not hints and (channels := next((each for each in made_for if each in _OF_CHANNELS), None)):
+        raise SettingError(f"Term {name} is made for {channels}, and its forward asks for no feature; add one.")
+    settings, settings_made = _settings(step), _settings(first) if is_class else {}
+    temperature = next((side["temperature"] for side in (step, first) if "temperature" in side), None)
+    temperature = temperature if type(temperature) in (int, float) else None
+    return _Asked(inputs, made_for, settings, settings_made, temperature)
+
+
+def _settings(parameters: Mapping[str, Any]) -> _Settings:
+    numbers = {each: type(value) for each, value in parameters.items() if type(value) in (int, float, bool)}
+    return {each: kind for each, kind in numbers.items() if each not in (*_INPUTS, *_MADE_FOR)}
 
 
 def _parameters(name: str, function: Callable[..., Any], *, skip: int = 0) -> dict[str, Any]:
@@ -153,7 +170,7 @@ def _parameters(name: str, function: Callable[..., Any], *, skip: int = 0) -> di
     return {each.name: each.default for each in found if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
 
 
-class _Own(nn.Module):
+class OwnLoss(nn.Module):
     """What calls a loss of the user's with what it asks for, and checks what it gives."""
 
     def __init__(
@@ -161,32 +178,68 @@ class _Own(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.asked, self.pairs = name, asked, tuple(setting.pairs)
-        self.file, self.seed = getattr(inspect.getmodule(made), "__file__", None), setting.seed
-        knobs = {knob: value for knob, value in setting.knobs.items()}
+        self.file = getattr(inspect.getmodule(made), "__file__", None)
+        # of this term, in this process
+        self.seed = zlib.crc32(f"{name} {setting.seed} {setting.rank}".encode())
+        knobs = dict(setting.knobs)
         if asked.temperature is not None:
             knobs["temperature"] = asked.temperature if temperature is None else temperature
-        self.knobs: Mapping[str, float] = {}
+        self.knobs = self._of_kinds(asked.settings, knobs)
         calls = len(self.pairs) if asked.by_hint else 1
         if isinstance(made, type):
-            told = {"outputs": setting.outputs, "classes": setting.classes, "batch_size": setting.batch_size,
-                    "seed": setting.seed}  # fmt: skip
-            parts = [self._build(made, asked, {**told, **_channels(asked, setting, k)}, knobs) for k in range(calls)]
+            told = {"outputs": setting.outputs, "classes": setting.classes, "images": setting.images,
+                    "batch_size": setting.batch_size, "seed": setting.seed}  # fmt: skip
+            settings = self._of_kinds(asked.settings_made, knobs)
+            parts = [self._build(made, {**told, **_channels(asked, setting, k)}, settings) for k in range(calls)]
             self.parts: Sequence[Callable[..., Any]] = nn.ModuleList(parts)  # type: ignore[assignment]  # it is one
         else:
-            self.parts, self.knobs = [made] * calls, knobs
+            self.parts = [made] * calls
+        self._kept = self.state_dict().keys()
+        self.learns = False
 
-    def _build(
-        self, made: Callable[..., Any], asked: _Asked, told: Mapping[str, Any], knobs: Mapping[str, float]
-    ) -> nn.Module:
-        try:
-            found: nn.Module = made(**{each: told[each] for each in asked.made_for}, **knobs)
-        except (Exception, SystemExit) as error:
-            raise SettingError(f"Term {self.name} cannot be made: {self._told(error)}.") from error
+    def _of_kinds(self, settings: _Settings, knobs: Mapping[str, float]) -> dict[str, Any]:
+        """Return settings as the numbers that their defaults are."""
+        found = {}
+        for each, kind in settings.items():
+            if each not in knobs:
+                continue
+            if kind is not float and knobs[each] != int(knobs[each]):
+                raise SettingError(
+                    f"{each} of term {self.name} is {knobs[each]:g}; expected a whole number, as its default is one."
+                )
+            found[each] = kind(knobs[each])
         return found
 
+    def _build(self, made: Callable[..., Any], told: Mapping[str, Any], settings: Mapping[str, Any]) -> nn.Module:
+        try:
+            found: nn.Module = made(**{each: told[each] for each in self.asked.made_for}, **settings)
+            lazy = any(nn.parameter.is_lazy(each) for each in (*found.parameters(), *found.buffers()))
+            plain = not lazy and all(isinstance(each, Tensor) for each in found.state_dict().values())
+        except (Exception, SystemExit) as error:
+            raise SettingError(f"Term {self.name} cannot be made: {self._told(error)}.") from error
+        if not plain:
+            what = "weights whose size is not known yet" if lazy else "a state that is no tensor"
+            raise SettingError(f"Term {self.name} has {what}; expected parameters and buffers of a known size.")
+        return found
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it keeps something from step to step that processes do not share, as batch norms do."""
+        norms = [each for each in self.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+        shared = {id(buffer) for norm in norms for buffer in norm.buffers()}
+        return any(id(buffer) not in shared for buffer in self.buffers())
+
     def forward(self, view: View) -> Tensor:
+        """Return what the loss gives, or say what is wrong with it."""
         with _own_random_numbers(view.logits.device, self.seed, view.step):
-            return self._computed(view)
+            found = self._computed(view)
+        if late := next((each for each in self.state_dict() if each not in self._kept), None):
+            raise SettingError(
+                f"Term {self.name} keeps {late} since its first step, which a run that goes on could not read. Give it "
+                "its size in __init__."
+            )
+        self.learns = self.learns or found.requires_grad
+        return found
 
     def _computed(self, view: View) -> Tensor:
         given = self._given(view)
@@ -237,10 +290,6 @@ class _Own(nn.Module):
                 f"Term {self.name} changes what it is given in place, which other terms and students see as well. "
                 "Work on a copy there."
             )
-        if not found.requires_grad and torch.is_grad_enabled():
-            raise SettingError(
-                f"Term {self.name} gave a number that does not depend on the student; nothing is learnt."
-            )
         return found
 
     def _told(self, error: BaseException) -> str:
@@ -265,5 +314,12 @@ _DRAWING = threading.Lock()  # students step side by side, and the generator is 
 def _own_random_numbers(device: torch.device, seed: int, step: int) -> Iterator[None]:
     """Let what is drawn within depend on seed and step alone, and leave the generators as they were."""
     with _DRAWING, torch.random.fork_rng([device] if device.type == "cuda" else [], device_type="cuda"):
+        before = random.getstate(), np.random.get_state()
         torch.manual_seed(hash((seed, step)) % 2**63)
-        yield
+        random.seed(hash((seed, step)))
+        np.random.seed(hash((seed, step)) % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])

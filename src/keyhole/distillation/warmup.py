@@ -10,6 +10,7 @@ from keyhole.distillation.arm import Arm
 from keyhole.distillation.cohort import Cohort
 from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.notation import parse_terms
+from keyhole.distillation.own_terms import OwnLoss
 from keyhole.errors import DivergenceError, SettingError
 from keyhole.models.network import InputSpec, Network
 from keyhole.progress import Progress, silent
@@ -80,21 +81,26 @@ def warm_up(
     return cohort.learners[0].network
 
 
-def rehearse(arm: Arm, train: Split, *, config: TrainConfig, teacher: Network) -> None:
-    """Let an arm take one step on the first batch, so that a mistake in a loss of the user's shows at once.
+def rehearse(arm: Arm, train: Split, *, config: TrainConfig, teacher: Network) -> list[str]:
+    """Let an arm take two steps, so that a mistake in a loss of the user's shows at once.
 
     Args:
-        arm: The arm; what it learns in the step is thrown away.
+        arm: The arm; what it learns in these steps is thrown away.
         train: The training images.
         config: How it will be trained.
         teacher: The teacher.
 
+    Returns:
+        Names of the user's losses that gave a constant both times, from which nothing is learnt.
+
     Raises:
-        KeyholeError: The step cannot be taken.
+        KeyholeError: The steps cannot be taken.
     """
     config = replace(config, compile="off")
     cohort = Cohort([arm], config, classes=len(train.classes) or teacher.classes, teacher=teacher, train=train)
     cohort.train_mode()
     batches = train.to(cohort.device).training_batches(config.batch_size, seed=config.seed, epoch=0, augment=False)
-    for lesson in cohort.lessons(islice(batches, 1)):
+    for lesson in cohort.lessons(islice(batches, 2)):
         cohort.step(lesson, 0.0)
+    [learner] = cohort.learners
+    return [part.name for part in learner.terms.values() if isinstance(part, OwnLoss) and not part.learns]

@@ -213,8 +213,14 @@ def load_weights(module: nn.Module, path: Path) -> None:
     fill(module, tensors, source=str(path))
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str, finite: bool = True) -> None:
     """Copy tensors into a module, or change nothing and say what does not fit.
+
+    Args:
+        module: The module.
+        tensors: By name.
+        source: Where they are from, for the error.
+        finite: Whether NaN and infinity are refused.
 
     Raises:
         WeightsError: A tensor is missing, unknown, of another shape, or not finite.
@@ -236,7 +242,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> No
             )
         if found.is_complex() != tensor.is_complex() or found.is_floating_point() != tensor.is_floating_point():
             raise WeightsError(f"{source}: {name} is {found.dtype}, expected {tensor.dtype}. Take another weight file.")
-        if found.is_floating_point() and not bool(torch.isfinite(found.float()).all()):
+        if finite and found.is_floating_point() and not bool(torch.isfinite(found.float()).all()):
             raise WeightsError(f"{source}: {name} holds NaN or infinity. Take another weight file.")
     if extra := next((name for name in tensors if name not in own), None):
         raise WeightsError(

@@ -105,9 +105,12 @@ class Board:
         """
         for cell, (name, recipe) in recipes.items():
             done = self.result(cell)
-            if done is not None and done["recipe"] != _comparable(recipe, done["recipe"]):
+            if done is None:
+                continue
+            before = {key: value for key, value in done["recipe"].items() if key != _CODE or key in recipe}
+            if before != _comparable(recipe, before):
                 raise RunError(
-                    f"{self.path} holds cell {name!r} of another recipe: {difference(done['recipe'], recipe)}. "
+                    f"{self.path} holds cell {name!r} of another recipe: {difference(before, recipe)}. "
                     "Choose another --out, or name the changed cell anew."
                 )
 
@@ -350,7 +353,8 @@ def _runs(process: int) -> bool:
     return _stat_of(process)[:1] not in (["Z"], ["X"])  # dead, though nobody has taken notice
 
 
-_LATER = ("data_sha256", "input", "student_sha256")  # what recipes did not tell from the beginning
+_CODE = "code_sha256"  # which a recipe tells where it was asked for
+_LATER = ("data_sha256", "input", "student_sha256", _CODE)  # what recipes did not tell from the beginning
 
 
 def _comparable(recipe: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def conclude(
         >>> found.setting["mixed"]
         []
     """
-    check_cells(study, teacher, data, board)
+    check_cells(study, teacher, data, board, code=decide)
     results = [board.result(cell.id) for cell in study.cells]
     keep = board.settle if decide else board.peek
     landscapes, fresh = [], {}

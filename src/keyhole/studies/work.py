@@ -172,7 +172,7 @@ def _tell_left(board: Board, recipes: Mapping[str, tuple[str, Mapping[str, Any]]
             )
 
 
-def check_cells(study: Study, teacher: Network, data: Data, board: Board) -> None:
+def check_cells(study: Study, teacher: Network, data: Data, board: Board, *, code: bool = True) -> None:
     """Check that what is finished in a folder is of this study.
 
     Args:
@@ -180,19 +180,24 @@ def check_cells(study: Study, teacher: Network, data: Data, board: Board) -> Non
         teacher: Its teacher, with weights.
         data: Its data.
         board: Its folder.
+        code: Whether code of the user's must be what it was, for which it is imported.
 
     Raises:
         RunError: The folder holds a cell of another recipe.
     """
-    board.check_recipes(_recipes(settled(study, board, keep=board.peek), teacher, data))
+    board.check_recipes(_recipes(settled(study, board, keep=board.peek), teacher, data, code=code))
 
 
-def _recipes(study: Study, teacher: Network, data: Data) -> dict[str, tuple[str, dict[str, Any]]]:
+def _recipes(study: Study, teacher: Network, data: Data, *, code: bool = True) -> dict[str, tuple[str, dict[str, Any]]]:
     """Return name and recipe of each cell by its id; the teacher counts by its weights, wherever they came from."""
     files = data.fingerprint()
     own = {"teacher_sha256": fingerprint(teacher), **({"data_sha256": files} if files else {})}
-    begun = {plan.name: begun_with(study.teacher, plan) for plan in study.arms}
-    return {cell.id: (cell.name, study.recipe(cell) | own | begun[cell.plan.name]) for cell in study.cells}
+    kinds = {(plan.student, plan.terms): plan for plan in study.arms}
+    begun = {kind: begun_with(study.teacher, plan, code=code) for kind, plan in kinds.items()}
+    return {
+        cell.id: (cell.name, study.recipe(cell) | own | begun[cell.plan.student, cell.plan.terms])
+        for cell in study.cells
+    }
 
 
 def settled(study: Study, board: Board, *, keep: Keep | None = None) -> Study:
