@@ -149,7 +149,7 @@ class InForward(nn.Module):
         super().__init__()
         self.to_width = nn.Linear(outputs, width)
 
-    def forward(self, logits, teacher_logits, power=2.0, temperature=3.0, k=2, sharp=False):
+    def forward(self, logits, teacher_logits, power=2.0, temperature=3, k=2, sharp=False):
         self.told = [power, temperature, k, sharp, self.to_width.out_features]
         return self.to_width(logits).pow(2).mean() + (logits.topk(k).values / temperature).mean()
 
@@ -345,13 +345,13 @@ def test_a_class_is_told_what_it_is_made_for(
 def test_settings_stand_where_they_are_asked_for(
     toy_input: InputSpec, toy_split: MemorySplit, toy_teacher: Network
 ) -> None:
-    parsed = parse_terms("mylab.losses:InForward(width=5,power=1,k=3,sharp=1)", temperature=2.0)
+    parsed = parse_terms("mylab.losses:InForward(width=5,power=1,k=3,sharp=1)", temperature=1.5)
     cohort = Cohort(
         [replace(arm("ce", toy_input), terms=parsed)], CONFIG, classes=3, teacher=toy_teacher, train=toy_split
     )
     fit(cohort, toy_split)
     [built] = cohort.learners[0].terms["mylab/losses:InForward"].parts
-    assert built.told == [1.0, 2.0, 3, True, 5]
+    assert built.told == [1.0, 1.5, 3, True, 5]
     assert [type(value) for value in built.told] == [float, float, int, bool, int]
 
 

@@ -7,7 +7,7 @@ import random
 import threading
 import traceback
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -156,6 +156,7 @@ def _asked(name: str, made: Any) -> _Asked:
 
 def _settings(parameters: Mapping[str, Any]) -> _Settings:
     numbers = {each: type(value) for each, value in parameters.items() if type(value) in (int, float, bool)}
+    numbers |= {"temperature": float} if "temperature" in numbers else {}
     return {each: kind for each, kind in numbers.items() if each not in (*_INPUTS, *_MADE_FOR)}
 
 
@@ -191,10 +192,10 @@ class OwnLoss(nn.Module):
                     "batch_size": setting.batch_size, "seed": setting.seed}  # fmt: skip
             settings = self._of_kinds(asked.settings_made, knobs)
             parts = [self._build(made, {**told, **_channels(asked, setting, k)}, settings) for k in range(calls)]
-            self.parts: Sequence[Callable[..., Any]] = nn.ModuleList(parts)  # type: ignore[assignment]  # it is one
+            self.parts: nn.ModuleList | list[Callable[..., Any]] = nn.ModuleList(parts)
         else:
             self.parts = [made] * calls
-        self._kept = self.state_dict().keys()
+        self._kept = frozenset(self.state_dict())
         self.learns = False
 
     def _of_kinds(self, settings: _Settings, knobs: Mapping[str, float]) -> dict[str, Any]:
