@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -192,7 +192,7 @@ class OwnLoss(nn.Module):
                     "batch_size": setting.batch_size, "seed": setting.seed}  # fmt: skip
             settings = self._of_kinds(asked.settings_made, knobs)
             parts = [self._build(made, {**told, **_channels(asked, setting, k)}, settings) for k in range(calls)]
-            self.parts: nn.ModuleList | list[Callable[..., Any]] = nn.ModuleList(parts)
+            self.parts = cast("Sequence[Callable[..., Any]]", nn.ModuleList(parts))
         else:
             self.parts = [made] * calls
         self._kept = frozenset(self.state_dict())
