@@ -7,7 +7,7 @@ import random
 import threading
 import traceback
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -192,7 +192,7 @@ class OwnLoss(nn.Module):
                     "batch_size": setting.batch_size, "seed": setting.seed}  # fmt: skip
             settings = self._of_kinds(asked.settings_made, knobs)
             parts = [self._build(made, {**told, **_channels(asked, setting, k)}, settings) for k in range(calls)]
-            self.parts = cast("Sequence[Callable[..., Any]]", nn.ModuleList(parts))
+            self.parts: Sequence[Callable[..., Any]] = cast("Sequence[Callable[..., Any]]", nn.ModuleList(parts))
         else:
             self.parts = [made] * calls
         self._kept = frozenset(self.state_dict())
