@@ -114,22 +114,29 @@ GOOD, POOR, POORER = ("l2.1", "l3.0", "l3.1"), ("l1.0", "l2.0", "l2.1"), ("l1.0"
 @pytest.mark.parametrize(
     ("takes", "words"),
     [
-        ([GOOD], "Cluster centers are better than {0} % of the other combinations: 1 better than the average"),
-        ([POOR], "Cluster centers are better than {0} % of the other combinations: 1 worse than the average"),
+        ([GOOD], ["Cluster centers by k-means, the method, are better than {0} % of the other combinations: better"]),
+        ([POOR], ["Cluster centers by k-means, the method, are better than {0} % of the other combinations: worse"]),
         (
             [POOR, GOOD, POORER],
-            "The 3 different choices of cluster centers are better than {0} to {1} % of the other combinations: "
-            "1 better and 2 worse than the average",
+            [
+                "are better than {0} to {2} % of the other combinations: of 2 different choices 2 are worse",
+                "Those of other clusterings are better than {1} % of the other combinations: better",
+            ],
+        ),
+        (
+            [GOOD, POOR, POORER],
+            ["{2} to {0} % of the other combinations: of 2 different choices 1 is better and 1 is worse"],
         ),
     ],
 )
-def test_it_tells_whether_centers_are_better_or_worse(takes: list[tuple[str, ...]], words: str) -> None:
+def test_it_tells_whether_centers_are_better_or_worse(takes: list[tuple[str, ...]], words: list[str]) -> None:
     rules = dict(zip(("kmeans r2_cca", "segments r2_cca", "kmeans linear_cka"), takes, strict=False))
     found = survey(GROUP, world(DEEP, 0.1), rules=rules)
     assert found is not None
-    places = [100 * each.better_than for each in found.standings]
-    ends = [f"{end:.0f}" for end in (min(places), max(places))]
-    assert f"{words.format(*ends)} combination beyond chance." in found.sentence
+    places = {each.layers: f"{100 * each.better_than:.0f}" for each in found.standings}
+    for text in words:
+        told = f"{text.format(*(places[layers] for layers in takes))} than the average combination beyond chance."
+        assert sum(told in each for each in found.findings) == 1
 
 
 def test_where_layers_do_not_matter_it_does_not_claim_it() -> None:

@@ -14,6 +14,7 @@ from keyhole.reports.markup import (
     NOTHING,
     Column,
     Html,
+    bullets,
     escape,
     figure,
     grid,
@@ -159,7 +160,7 @@ def _examples(found: Evaluation) -> Html:
 def _notes(found: Evaluation) -> Html:
     if not found.notes:
         return Html("")
-    return Html("<ul>" + "".join(f"<li>{escape(note)}</li>" for note in found.notes) + "</ul>")
+    return bullets(found.notes)
 
 
 def _model(found: Evaluation) -> Html:

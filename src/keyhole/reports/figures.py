@@ -337,14 +337,20 @@ def ordered(values: Sequence[Sequence[float]], marks: Sequence[tuple[str, int]],
         means = [sum(each) / len(each) for each in values]
         axes.vlines(range(len(values)), [min(e) for e in values], [max(e) for e in values], color=BAR, linewidth=2)
         axes.plot(range(len(values)), means, "o", color=SOFT, markersize=3.5)
-        for number, (name, place) in enumerate(sorted(marks, key=lambda mark: mark[1])):
-            axes.plot(place, means[place], "o", color=color(number), markersize=7.5)
-            lift = (16, -22, 30, -36)[number % 4]
-            axes.annotate(
-                shorten(name, 34), (place, means[place]), xytext=(0, lift), textcoords="offset points", fontsize=8,
-                ha="right" if 2 * place > len(values) else "left", color=INK, parse_math=False,
-                arrowprops={"arrowstyle": "-", "color": SOFT, "linewidth": 0.7},
-            )  # fmt: skip
+        # the curve rises, so there is room above its first half and below its second: the outermost label is furthest
+        placed = sorted(marks, key=lambda mark: mark[1])
+        low = [mark for mark in placed if 2 * mark[1] <= len(values)]
+        high = [mark for mark in reversed(placed) if mark not in low]
+        for side, start, step, ends in ((low, 0.95, -0.085, "left"), (high, 0.05, 0.085, "right")):
+            for number, (name, place) in enumerate(side):
+                shade = color(placed.index((name, place)))
+                axes.plot(place, means[place], "o", color=shade, markersize=7.5)
+                axes.annotate(
+                    shorten(name, 44), (place, means[place]), xytext=(place, start + step * number),
+                    textcoords=("data", "axes fraction"), fontsize=8, ha=ends, va="center", color=INK,
+                    parse_math=False, arrowprops={"arrowstyle": "-", "color": SOFT, "linewidth": 0.7, "shrinkA": 0,
+                                                   "relpos": (0 if ends == "left" else 1, 0.5)},
+                )  # fmt: skip
         axes.set_xticks([])
         axes.set(xlabel="combinations, from the lowest to the highest mean", ylabel="top-1 on the test images, %")
         axes.margins(x=0.02, y=0.15)
@@ -372,16 +378,19 @@ def costs(
         for number, (name, points) in enumerate(lines):
             cost, gain, low, high = zip(*sorted(points), strict=True)
             axes.fill_between(cost, low, high, color=color(number), alpha=0.15, linewidth=0)
-            axes.plot(cost, gain, color=color(number), linewidth=2, marker="o", markersize=4)
-            axes.annotate(
-                name, (cost[-1], gain[-1]), xytext=(5, -3), textcoords="offset points", fontsize=9, color=color(number),
-                parse_math=False,
-            )  # fmt: skip
+            axes.plot(cost, gain, color=color(number), linewidth=2, marker="o", markersize=4, label=name)
+        axes.legend(loc="lower right", frameon=False, fontsize=9, labelcolor=INK)
         axes.axhline(0, color=SOFT, linewidth=1.1)
-        for name, value in levels:
+        highest = max((high for _, points in lines for *_, high in points), default=0.0)
+        lowest = min([low for _, points in lines for _, _, low, _ in points] + [value for _, value in levels])
+        columns: list[float] = []  # the value of the last label of each
+        for name, value in sorted(levels, key=lambda level: level[1]):
             axes.axhline(value, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)))
+            apart = (highest - lowest) / 18  # the height of a label
+            free = next((k for k, last in enumerate(columns) if value - last > apart), len(columns))
+            columns[free : free + 1] = [value]
             axes.annotate(
-                shorten(name, 34), (0, value), xycoords=("axes fraction", "data"), xytext=(3, 2),
+                shorten(name, 44), (0.27 * free, value), xycoords=("axes fraction", "data"), xytext=(3, 2),
                 textcoords="offset points", fontsize=7.5, color=SOFT, parse_math=False,
             )  # fmt: skip
         axes.set(xlabel="cost in students trained to the end", ylabel="points above the mean of all combinations")

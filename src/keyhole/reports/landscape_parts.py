@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Sequence
 
@@ -22,6 +23,7 @@ from keyhole.reports.markup import (
 )
 from keyhole.studies.landscape import Landscape
 from keyhole.studies.replay import Match, Pace, Replayed
+from keyhole.studies.rules import in_short
 from keyhole.studies.standings import Standing
 from keyhole.studies.verdict import SURE
 
@@ -55,7 +57,15 @@ def _map(landscape: Landscape) -> Html:
 
 
 def _short(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+    """Return names of rules for a figure: how many metrics each clustering has, not which."""
+    rules = [re.sub(r"\((.*?)\)", _counted, rule) for rule in in_short(names)]
+    plain = [rule for rule in rules if not rule.endswith((", last", "informative"))] or rules  # after centers
+    more = f" and {len(plain) - 2} more" if len(plain) > 2 else ""
+    return (", ".join(plain[:2]) if more else " and ".join(plain)) + more
+
+
+def _counted(metrics: re.Match[str]) -> str:
+    return f"by {metrics[1].count(',') + 1} metrics"
 
 
 def _noteworthy(standing: Standing) -> bool:
@@ -124,7 +134,7 @@ def _standings(landscape: Landscape) -> Html:
     heads = ("top-1, %", "above the mean of all, points", "p, corrected", "rank", "better than, % of the others")
     rows = [
         [
-            ", ".join(each.names),
+            "; ".join(in_short(each.names)),
             join([code(name) for name in each.layers], " ") if each.layers else "none of the combinations",
             f"{each.top1:.2f}",
             f"{each.gain:+.2f}{_between(each.low, each.high, '+.2f')}",
@@ -227,14 +237,20 @@ def _at_equal_seconds(landscape: Landscape) -> list[Html]:
         )
     ]
     if landscape.matches:
-        methods = list(dict.fromkeys(match.method for match in landscape.matches))
-        heads = ["time", "centers, points", *(f"{method}, points" for method in methods)]
-        heads += [f"minus {method}" for method in methods]
-        columns = [Column("centers by", number=False), *(Column(head) for head in heads)]
-        rivals: dict[tuple[tuple[str, ...], float], list[Match]] = {}
-        for match in landscape.matches:
-            rivals.setdefault((match.choice, match.seconds), []).append(match)
-        rows = [_matched(matches) for matches in rivals.values()]
+        heads = (
+            "centers by",
+            "time",
+            "centers, points",
+            "search",
+            "combinations",
+            "finds, points",
+            "centers minus that",
+        )
+        columns = [Column(head, number=head not in ("centers by", "search")) for head in heads]
+        rows = [
+            _matched(match, before)
+            for before, match in zip((None, *landscape.matches), landscape.matches, strict=False)
+        ]
         parts += [table(columns, rows), paragraph(_HOW_MATCHED, "soft"), paragraph(_looks(landscape), "soft")]
     return parts
 
@@ -254,7 +270,7 @@ def _looks(landscape: Landscape) -> str:
 
 _HOW_MATCHED = (
     "Time runs until there is a student trained to the end: of centers, their look and that student; of a search, all "
-    "that it trains, as many combinations as the time allows (in brackets how many it begins with; a single one is "
+    "that it trains, as many combinations as the time allows (it begins with so many; a single one is "
     "taken blindly, which gains 0). Centers gain no more with more time. Points are above the mean of all "
     "combinations, of searches on the seeds that they did not see. Differences have 95 % intervals by Student's t with "
     "the noise of the whole table, each for itself, and of the combinations that searches chose here. The time of "
@@ -263,14 +279,18 @@ _HOW_MATCHED = (
 )
 
 
-def _matched(matches: Sequence[Match]) -> list[str]:
-    first = matches[0]
+def _matched(match: Match, before: Match | None) -> list[str]:
+    """Return a row; what the row above says as well is left out."""
+    choice = None if before is None else before.choice
+    seconds = None if before is None or choice != match.choice else before.seconds
     return [
-        ", ".join(first.choice),
-        duration(first.seconds),
-        f"{first.choice_gain:+.2f}",
-        *(f"{each.search_gain:+.2f} ({each.combinations})" for each in matches),
-        *(f"{each.difference:+.2f}{_between(each.low, each.high, '+.2f')}" for each in matches),
+        "" if choice == match.choice else ", ".join(match.choice),
+        "" if seconds == match.seconds else duration(match.seconds),
+        "" if seconds == match.seconds else f"{match.choice_gain:+.2f}",
+        match.method,
+        str(match.combinations),
+        f"{match.search_gain:+.2f}",
+        f"{match.difference:+.2f}{_between(match.low, match.high, '+.2f')}",
     ]
 
 

@@ -143,6 +143,11 @@ def paragraph(text: str, kind: str = "") -> Html:
     return Html(f'<p class="{kind}">{inside}</p>' if kind else f"<p>{inside}</p>")
 
 
+def bullets(texts: Sequence[str]) -> Html:
+    """Return a list of sentences."""
+    return Html("<ul>" + "".join(f"<li>{_unbroken(text)}</li>" for text in texts) + "</ul>")
+
+
 def _unbroken(text: str) -> str:
     """Return text as HTML in which no line ends between a number and its percent sign."""
     return re.sub(r"(\d) %", r"\1&nbsp;%", escape(text))
@@ -232,6 +237,7 @@ section{margin-top:44px;border-top:1px solid var(--line);padding-top:22px}
 p{max-width:76ch;margin:.55em 0;overflow-wrap:anywhere}
 .kicker{color:var(--soft);font-size:.86rem;letter-spacing:.03em;margin:0}
 .lead{font-size:1.09rem}
+ul{padding-left:1.3em;margin:.55em 0}li{max-width:76ch;margin:.3em 0;overflow-wrap:anywhere}
 .soft,figcaption{color:var(--soft);font-size:.9rem}
 .note{border-left:4px solid #E69F00;background:var(--faint);padding:12px 18px;font-size:1.05rem;
 border-radius:0 6px 6px 0}

@@ -15,6 +15,7 @@ from keyhole.reports.markup import (
     Column,
     Html,
     amount,
+    bullets,
     figure,
     join,
     page,
@@ -53,7 +54,7 @@ def study_page(verdict: Verdict, setting: Mapping[str, Any]) -> str:
     return page(
         f"{setting['teacher']} teaches {students}",
         "Keyhole: study",
-        paragraph(verdict.sentence, "lead"),
+        *_lead(verdict.findings),
         paragraph(_how(setting)),
         *(paragraph(_mixture(each)) for each in setting.get("mixed", ())),
         *(landscape_parts(landscape) for landscape in verdict.landscapes),
@@ -63,6 +64,13 @@ def study_page(verdict: Verdict, setting: Mapping[str, Any]) -> str:
         _cost(rest.rows),
         _published(setting),
     )
+
+
+def _lead(findings: Sequence[str]) -> list[Html]:
+    """Return the answer, and below it what it rests on, a point each; few sentences stand together."""
+    if len(findings) <= 3:
+        return [paragraph(" ".join(findings), "lead")]
+    return [paragraph(findings[0], "lead"), bullets(findings[1:])]
 
 
 def studies_page(found: Mapping[str, tuple[str, str]]) -> str:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from keyhole.studies.rules import is_center
+from keyhole.studies.rules import is_center, metrics_of
 from keyhole.studies.standings import Standing, Winner
 from keyhole.studies.variance import Spread
 from keyhole.studies.verdict import SURE
 
 
-def what_is_there(count: int, asked: int, seeds: Sequence[int]) -> str:
+def what_is_there(count: int, asked: int, seeds: Sequence[int]) -> tuple[str, ...]:
     """Return how much of a landscape is there, of which nothing else can be told yet."""
     on = f"seed{'' if len(seeds) == 1 else 's'} {' and '.join(map(str, seeds))}"
     return (
-        f"{count} of {asked} combinations of layers have come to the end on {on}. What layers are worth, where choices "
-        "stand and what a search finds can be told when all of them have with one seed."
+        f"{count} of {asked} combinations of layers have come to the end on {on}.",
+        "What layers are worth, where choices stand and what a search finds can be told when all of them have with one "
+        "seed.",
     )
 
 
@@ -26,25 +27,26 @@ def what_is_found(
     winner: Winner | None,
     tells: float | None,
     early_tells: Mapping[int, float],
-) -> str:
-    """Return what the figures say on choosing, whichever way they fall."""
+) -> tuple[str, ...]:
+    """Return what the figures say on choosing, whichever way they fall: the answer first, then what it rests on."""
     if spread is None:
-        seed = (
+        parts = [
             f"{count} combinations of layers on one seed: whether choosing matters cannot be told from chance. "
-            "It takes a second seed."
-        )
-        return " ".join(part for part in (seed, _do_held_out_images_tell(tells, early_tells, alone=True)) if part)
-    parts = [
-        _does_it_matter(count, spread),
-        _do_centers_pay(standings),
-        _where_controls_stand(standings),
-        _does_searching_pay(winner),
-        _do_held_out_images_tell(tells, early_tells, alone=False),
-    ]
-    return " ".join(part for part in parts if part)
+            "It takes a second seed.",
+            _do_held_out_images_tell(tells, early_tells, alone=True),
+        ]
+    else:
+        parts = [
+            *_does_it_matter(count, spread),
+            *_do_centers_pay(standings),
+            *_where_controls_stand(standings),
+            _does_searching_pay(winner),
+            _do_held_out_images_tell(tells, early_tells, alone=False),
+        ]
+    return tuple(part for part in parts if part)
 
 
-def _does_it_matter(count: int, spread: Spread) -> str:
+def _does_it_matter(count: int, spread: Spread) -> tuple[str, str]:
     variance = (
         f"Over {count} combinations of layers and {spread.seeds} seeds, the combination accounts for "
         f"{100 * spread.share:.0f} % of the variance of single runs (95 % interval {100 * spread.share_low:.0f} to "
@@ -52,32 +54,50 @@ def _does_it_matter(count: int, spread: Spread) -> str:
         f"{spread.noise:.2f} of single runs about their combination."
     )
     if spread.between == 0 or (spread.p is not None and spread.p >= SURE):
-        return (
+        answer = (
             "Which layers are taken cannot be told to matter; if it does, then by a standard deviation of at most "
-            f"{spread.between_high:.2f} points. {variance}"
+            f"{spread.between_high:.2f} points."
         )
-    if spread.between < spread.noise:
-        return f"Which layers are taken matters, but less than the chance of a single run. {variance}"
-    return f"Which layers are taken matters, more than the chance of a single run. {variance}"
+    elif spread.between < spread.noise:
+        answer = "Which layers are taken matters, but less than the chance of a single run."
+    else:
+        answer = "Which layers are taken matters, more than the chance of a single run."
+    return answer, variance
 
 
-def _do_centers_pay(standings: Sequence[Standing]) -> str:
+def _do_centers_pay(standings: Sequence[Standing]) -> list[str]:
+    """Return where the centers of the method stand, which clusters by k-means, and those of other clusterings."""
     centers = [each for each in standings if any(is_center(name) for name in each.names)]
+    own = [each for each in centers if metrics_of(each.names)]
+    others = [each for each in centers if each not in own]
+    return [
+        text
+        for text in (
+            _places("Cluster centers by k-means, the method,", own),
+            _places("Those of other clusterings", others),
+        )
+        if text
+    ]
+
+
+def _places(who: str, centers: Sequence[Standing]) -> str:
     if not centers:
         return ""
     places = [100 * each.better_than for each in centers]
     better = sum(each.p is not None and each.p < SURE and each.gain > 0 for each in centers)
     worse = sum(each.p is not None and each.p < SURE and each.gain < 0 for each in centers)
-    many = f"The {len(centers)} different choices of cluster centers are" if len(centers) > 1 else "Cluster centers are"
     between = f"{min(places):.0f} to {max(places):.0f}" if len(centers) > 1 else f"{places[0]:.0f}"
-    place = f"{many} better than {between} % of the other combinations"
+    place = f"{who} are better than {between} % of the other combinations"
     if not better + worse:
         return f"{place}; that cannot be told from the average combination, so choosing them is not shown to pay."
-    ends = [f"{better} better" if better else "", f"{worse} worse" if worse else ""]
-    return f"{place}: {' and '.join(end for end in ends if end)} than the average combination beyond chance."
+    if len(centers) == 1:
+        return f"{place}: {'better' if better else 'worse'} than the average combination beyond chance."
+    counts = [f"{n} {'is' if n == 1 else 'are'} {word}" for n, word in ((better, "better"), (worse, "worse")) if n]
+    choices = f"of {len(centers)} different choices {' and '.join(counts)}"
+    return f"{place}: {choices} than the average combination beyond chance."
 
 
-def _where_controls_stand(standings: Sequence[Standing]) -> str:
+def _where_controls_stand(standings: Sequence[Standing]) -> list[str]:
     """Return the places of the rules that look at no similarity."""
     named = {
         "stage-ends": "stage ends",
@@ -91,15 +111,15 @@ def _where_controls_stand(standings: Sequence[Standing]) -> str:
         for each in standings
         if any(name == rule or name.endswith(f" {rule}") for name in each.names)
     ]
-    text = f"Of the combinations, {', '.join(found)}." if found else ""
+    parts = [f"Of the combinations, {', '.join(found)}."] if found else []
     drawn = [each.gain for each in standings for name in each.names if name.startswith("random, seed")]
     if len(drawn) > 1:
-        text += (
-            f" The {len(drawn)} draws of the random rule lie {min(drawn):+.2f} to {max(drawn):+.2f} points from the "
+        parts.append(
+            f"The {len(drawn)} draws of the random rule lie {min(drawn):+.2f} to {max(drawn):+.2f} points from the "
             f"average combination, {sum(drawn) / len(drawn):+.2f} in the mean. Choosing at random is worth that "
             "average itself, so what is compared with these draws is compared with their luck as well."
         )
-    return text.strip()
+    return parts
 
 
 def _does_searching_pay(winner: Winner | None) -> str:

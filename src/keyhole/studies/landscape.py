@@ -87,7 +87,7 @@ class Landscape:
             cohorts, divided by multiply-accumulates and by how fast either makes them. None where that is not known.
         look_s: What the look at the teacher took that told all choices without training; None where not known.
         centers_s: What a look takes that tells the centers of one metric alone, by that metric; empty where not known.
-        sentence: In plain words.
+        findings: In plain words, the answer first.
     """
 
     name: str
@@ -112,11 +112,16 @@ class Landscape:
     seconds_a_pass: float | None
     look_s: float | None
     centers_s: Mapping[str, float]
-    sentence: str
+    findings: tuple[str, ...]
+
+    @property
+    def sentence(self) -> str:
+        """The findings in one text."""
+        return " ".join(self.findings)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
-        return asdict(self)
+        return {**asdict(self), "sentence": self.sentence}
 
 
 def groups_of(study: Study) -> tuple[Group, ...]:
@@ -193,7 +198,7 @@ def survey(
         seconds_a_pass=times and times[1],
         look_s=None if look_s is None else look_s.whole,
         centers_s={} if look_s is None else look_s.centers,
-        sentence=what_is_there(len(combinations), len(group.arms), seeds),
+        findings=what_is_there(len(combinations), len(group.arms), seeds),
     )
     if not part.whole:
         return part
@@ -228,7 +233,7 @@ def survey(
         over_baseline=_over_baseline(average, baseline, by_arm.get(baseline or "", {}), spread),
         replays=replays,
         matches=matches,
-        sentence=what_is_found(len(combinations), spread, standings, winner, tells, early_tells),
+        findings=what_is_found(len(combinations), spread, standings, winner, tells, early_tells),
     )
 
 

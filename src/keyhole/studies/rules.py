@@ -124,6 +124,33 @@ def is_center(name: str) -> bool:
     return name.partition(" ")[0] in CLUSTERINGS and "," not in name
 
 
+def in_short(names: Sequence[str]) -> list[str]:
+    """Return names of rules, those of one clustering together with the metrics that they go by.
+
+    Example:
+        >>> in_short(("kmeans r2_cca", "kmeans pwcca", "segments svcca, last", "segments svcca, informative", "all"))
+        ['kmeans (r2_cca, pwcca)', 'segments svcca, last or informative', 'all']
+    """
+    metrics: dict[str, list[str]] = {}
+    for name in names:
+        clustering, _, rest = name.partition(" ")
+        metric, _, hint = rest.partition(", ")
+        if clustering in CLUSTERINGS and metric:
+            metrics.setdefault(f"{clustering}{f', {hint}' if hint else ''}", []).append(metric)
+        else:
+            metrics[name] = []
+    alike: dict[tuple[str, ...], list[str]] = {}  # clustering and metrics, and the hints that these take
+    for rule, by in metrics.items():
+        clustering, _, hint = rule.partition(", ") if by else (rule, "", "")
+        alike.setdefault((clustering, "hint" if hint else "", *by), []).extend([hint] if hint else [])
+    found = []
+    for (clustering, _, *by), hints in alike.items():
+        told = f" ({', '.join(by)})" if len(by) > 1 else "".join(f" {metric}" for metric in by)
+        taken = f", {' or '.join(hints)}" if hints else ""
+        found.append(f"{clustering}{told}{taken}")
+    return found
+
+
 def metrics_of(names: Sequence[str]) -> tuple[str, ...]:
     """Return the metrics by which k-means centers are among what is named, of the names of rules.
 

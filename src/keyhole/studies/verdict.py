@@ -78,7 +78,7 @@ class Verdict:
     """What a study found.
 
     Attributes:
-        sentence: In plain words.
+        findings: In plain words, the answer first.
         baseline: The arm that all others are compared with.
         rows: The arms, in the order of the study.
         gaps: Each other arm against the baseline.
@@ -89,7 +89,7 @@ class Verdict:
         landscapes: Of arms that try all combinations of layers.
     """
 
-    sentence: str
+    findings: tuple[str, ...]
     baseline: str
     rows: tuple[Row, ...]
     gaps: tuple[Gap, ...]
@@ -98,9 +98,15 @@ class Verdict:
     comparisons: tuple[Gap, ...] = ()
     unanswered: tuple[str, ...] = ()
 
+    @property
+    def sentence(self) -> str:
+        """The findings in one text."""
+        return " ".join(self.findings)
+
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
-        return asdict(self)
+        landscapes = [each.to_json() for each in self.landscapes]
+        return {"sentence": self.sentence, **asdict(self), "landscapes": landscapes}
 
     def to_csv(self) -> str:
         """Return one line a cell; empty where a cell diverged or nothing was held out.
@@ -173,16 +179,16 @@ def judge(
     answers = _corrected(asked)
     unanswered = tuple(one.name for one, gap in zip(comparisons, asked, strict=True) if gap is None)
     missing = len(cells) - len(done)
-    parts = [landscape.sentence for landscape in landscapes]
+    parts = [text for landscape in landscapes for text in landscape.findings]
     if not landscapes or sum(bool(row.last) for row in judged) > 1:
-        parts.append(_sentence(judged, apart, against, among="Beside the combinations " if landscapes else ""))
+        parts += _highest_and_surest(judged, apart, against, among="Beside the combinations " if landscapes else "")
     parts += _answers(answers)
     if unanswered and any(row.last for row in rows):
         parts.append(f"No seed has come to the end with all arms of: {'; '.join(unanswered)}.")
     if missing and any(row.last for row in rows):
         parts.append(f"{missing} cells are still open.")
     parts += _diverged(rows, judged)
-    return Verdict(" ".join(parts), against, rows, gaps, missing, tuple(landscapes), tuple(answers), unanswered)
+    return Verdict(tuple(parts), against, rows, gaps, missing, tuple(landscapes), tuple(answers), unanswered)
 
 
 def _corrected(found: Sequence[Gap | None]) -> list[Gap]:
@@ -272,11 +278,11 @@ def holm(probabilities: Sequence[float | None]) -> list[float | None]:
     return out
 
 
-def _sentence(rows: Sequence[Row], gaps: Sequence[Gap], against: str, *, among: str) -> str:
+def _highest_and_surest(rows: Sequence[Row], gaps: Sequence[Gap], against: str, *, among: str) -> list[str]:
     """Return the finding in plain words, with how sure it is; ``among`` goes before the name of the highest arm."""
     ended = [row for row in rows if row.last]
     if not ended:
-        return "Nothing has come to the end yet."
+        return ["Nothing has come to the end yet."]
     best, first = _highest(_ranked(ended))
     parts = [first if best is None else f"{among}{first}"]
     if max(len(row.last) for row in ended) < 2:
@@ -294,7 +300,7 @@ def _sentence(rows: Sequence[Row], gaps: Sequence[Gap], against: str, *, among: 
             parts.append(
                 f"{leading.arm} minus {against}: {leading.mean:+.2f} points ({kind} {low:+.2f} to {high:+.2f})."
             )
-    return " ".join(parts)
+    return parts
 
 
 def _ranked(rows: Sequence[Row]) -> list[Row]:
