@@ -292,7 +292,8 @@ def _highest_and_surest(rows: Sequence[Row], gaps: Sequence[Gap], against: str, 
         better, worse = [gap for gap in sure if gap.mean > 0], [gap for gap in sure if gap.mean < 0]
         parts.append(_sure(len(better), len(worse), len(gaps), against))
         if not sure and all(gap.seeds == 2 for gap in gaps):
-            parts.append("With 2 seeds hardly any difference could be told.")
+            own = ", and by those of each arm alone," if among else ""
+            parts.append(f"With 2 seeds{own} hardly any difference could be told.")
         leading = next((gap for gap in gaps if gap.arm == best), None)
         if leading is not None and leading.low is not None:
             low, high = _for_the_best_of(leading, len(gaps))
