@@ -263,8 +263,8 @@ def _looks(landscape: Landscape) -> str:
     told = "; ".join(f"{method} looks after epochs {words(list(map(str, at)))}" for method, at in looks.items())
     return (
         f"{told[:1].upper()}{told[1:]}. Random search trains all that it draws to the end. What a look is worth to a "
-        "search is the rank correlation above: where it is near 0 or below, a search that looks there does not keep the "
-        "better ones."
+        "search is the rank correlation above: where it is near 0 or below, a search that looks there does not keep "
+        "the better ones."
     )
 
 
