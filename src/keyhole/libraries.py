@@ -141,7 +141,10 @@ def _used_by(name: str, source: str) -> list[str]:
 
 @lru_cache(maxsize=32)
 def _statements(source: str) -> tuple[_Statement, ...]:
-    tree = ast.parse(source)
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:  # it was changed since it was imported
+        return (_Statement(frozenset("*"), frozenset(), source),)
     for node in ast.walk(tree):  # docstrings change nothing
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None

@@ -15,7 +15,7 @@ from keyhole.libraries import code_sha256
 _FILES = (".safetensors", ".json", ".xml", ".onnx", ".toml")
 _NAMING_FILES = ("student", "hints")  # keys whose value may be a path
 
-_COMMA = re.compile(r",(?![^()]*\))")  # between terms, not within the brackets of one
+_COMMA = re.compile(r",(?![^()]*\))")  # outside of brackets
 
 P = TypeVar("P", bound=Any)  # a plan: a frozen dataclass whose fields are made by key
 
@@ -194,6 +194,16 @@ def beside(path: Path, plan: P, *, of: Iterable[str] = _NAMING_FILES) -> P:
     return placed
 
 
+def split_terms(text: str) -> list[str]:
+    """Return the terms of a loss, each with its settings and its weight, as they are written.
+
+    Example:
+        >>> split_terms("ce,dkd(alpha=1,beta=2)=0.5, hint")
+        ['ce', 'dkd(alpha=1,beta=2)=0.5', 'hint']
+    """
+    return [part.strip() for part in _COMMA.split(text) if part.strip()]
+
+
 def code_of(networks: Iterable[str | None], terms: Iterable[str | None] = ()) -> dict[str, str]:
     """Return the SHA-256 of the code of each function of the user's, by ``package.module:function``.
 
@@ -208,7 +218,7 @@ def code_of(networks: Iterable[str | None], terms: Iterable[str | None] = ()) ->
         >>> list(code_of(["resnet20", "timm:resnet18", None], ["ce,kd,json:dumps(indent=2)=0.5"]))
         ['json:dumps']
     """
-    parts = [part for text in terms if text is not None for part in _COMMA.split(text)]
+    parts = [part for text in terms if text is not None for part in split_terms(text)]
     named = [re.split("[(=]", part)[0].strip() for part in parts]
     named += [
         name for name in networks if name is not None and not name.startswith("timm:") and not name.endswith(_FILES)

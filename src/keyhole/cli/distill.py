@@ -133,7 +133,7 @@ def distill(
     from keyhole.distillation.group import join_group
     from keyhole.distillation.notation import parse_terms
     from keyhole.models.network import fingerprint
-    from keyhole.plans import ArmPlan, code_of, files_of, read_cohort, settled_before
+    from keyhole.plans import ArmPlan, read_cohort, settled_before
     from keyhole.runs import open_run
 
     arguments = settled_before(arguments)
@@ -142,9 +142,7 @@ def distill(
     if cohort is not None:
         plans = list(read_cohort(cohort, own))
         arguments["cohort"] = [settled_before(asdict(plan)) for plan in plans]
-        arguments["files"] |= o.fingerprints(files_of(plans)) | code_of(
-            (plan.student for plan in plans), (plan.terms for plan in plans)
-        )
+        arguments["files"] |= o.fingerprints_of(plans)
     elif arm.hints is not None and not any(term.needs_hints for term in parse_terms(arm.terms)):
         raise SettingError(f"Hints serve none of the terms {arm.terms}; add one that does, or leave --hints out.")
     elif arm.hints is None and any(term.needs_hints for term in parse_terms(arm.terms)):

@@ -220,6 +220,14 @@ def fingerprints(names: Iterable[str]) -> dict[str, str]:
     return found | {name: sha256(Path(name)) for name in dict.fromkeys(named) if Path(name).is_file()}
 
 
+def fingerprints_of(plans: Iterable[Any]) -> dict[str, str]:
+    """Return the SHA-256 of each file that plans of students name, and of the code of each function of the user's."""
+    from keyhole.plans import code_of, files_of
+
+    plans = list(plans)
+    return fingerprints(files_of(plans)) | code_of([plan.student for plan in plans], [plan.terms for plan in plans])
+
+
 def emit(value: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     """Print a result, for programs or for people."""
     typer.echo(json.dumps(value) if as_json else text, file=_results.get(sys.stdout))

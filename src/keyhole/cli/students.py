@@ -153,7 +153,7 @@ def distill(
     of the other commands takes, result.json, log.jsonl and report.html to RUN; of a cohort one folder a student. With
     --wise-ft below 1 the trained weights as they are lie in trained.safetensors.
     """
-    from keyhole.plans import code_of, files_of, settled_before
+    from keyhole.plans import settled_before
     from keyhole.runs import open_run
     from keyhole.students.distilling import StudentPlan
 
@@ -164,9 +164,7 @@ def distill(
         {"out": out, "teacher": teacher, "cohort": cohort, **vars(given), "faces": list(map(str, given.faces)),
          **settled_before(vars(student), StudentPlan), **vars(training), **given.blending()}
     )  # fmt: skip
-    recipe["files"] |= o.fingerprints(files_of(plans)) | code_of(
-        (plan.student for plan in plans), (plan.terms for plan in plans)
-    )
+    recipe["files"] |= o.fingerprints_of(plans)
     config = replace(config, precision=recipe["precision"])
     with open_run(out, "faces distill", recipe, resume=resume) as run:
         value = _teach(run, teacher, given, plans, config)

@@ -7,6 +7,7 @@ import re
 from keyhole.distillation.kinds import TERMS
 from keyhole.distillation.terms import Term, kind_of
 from keyhole.errors import SettingError
+from keyhole.plans import split_terms
 
 # weights that terms have together, and whether only where no other term stands beside them and none is weighed
 _TOGETHER: tuple[tuple[set[str], dict[str, float], bool], ...] = (
@@ -16,7 +17,6 @@ _TOGETHER: tuple[tuple[set[str], dict[str, float], bool], ...] = (
 )
 
 _TERM = re.compile(r"([^=()]+)(?:\((\w+=[^(),=]*(?:,\w+=[^(),=]*)*)\))?(?:=(.*))?")
-_COMMA = re.compile(r",(?![^()]*\))")  # outside of brackets
 
 
 def parse_terms(text: str, *, temperature: float | None = None, equal: bool = False) -> tuple[Term, ...]:
@@ -46,7 +46,7 @@ def parse_terms(text: str, *, temperature: float | None = None, equal: bool = Fa
         >>> parse_terms("ce,dkd(alpha=1,beta=2)")[1].knobs
         (('alpha', 1.0), ('beta', 2.0))
     """
-    given = ["".join(map(str.strip, re.split("([=(),])", part))) for part in _COMMA.split(text) if part.strip()]
+    given = ["".join(map(str.strip, re.split("([=(),])", part))) for part in split_terms(text)]
     parts = [_parts(part) for part in given]
     names = [name.strip() for name, *_ in parts]
     if not names or len(set(names)) < len(names):

@@ -388,6 +388,7 @@ def costs(
             axes.axhline(value, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)))
             apart = (highest - lowest) / 18  # the height of a label
             free = next((k for k, last in enumerate(columns) if value - last > apart), len(columns))
+            free = min(free, 3)  # there is room for four side by side
             columns[free : free + 1] = [value]
             axes.annotate(
                 shorten(name, 44), (0.27 * free, value), xycoords=("axes fraction", "data"), xytext=(3, 2),

@@ -106,7 +106,7 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         landscapes = [each.to_json() for each in self.landscapes]
-        return {"sentence": self.sentence, **asdict(self), "landscapes": landscapes}
+        return {"sentence": self.sentence, **asdict(replace(self, landscapes=())), "landscapes": landscapes}
 
     def to_csv(self) -> str:
         """Return one line a cell; empty where a cell diverged or nothing was held out.
