@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -407,6 +408,43 @@ def test_cells_that_others_hold_are_told_at_the_end(
     left_by_another(board, study.cells[1].id, 100)
     assert run_study(study, teacher, digits, board, note=told.append) == 1
     assert "Left to" not in told[-1]
+
+
+def test_who_waits_takes_up_what_another_left_when_it_died(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path
+) -> None:
+    study = replace(study, seeds=(0,))
+    board, told = Board(tmp_path, beat_s=0.2, dead_after_s=60.0), []
+    theirs = study.cells[1]
+    left_by_another(board, theirs.id, 5)
+
+    def dies(text: str) -> None:
+        told.append(text)
+        if text.startswith("Waiting"):
+            left_by_another(board, theirs.id, 100)
+
+    assert run_study(study, teacher, digits, board, wait=True, note=dies) == 3
+    assert told.count(f"Waiting for other processes, which hold {theirs.name}.") == 1
+    assert all(board.is_done(cell.id) for cell in study.cells)
+
+
+def test_who_waits_ends_when_another_has_finished(study: Study, teacher: Network, digits: Data, tmp_path: Path) -> None:
+    study = replace(study, seeds=(0,))
+    board, told = Board(tmp_path / "shared", beat_s=0.05), []
+    other = Board(tmp_path / "other")
+    theirs = study.cells[1].id
+    run_study(study, teacher, digits, other)
+    left_by_another(board, theirs, 5)
+
+    def finishes(text: str) -> None:
+        told.append(text)
+        if text.startswith("Waiting"):
+            threading.Timer(0.3, lambda: board.finish(theirs, other.result(theirs) or {})).start()
+
+    assert run_study(study, teacher, digits, board, wait=True, note=finishes) == 2
+    assert board.result(theirs) == other.result(theirs)
+    assert sum(text.startswith("Waiting") for text in told) == 1
+    assert not any(text.startswith("Left to") for text in told)
 
 
 def test_what_a_killed_takeover_left_is_waited_for(

@@ -31,6 +31,10 @@ def study(
         bool,
         typer.Option("--report", help="Only write the report over what is finished, also while others are at work."),
     ] = False,
+    wait: Annotated[
+        bool,
+        typer.Option("--wait", help="Stay until others have finished what they hold; go on with what one leaves."),
+    ] = False,
     device: o.Device = "auto",
     json: o.Json = False,
 ) -> None:
@@ -41,9 +45,10 @@ def study(
     Example: keyhole study study.toml --root DIR --out OUT --dry-run
 
     Every finished cell is safe in OUT/cells; the same command goes on after a stop, and several processes may share
-    one OUT. Writes report.html, result.json and result.csv over what is finished; where all combinations of layers
-    are tried, also fresh.toml, a study of what they point at on seeds that had no part in it. A list of teachers, or
-    of values of [train], makes a study of its own for each, in a folder of its own.
+    one OUT; with --wait each stays until all is done. Writes report.html, result.json and result.csv over what is
+    finished; where all combinations of layers are tried, also fresh.toml, a study of what they point at on seeds that
+    had no part in it. A list of teachers, or of values of [train], makes a study of its own for each, in a folder of
+    its own.
     """
     from keyhole.files import write_json, write_text
     from keyhole.reports.study_page import studies_page
@@ -57,7 +62,9 @@ def study(
     }
     if dry_run and report:
         raise SettingError("--dry-run tells what is open and --report what is finished; give one of them.")
-    run = _look if dry_run else partial(_run, train=not report)
+    if wait and (dry_run or report):
+        raise SettingError("--wait is for a call that trains; leave it out beside --dry-run and --report.")
+    run = _look if dry_run else partial(_run, train=not report, wait=wait)
     if len(read) == 1:
         (only,) = read.values()
         value, text = run(only, out)
@@ -108,7 +115,7 @@ def _look(read: Study, out: Path) -> tuple[dict[str, Any], str]:
     return dict(vars(seen)), f"{seen.cells} cells, {seen.done} done, {seen.passes} teacher passes to go{hours}"
 
 
-def _run(read: Study, out: Path, *, train: bool) -> tuple[dict[str, Any], str]:
+def _run(read: Study, out: Path, *, train: bool, wait: bool) -> tuple[dict[str, Any], str]:
     from keyhole.files import write_json, write_text
     from keyhole.reports.study_page import study_page
     from keyhole.studies.board import Board
@@ -123,7 +130,7 @@ def _run(read: Study, out: Path, *, train: bool) -> tuple[dict[str, Any], str]:
     finished = 0
     if train:
         o.check_teacher(teacher, data, device=read.config.device)
-        finished = run_study(whole, teacher, data, board, progress=o.progress_bar(), note=o.note)
+        finished = run_study(whole, teacher, data, board, wait=wait, progress=o.progress_bar(), note=o.note)
     found = conclude(whole, teacher, data, board, decide=train, progress=o.progress_bar())
     value = {
         **found.verdict.to_json(), "cells": len(whole.cells), "finished_now": finished, "setting": found.setting,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain, count
@@ -55,6 +55,7 @@ def run_study(
     data: Data,
     board: Board,
     *,
+    wait: bool = False,
     progress: Progress = silent,
     note: Callable[[str], None] = lambda _text: None,
 ) -> int:
@@ -67,6 +68,7 @@ def run_study(
         teacher: Its teacher, with weights.
         data: Its data.
         board: Its folder.
+        wait: Stay until others have finished what they hold, and take up what one of them leaves when it dies.
         progress: Wraps the long loops.
         note: Is told what begins and what came out.
 
@@ -91,7 +93,7 @@ def run_study(
     study = replace(study, arms=tuple(plan for plan in study.arms if plan.name in arms))
     recipes = {cell.id: recipes[cell.id] for cell in study.cells}
     missed_since: float | None = None
-    while wanted := _next(study, board, recipes):
+    for wanted in _as_they_open(study, board, recipes, list(by_id.values()), wait=wait, note=note):
         with board.hold(wanted.cells, wanted.most, least=wanted.least) as held:
             if not held:  # another process was faster, or was killed when it took a dead one's cell over
                 missed_since = missed_since or time.monotonic()
@@ -116,11 +118,6 @@ def run_study(
             if all(map(board.is_done, members)):  # only now: until here a stop loses nothing
                 for done in ("checkpoint.safetensors", "cells.json"):
                     (folder / done).unlink(missing_ok=True)
-    if left := [cell.name for cell in by_id.values() if not board.is_done(cell.id)]:
-        note(
-            f"Left to other processes, which hold them: {'; '.join(left)}. Where one of those was stopped, run this "
-            f"again after {board.dead_after_s:.0f} seconds."
-        )
     return finished
 
 
@@ -225,6 +222,35 @@ class _Wanted:
     most: int
     least: int
     members: list[str] | None = None
+
+
+def _as_they_open(
+    study: Study,
+    board: Board,
+    recipes: Mapping[str, tuple[str, Mapping[str, Any]]],
+    all_cells: Sequence[Cell],
+    *,
+    wait: bool,
+    note: Callable[[str], None],
+) -> Iterator[_Wanted]:
+    """Yield what to try for next, until nothing is open or, without waiting, all that is left is held by others."""
+    said = False
+    while True:
+        while wanted := _next(study, board, recipes):
+            yield wanted
+        left = [cell for cell in all_cells if not board.is_done(cell.id)]
+        names = "; ".join(cell.name for cell in left)
+        if not wait and left:
+            note(
+                f"Left to other processes, which hold them: {names}. Where one of those was stopped, run this "
+                f"again after {board.dead_after_s:.0f} seconds."
+            )
+        if not wait or not any(cell.id in recipes for cell in left):
+            return
+        if not said:
+            note(f"Waiting for other processes, which hold {names}.")
+        said = True
+        time.sleep(board.beat_s)
 
 
 def _next(study: Study, board: Board, recipes: Mapping[str, tuple[str, Mapping[str, Any]]]) -> _Wanted | None:
