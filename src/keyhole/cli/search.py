@@ -98,6 +98,8 @@ def search(
 
     plan, train, config = tried.plan(), training.config(), budget.config(training.seed)
     opened, data = o.open_both(teacher, network, images, seed=training.seed)
+    if train.precision != "auto":
+        o.warn_of_slow(train.precision, train.device)
     o.check_teacher(opened, data, device=training.device)
     found = search_hints(
         opened, data, plan, train=train, folder=out, search=config, progress=o.progress_bar(), note=o.note
