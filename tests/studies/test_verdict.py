@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -309,6 +310,35 @@ def test_what_is_said_of_combinations_is_said_by_their_landscape() -> None:
 def made(seed: int, **environment: str | None) -> dict[str, Any]:
     usual = {"source_sha256": 64 * "a", "torch": "2.14.1", "gpu": None, "processor": "AMD EPYC"}
     return {"seed": seed, "precision": "bf16", "environment": usual | environment}
+
+
+def test_what_was_trained_once_is_compared_once() -> None:
+    tops: dict[str, list[float | None]] = {
+        "kd": [60, 61, 62], "a": [61, 62.1, 63.2], "b": [60.2, 60.9, 62.4], "c": [61.5, 61.2, 62.9]
+    }  # fmt: skip
+    plain = judge(grid(**tops), list(tops))
+    twins = {"a too": "a", "kd too": "kd", "a again": "a"}
+    copies = [each | {"same_as": twins[each["arm"]]} for each in grid(**{twin: tops[twins[twin]] for twin in twins})]
+    found = judge(grid(**tops) + copies, [*tops, *twins])
+    gaps = {gap.arm: gap for gap in found.gaps}
+    assert [gaps[gap.arm] for gap in plain.gaps] == list(plain.gaps)  # corrected for three, not for six
+    assert gaps["a too"] == replace(gaps["a"], arm="a too")
+    assert gaps["a again"] == replace(gaps["a"], arm="a again")
+    assert (gaps["kd too"].mean, gaps["kd too"].p) == (0, None)
+    assert found.findings == plain.findings
+    assert [row.same_as for row in found.rows] == [None] * 4 + ["a", "kd", "a"]
+    # where the twin is the baseline, its first is nothing above it
+    other = judge(grid(**tops) + copies, [*tops, *twins], baseline="kd too")
+    assert [(gap.arm, gap.mean) for gap in other.gaps if gap.mean == 0] == [("kd", 0)]
+    assert len(other.gaps) == 6
+
+
+def test_a_twin_that_was_trained_for_itself_on_one_seed_is_an_arm_like_others() -> None:
+    cells = grid(kd=[60, 61], a=[61, 62.1], b=[61, 62.2])
+    cells[-2] |= {"same_as": "a"}
+    found = judge(cells, ["kd", "a", "b"])
+    assert found.rows[2].same_as is None
+    assert [(gap.arm, round(gap.mean, 6)) for gap in found.gaps] == [("a", 1.05), ("b", 1.1)]
 
 
 def test_in_what_the_cells_of_a_study_differ() -> None:

@@ -119,6 +119,75 @@ def test_another_row_runs_the_new_cells_alone(study: Study, teacher: Network, di
     assert all((board.cells / name).stat().st_mtime_ns == when for name, when in before.items())
 
 
+def with_twins(study: Study) -> Study:
+    """Return a study whose rules come to the same layers, and where hints stand beside terms that need none."""
+    tables = (
+        {"name": "{hints}", "terms": "ce,kd", "hints": ["uniform", "stage-ends", "random"], "student": "resnet8"},
+        {"name": "at {hints}", "terms": "ce,at", "hints": ["layer1.0,layer3.0", "last-only"], "student": "resnet8"},
+        {"name": "by hand", "terms": "ce,at", "hints": "layer1.0,layer3.0", "student": "resnet8"},
+    )
+    return replace(study, arms=tuple(plan for table in tables for plan in expand(table)))
+
+
+def test_students_that_learn_the_very_same_are_trained_once(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path
+) -> None:
+    study, board, told = with_twins(study), Board(tmp_path / "once"), []
+    ahead = look_ahead(study, teacher, digits, board)
+    assert (ahead.cells, ahead.passes) == (12, 4)  # of three students a seed, two at a time
+    assert run_study(study, teacher, digits, board, note=told.append) == 12
+    assert [line for line in told if "is the same student as" in line] == [
+        "stage-ends is the same student as uniform, which is trained for both.",
+        "random is the same student as uniform, which is trained for both.",
+        "by hand is the same student as at layer1.0,layer3.0, which is trained for both.",
+    ]
+    assert sum(int(line.split()[0]) for line in told if "students, seed" in line) == 6
+    assert all(board.is_done(cell.id) for cell in study.cells)
+    assert list(board.leases.iterdir()) == []
+    assert run_study(study, teacher, digits, board) == 0
+    for each in study.arms:  # and they are what they would have been alone
+        alone = Board(tmp_path / each.name)
+        run_study(replace(study, arms=(each,)), teacher, digits, alone)
+        own = replace(study, arms=(each,))
+        assert results(board, own) == results(alone, own)
+        for cell in own.cells:
+            value, expected = board.result(cell.id) or {}, alone.result(cell.id) or {}
+            assert value["recipe"] == expected["recipe"]
+            assert (value["name"], value["arm"], value["seed"]) == (cell.name, each.name, cell.seed)
+            (ours,), (theirs,) = (b.cohorts.glob(f"*/{cell.id}.safetensors") for b in (board, alone))
+            one, other = read_tensors(ours)[0], read_tensors(theirs)[0]
+            assert all(torch.equal(one[name], other[name]) for name in one)
+    assert {cell.plan.name: (board.result(cell.id) or {}).get("same_as") for cell in study.cells} == {
+        "uniform": None, "stage-ends": "uniform", "random": "uniform", "at layer1.0,layer3.0": None,
+        "at last-only": None, "by hand": "at layer1.0,layer3.0",
+    }  # fmt: skip
+
+
+def test_a_twin_of_what_is_finished_needs_no_training_and_one_of_what_another_holds_waits(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path
+) -> None:
+    study = replace(with_twins(study), seeds=(0,))
+    board, told = Board(tmp_path), []
+    run_study(replace(study, arms=study.arms[:1]), teacher, digits, board)
+    assert look_ahead(replace(study, arms=study.arms[:3]), teacher, digits, board).hours is None
+    hand = next(cell.id for cell in study.cells if cell.plan.name == "at layer1.0,layer3.0")
+    left_by_another(board, hand, 5)
+    assert run_study(study, teacher, digits, board, note=told.append) == 3
+    assert "Left to other processes, which hold them: at layer1.0,layer3.0, seed 0; by hand, seed 0." in told[-1]
+    left_by_another(board, hand, 100)
+    assert run_study(study, teacher, digits, board) == 2
+
+
+def test_twins_diverge_together(study: Study, teacher: Network, digits: Data, tmp_path: Path) -> None:
+    study = replace(with_twins(study), seeds=(0,), config=replace(study.config, lr=1e30))
+    board = Board(tmp_path)
+    assert run_study(study, teacher, digits, board) == 6
+    told = {cell.plan.name: (board.result(cell.id) or {})["diverged"] for cell in study.cells}
+    assert told["uniform"]
+    assert told["random"] == told["stage-ends"] == told["uniform"]
+    assert told["by hand"] == told["at layer1.0,layer3.0"]
+
+
 def test_a_changed_recipe_is_refused_before_anything_runs(
     study: Study, teacher: Network, digits: Data, tmp_path: Path
 ) -> None:

@@ -140,7 +140,21 @@ def _table(verdict: Verdict) -> Html:
     ]
     base = [i for i, row in enumerate(verdict.rows) if row.arm == verdict.baseline]
     drawn = table([Column("", number=False), *(Column(head) for head in heads)], rows, strong=base)
-    return join([drawn, paragraph(_FLATTERED)]) if held_out else drawn
+    notes = [_FLATTERED] if held_out else []
+    if twins := _twins(verdict.rows):
+        notes.append(
+            f"The very same students, each trained once: {'; '.join(twins)}. A comparison counts once as well."
+        )
+    return join([drawn, *map(paragraph, notes)])
+
+
+def _twins(rows: Sequence[Row]) -> list[str]:
+    """Return the names of the arms that learn the very same, joined, one text for each such student."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.same_as is not None:
+            found.setdefault(row.same_as, [row.same_as]).append(row.arm)
+    return [" = ".join(names) for names in found.values()]
 
 
 _FLATTERED = (

@@ -33,6 +33,7 @@ class Row:
         parameters: Of the student; None where no seed came to the end.
         macs: Multiply-accumulates for one image, likewise.
         held_out: Top-1 on the held-out images after the last epoch, percent, one a seed; empty where none were.
+        same_as: An earlier arm that learns the very same, and was trained for both; None where there is none.
     """
 
     arm: str
@@ -43,6 +44,7 @@ class Row:
     parameters: int | None
     macs: int | None
     held_out: tuple[float, ...] = ()
+    same_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -168,12 +170,17 @@ def judge(
     rows = tuple(_row(arm, [cell for cell in done if cell["arm"] == arm]) for arm in arms)
     base = next(row for row in rows if row.arm == against)
     tried = {arm for landscape in landscapes for arm in landscape.arms}
-    judged = [row for row in rows if row.arm not in tried]
+    firsts = {row.arm: row.same_as for row in rows if row.same_as is not None and row.same_as in {*arms} - tried}
+    judged = [row for row in rows if row.arm not in tried and row.arm not in firsts]
     apart = _corrected([paired(row, base) for row in judged if row.arm != against])
     own = {
         gap.arm: gap
         for gap in apart + _corrected([paired(row, base) for row in rows if row.arm in tried and row.arm != against])
     }
+    for row in rows:  # of what was trained once, one difference counts; one with itself is nothing, and has no chance
+        if row.arm in firsts and row.arm != against:
+            first = own.get(firsts[row.arm]) or paired(row, base)
+            own |= {} if first is None else {row.arm: replace(first, arm=row.arm)}
     gaps = tuple(own[row.arm] for row in rows if row.arm in own)
     asked = [_comparison(comparison, rows) for comparison in comparisons]
     answers = _corrected(asked)
@@ -220,6 +227,7 @@ def _row(arm: str, cells: Sequence[Mapping[str, Any]]) -> Row:
     ordered = sorted(cells, key=lambda cell: int(cell["seed"]))
     whole = [cell for cell in ordered if not cell["diverged"]]
     held = [cell["held_out_top1"]["last"] for cell in whole if cell.get("held_out_top1")]
+    firsts = {cell.get("same_as") for cell in ordered}
     return Row(
         arm=arm,
         seeds=tuple(cell["seed"] for cell in whole),
@@ -229,6 +237,7 @@ def _row(arm: str, cells: Sequence[Mapping[str, Any]]) -> Row:
         parameters=whole[0]["parameters"] if whole else None,
         macs=whole[0]["macs"] if whole else None,
         held_out=tuple(held) if len(held) == len(whole) else (),
+        same_as=firsts.pop() if len(firsts) == 1 else None,
     )
 
 

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from keyhole.distillation.experiment import Result, percent, run_cohort
 from keyhole.distillation.replay import WARM_UP
 from keyhole.distillation.warmup import WarmUpError
 from keyhole.errors import DataError, RunError
-from keyhole.files import read_json, sweep, write_json
+from keyhole.files import read_json, sweep, write_bytes, write_json
 from keyhole.models.network import InputSpec, Network, count_macs, fingerprint
 from keyhole.models.zoo import build, save
 from keyhole.plans import ArmPlan
@@ -85,13 +85,18 @@ def run_study(
     by_id = {cell.id: cell for cell in study.cells}
     if all(map(board.is_done, by_id)):
         return 0
-    _tell_left(board, recipes, note)
     train = hold_out(data.train, study.holdout)[0]
     maker = ArmMaker(teacher, train, study.config, keep=board.settle, progress=progress, note=note)
     arms, lost = _made(maker, study.arms)  # all of them, so that a mistake shows at once
     finished = _finish_lost(study, lost, teacher, board, recipes, note)
-    study = replace(study, arms=tuple(plan for plan in study.arms if plan.name in arms))
+    twins = _twins(arms)
+    for twin, first in twins.items():
+        note(f"{twin} is the same student as {first}, which is trained for both.")
+    copy_twins = partial(_copy_twins, study.cells, twins, board, recipes, note)
+    study = replace(study, arms=tuple(plan for plan in study.arms if plan.name in arms.keys() - twins.keys()))
     recipes = {cell.id: recipes[cell.id] for cell in study.cells}
+    _tell_left(board, recipes, note)
+    finished += copy_twins()
     missed_since: float | None = None
     for wanted in _as_they_open(study, board, recipes, list(by_id.values()), wait=wait, note=note):
         with board.hold(wanted.cells, wanted.most, least=wanted.least) as held:
@@ -118,7 +123,8 @@ def run_study(
             if all(map(board.is_done, members)):  # only now: until here a stop loses nothing
                 for done in ("checkpoint.safetensors", "cells.json"):
                     (folder / done).unlink(missing_ok=True)
-    return finished
+        finished += copy_twins()
+    return finished + copy_twins()  # of what others finished meanwhile
 
 
 def _made(maker: ArmMaker, plans: Iterable[ArmPlan]) -> tuple[dict[str, Arm], dict[str, str]]:
@@ -130,6 +136,52 @@ def _made(maker: ArmMaker, plans: Iterable[ArmPlan]) -> tuple[dict[str, Arm], di
         except WarmUpError as error:
             lost[plan.name] = str(error)
     return arms, lost
+
+
+def _twins(arms: Mapping[str, Arm]) -> dict[str, str]:
+    """Return each arm that learns the very same as an earlier one, with the name of that.
+
+    Rules often come to the same layers, and terms without hints are the same whatever hints stand beside them.
+    """
+    first: dict[Arm, str] = {}
+    found = {}
+    for name, arm in arms.items():
+        known = first.setdefault(replace(arm, name=""), name)
+        if known != name:
+            found[name] = known
+    return found
+
+
+def _copy_twins(
+    cells: Sequence[Cell],
+    twins: Mapping[str, str],
+    board: Board,
+    recipes: Mapping[str, tuple[str, Mapping[str, Any]]],
+    note: Callable[[str], None],
+) -> int:
+    """Give each open twin the result and the network of its finished first; return how many there were."""
+    firsts = {(cell.plan.name, cell.seed): cell for cell in cells}
+    found = {
+        cell.id: (cell, first)
+        for cell in cells
+        if cell.plan.name in twins and not board.is_done(cell.id)
+        for first in [firsts[twins[cell.plan.name], cell.seed]]
+        if board.is_done(first.id)
+    }
+    if not found:
+        return 0
+    finished = 0
+    with board.hold(list(found), len(found)) as held:
+        for cell, first in map(found.__getitem__, list(held)):
+            value = board.result(first.id)
+            assert value is not None, "results are not taken away"
+            for network in board.cohorts.glob(f"*/{first.id}.safetensors"):
+                write_bytes(network.with_name(f"{cell.id}.safetensors"), network.read_bytes())
+            own = _kept(cell, recipes, value["diverged"], {"same_as": first.plan.name})
+            board.finish(cell.id, {**value, **own})
+            finished += 1
+            note(_result_line(own | {"top1": value.get("top1")}))
+    return finished
 
 
 def _finish_lost(
@@ -382,11 +434,12 @@ def look_ahead(study: Study, teacher: Network, data: Data, board: Board, *, step
     open_cells = [cell for cell in study.cells if not board.is_done(cell.id)]
     train = hold_out(data.train, study.holdout)[0]
     maker = ArmMaker(teacher, train, study.config, keep=board.peek)
-    arms, _ = _made(maker, {cell.plan.name: cell.plan for cell in open_cells}.values())
+    arms, _ = _made(maker, study.arms if open_cells else ())
+    trained = arms.keys() - _twins(arms).keys()
     cohorts = [
         group[first : first + study.students_per_pass]
         for seed in study.seeds
-        if (group := [cell for cell in open_cells if cell.seed == seed and cell.plan.name in arms])
+        if (group := [cell for cell in open_cells if cell.seed == seed and cell.plan.name in trained])
         for first in range(0, len(group), study.students_per_pass)
     ]
     if not cohorts:
