@@ -62,12 +62,13 @@ if TYPE_CHECKING:
     from keyhole.studies.budget import SearchConfig
     from keyhole.studies.conclusion import Conclusion, conclude
     from keyhole.studies.landscape import Landscape, groups_of, survey
+    from keyhole.studies.outlook import look_ahead
     from keyhole.studies.plan import Comparison, Study, read_study, with_combinations
     from keyhole.studies.replay import replay_searches
     from keyhole.studies.rules import choices_of_rules
     from keyhole.studies.search import Found, search_hints
     from keyhole.studies.verdict import Verdict, judge
-    from keyhole.studies.work import look_ahead, run_study
+    from keyhole.studies.work import run_study
 
 _HOMES = {
     "arms": ("ArmMaker",),
@@ -208,10 +209,8 @@ _HOMES = {
         "Verdict",
         "judge",
     ),
-    "studies.work": (
-        "look_ahead",
-        "run_study",
-    ),
+    "studies.outlook": ("look_ahead",),
+    "studies.work": ("run_study",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,20 @@ class ArmMaker:
                 )
             self._rehearsed.add((own, plan.student, spec))
         return arm
+
+    def make_all(self, plans: Iterable[ArmPlan]) -> tuple[dict[str, Arm], dict[str, str]]:
+        """Return arms by name, and of those whose student diverged before it was matched what happened to it.
+
+        Raises:
+            KeyholeError: As for :meth:`make`.
+        """
+        arms, lost = {}, {}
+        for plan in plans:
+            try:
+                arms[plan.name] = self.make(plan)
+            except WarmUpError as error:
+                lost[plan.name] = str(error)
+        return arms, lost
 
     def _matched(self, plan: ArmPlan, chosen: _Chosen, spec: InputSpec) -> tuple[HintPair, ...]:
         found = self._likeness(plan, chosen, spec) if plan.match == "similarity" else None

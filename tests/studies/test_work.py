@@ -32,9 +32,11 @@ from keyhole.models.network import Network, count_macs, fingerprint
 from keyhole.models.zoo import build, load, save
 from keyhole.plans import ArmPlan
 from keyhole.studies.board import Board
+from keyhole.studies.outlook import _seconds_a_step, _work, look_ahead
 from keyhole.studies.plan import Cell, Study, expand
+from keyhole.studies.recipes import settled
 from keyhole.studies.verdict import judge
-from keyhole.studies.work import _seconds_a_step, _work, look_ahead, run_study, settled
+from keyhole.studies.work import run_study
 
 
 @pytest.fixture(scope="module")
@@ -330,7 +332,7 @@ def test_looking_ahead_runs_nothing(study: Study, teacher: Network, digits: Data
 def test_hours_and_passes_are_those_of_all_epochs_of_all_cohorts(
     study: Study, teacher: Network, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("keyhole.studies.work._seconds_a_step", lambda *_: 36.0)
+    monkeypatch.setattr("keyhole.studies.outlook._seconds_a_step", lambda *_: 36.0)
     study = replace(study, config=replace(study.config, epochs=3))
     seen = look_ahead(study, teacher, digits, Board(tmp_path))
     assert seen.passes == 3 * 4
@@ -349,7 +351,7 @@ def test_steps_are_timed_as_the_study_takes_them(
         compiled.extend(learner.tapped._compiled_call_impl is not None for learner in cohort.learners)
         return 1.0
 
-    monkeypatch.setattr("keyhole.studies.work._seconds_a_step", timed)
+    monkeypatch.setattr("keyhole.studies.outlook._seconds_a_step", timed)
     study = replace(
         study, config=replace(study.config, compile="on" if compiles else "auto")
     )  # short, so auto does not
@@ -364,7 +366,7 @@ class Slow:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, replays: bool) -> None:
         self.replays, self.steps, self.now = replays, 0, 0.0
-        monkeypatch.setattr("keyhole.studies.work.time.perf_counter", lambda: self.now)
+        monkeypatch.setattr("keyhole.studies.outlook.time.perf_counter", lambda: self.now)
 
     def train_mode(self) -> None:
         pass

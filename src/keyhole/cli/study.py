@@ -107,7 +107,8 @@ def _opened(read: Study) -> tuple[Study, Network, Data]:
 
 def _look(read: Study, out: Path) -> tuple[dict[str, Any], str]:
     from keyhole.studies.board import Board
-    from keyhole.studies.work import look_ahead, settled
+    from keyhole.studies.outlook import look_ahead
+    from keyhole.studies.recipes import settled
 
     whole, teacher, data = _opened(read)
     board = Board(out, make=False)
@@ -123,7 +124,8 @@ def _run(read: Study, out: Path, *, train: bool, wait: bool) -> tuple[dict[str, 
     from keyhole.studies.board import Board
     from keyhole.studies.conclusion import conclude
     from keyhole.studies.followup import study_toml
-    from keyhole.studies.work import run_study, settled
+    from keyhole.studies.recipes import settled
+    from keyhole.studies.work import run_study
 
     whole, teacher, data = _opened(read)
     if not train and not out.is_dir():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -108,3 +108,20 @@ def loss_text(arm: Arm) -> str:
     weights = ["" if pair.weight == 1 else f" times {pair.weight:g}" for pair in arm.hints]
     pairs = (f"; {pair.teacher} -> {pair.student}{times}" for pair, times in zip(arm.hints, weights, strict=True))
     return terms + "".join(pairs) + balanced_by
+
+
+def same_arms(arms: Mapping[str, Arm]) -> dict[str, str]:
+    """Return each arm that learns the very same as an earlier one, with the name of that.
+
+    Rules often come to the same layers, and terms without hints are the same whatever hints stand beside them.
+
+    Args:
+        arms: By name.
+    """
+    firsts: dict[Arm, str] = {}
+    found = {}
+    for name, arm in arms.items():
+        first = firsts.setdefault(replace(arm, name=""), name)
+        if first != name:
+            found[name] = first
+    return found

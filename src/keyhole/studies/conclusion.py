@@ -16,9 +16,9 @@ from keyhole.studies.finalists import comparisons_of, finalists
 from keyhole.studies.followup import fresh_study
 from keyhole.studies.landscape import Group, Landscape, groups_of, survey
 from keyhole.studies.plan import Study
+from keyhole.studies.recipes import check_cells, settled
 from keyhole.studies.rules import settled_rules
 from keyhole.studies.verdict import Verdict, judge
-from keyhole.studies.work import check_cells, settled
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ class Study:
 
         Files stand with their content's SHA-256; the teacher's weights are added when a study is run, from the teacher
         itself. The precision is as the file says;
-        :func:`keyhole.studies.work.settled` replaces ``auto`` by what the first process of the study took.
+        :func:`keyhole.studies.recipes.settled` replaces ``auto`` by what the first process of the study took.
         """
         config = asdict(replace(self.config, seed=cell.seed))
         settings = settled_before({key: value for key, value in config.items() if key not in ("device", "compile")})
