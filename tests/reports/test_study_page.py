@@ -133,9 +133,10 @@ def test_it_is_told_where_cells_were_made_by_several_versions_or_machines() -> N
     assert "differ in precision: 25 of bf16 and 1 of fp32. Even those of one seed differ, of seed 2" in page
 
 
-def test_students_that_were_trained_once_are_named_together() -> None:
+def test_one_student_under_several_names_is_told() -> None:
     tops: dict[str, list[float | None]] = {"kd": [60.0, 61.0], "cka": [62.0, 63.1]}
-    twins = [each | {"same_as": "cka", "arm": arm} for arm in ("svcca", "pwcca") for each in cells(cka=tops["cka"])]
-    page = study_page(judge(cells(**tops) + twins, ["kd", "cka", "svcca", "pwcca"]), SETTING)
-    assert "each trained once: cka = svcca = pwcca." in page
-    assert "trained once" not in study_page(judge(cells(**tops), ["kd", "cka"]), SETTING)
+    known = [each | {"history": [{"loss": i / 7}]} for i, each in enumerate(cells(**tops))]
+    twins = [each | {"arm": arm} for arm in ("svcca", "pwcca") for each in known if each["arm"] == "cka"]
+    page = study_page(judge(known + twins, ["kd", "cka", "svcca", "pwcca"]), SETTING)
+    assert "One and the same student: cka = svcca = pwcca." in page
+    assert "the same student" not in study_page(judge(known, ["kd", "cka"]), SETTING)

@@ -114,7 +114,7 @@ def chosen_by(whole: Study, held: dict[str, list[float | None]] = HELD, **settin
         value: dict[str, Any] = {"arm": cell.plan.name, "seed": cell.seed, "diverged": None if top1 else "loss is nan"}
         if top1:  # test images say the opposite
             value |= {"top1": {"last": 100 - top1, "best": 100 - top1}, "parameters": 1, "macs": 1}
-            value |= {"held_out_top1": {"last": top1}}
+            value |= {"held_out_top1": {"last": top1}, "history": [{"loss": top1}]}
         results.append(value)
     return followup(whole, results, **settings)
 
@@ -135,6 +135,17 @@ def test_an_arm_must_lead_by_more_than_the_spread_of_all_differences(tmp_path: P
     assert [arm.name for arm in chosen_by(choosing(tmp_path), wide).arms] == ["auto", "all"]
     once = {**HELD, "all": [None, 66.0]}
     assert [arm.name for arm in chosen_by(choosing(tmp_path), once).arms] == ["auto", "uniform"]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_one_student_under_several_names_one_goes_on(tmp_path: Path, order: int) -> None:
+    twins = {"auto too": "auto", "all too": "all", "random too": "random", "auto again": "auto"}
+    arms = (*ARMS, *(replace(arm, name=twin) for twin, name in twins.items() for arm in ARMS if arm.name == name))
+    held = HELD | {twin: HELD[name] for twin, name in twins.items()}
+    narrow = held | {arm: [60.1, 62.8] for arm in ("uniform",)}  # twins of auto have no spread, and make none
+    for each, expected in ((held, ["auto", "all", "uniform"]), (narrow, ["auto", "all"])):
+        found = chosen_by(replace(choosing(tmp_path), arms=arms[::order]), each, most=2)
+        assert [arm.name.removesuffix(" too") for arm in found.arms] == expected
 
 
 def test_what_cannot_be_chosen(tmp_path: Path) -> None:

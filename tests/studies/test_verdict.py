@@ -312,33 +312,58 @@ def made(seed: int, **environment: str | None) -> dict[str, Any]:
     return {"seed": seed, "precision": "bf16", "environment": usual | environment}
 
 
-def test_what_was_trained_once_is_compared_once() -> None:
-    tops: dict[str, list[float | None]] = {
-        "kd": [60, 61, 62], "a": [61, 62.1, 63.2], "b": [60.2, 60.9, 62.4], "c": [61.5, 61.2, 62.9]
-    }  # fmt: skip
-    plain = judge(grid(**tops), list(tops))
+def named(twins: dict[str, str], **values: list[float | None]) -> list[dict[str, Any]]:
+    """Return cells with their losses, and those of twins, which are the very same."""
+    cells = [each | {"history": [{"loss": 1 / (3 + i)}]} for i, each in enumerate(grid(**values))]
+    return cells + [each | {"arm": twin} for twin, arm in twins.items() for each in cells if each["arm"] == arm]
+
+
+TOPS: dict[str, list[float | None]] = {
+    "kd": [60, 61, 62], "a": [61, 62.1, 63.2], "b": [60.2, 60.9, 62.4], "c": [61.5, 61.2, 62.9]
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["twins last", "twins first"])
+@pytest.mark.parametrize("baseline", ["kd", "kd too"])
+def test_one_student_under_several_names_is_compared_once(order: int, baseline: str) -> None:
     twins = {"a too": "a", "kd too": "kd", "a again": "a"}
-    copies = [each | {"same_as": twins[each["arm"]]} for each in grid(**{twin: tops[twins[twin]] for twin in twins})]
-    found = judge(grid(**tops) + copies, [*tops, *twins])
+    plain = judge(named({}, **TOPS), list(TOPS), baseline="kd")
+    found = judge(named(twins, **TOPS), [*TOPS, *twins][::order], baseline=baseline)
     gaps = {gap.arm: gap for gap in found.gaps}
-    assert [gaps[gap.arm] for gap in plain.gaps] == list(plain.gaps)  # corrected for three, not for six
+    for gap in plain.gaps:  # corrected for three, not for six
+        assert gaps[gap.arm] == replace(gap, against=baseline)
     assert gaps["a too"] == replace(gaps["a"], arm="a too")
     assert gaps["a again"] == replace(gaps["a"], arm="a again")
-    assert (gaps["kd too"].mean, gaps["kd too"].p) == (0, None)
-    assert found.findings == plain.findings
-    assert [row.same_as for row in found.rows] == [None] * 4 + ["a", "kd", "a"]
-    # where the twin is the baseline, its first is nothing above it
-    other = judge(grid(**tops) + copies, [*tops, *twins], baseline="kd too")
-    assert [(gap.arm, gap.mean) for gap in other.gaps if gap.mean == 0] == [("kd", 0)]
-    assert len(other.gaps) == 6
+    other = {"kd", "kd too"} - {baseline}
+    assert [(gap.mean, gap.p, gap.corrected) for gap in found.gaps if gap.arm in other] == [(0, None, None)]
+    told = [text.replace("kd too", "kd").replace("a again", "a") for text in found.findings]
+    assert told == list(plain.findings)
+    assert {row.arm: row.same_as for row in found.rows}[["a again", "a"][order < 0]] == ["a", "a again"][order < 0]
 
 
-def test_a_twin_that_was_trained_for_itself_on_one_seed_is_an_arm_like_others() -> None:
-    cells = grid(kd=[60, 61], a=[61, 62.1], b=[61, 62.2])
-    cells[-2] |= {"same_as": "a"}
-    found = judge(cells, ["kd", "a", "b"])
-    assert found.rows[2].same_as is None
-    assert [(gap.arm, round(gap.mean, 6)) for gap in found.gaps] == [("a", 1.05), ("b", 1.1)]
+def test_comparisons_of_the_same_students_count_once() -> None:
+    asked = [
+        Comparison("one", ("a",), ("kd",)),
+        Comparison("two", ("a too",), ("kd",)),
+        Comparison("b", ("b",), ("kd",)),
+    ]
+    once = judge(named({}, **TOPS), list(TOPS), comparisons=[asked[0], asked[2]]).comparisons
+    both = judge(named({"a too": "a"}, **TOPS), [*TOPS, "a too"], comparisons=asked).comparisons
+    assert [gap.corrected for gap in both] == [once[0].corrected, once[0].corrected, once[1].corrected]
+    # two names on a side weigh as two
+    mixed = [Comparison("m", ("a", "a too", "b"), ("kd",)), Comparison("n", ("a", "b"), ("kd",))]
+    found = judge(named({"a too": "a"}, **TOPS), [*TOPS, "a too"], comparisons=mixed).comparisons
+    assert found[0].mean > found[1].mean
+
+
+def test_equal_accuracies_alone_make_no_twins() -> None:
+    cells = named({}, kd=[60, 61], a=[61, 62.1], b=[61, 62.1])
+    assert [row.same_as for row in judge(cells, ["kd", "a", "b"]).rows] == [None] * 3
+    del cells[-1]["history"]
+    cells[-2]["history"] = cells[-4]["history"]
+    assert [row.same_as for row in judge(cells, ["kd", "a", "b"]).rows] == [None] * 3
+    fewer = named({"b": "a"}, kd=[60, 61], a=[61, 62.1])[:-1]  # nor part of the seeds
+    assert [row.same_as for row in judge(fewer, ["kd", "a", "b"]).rows] == [None] * 3
 
 
 def test_in_what_the_cells_of_a_study_differ() -> None:

@@ -29,7 +29,7 @@ from keyhole.distillation.warmup import WarmUpError
 from keyhole.errors import DataError, RunError, UnknownNameError
 from keyhole.files import read_tensors
 from keyhole.models.network import Network, count_macs, fingerprint
-from keyhole.models.zoo import build, load, save
+from keyhole.models.zoo import build, load, read_about, save
 from keyhole.plans import ArmPlan
 from keyhole.studies.board import Board
 from keyhole.studies.outlook import _seconds_a_step, _work, look_ahead
@@ -139,9 +139,9 @@ def test_students_that_learn_the_very_same_are_trained_once(
     assert (ahead.cells, ahead.passes) == (12, 4)  # of three students a seed, two at a time
     assert run_study(study, teacher, digits, board, note=told.append) == 12
     assert [line for line in told if "is the same student as" in line] == [
-        "stage-ends is the same student as uniform, which is trained for both.",
-        "random is the same student as uniform, which is trained for both.",
-        "by hand is the same student as at layer1.0,layer3.0, which is trained for both.",
+        "stage-ends is the same student as uniform: what is trained for one is kept for both.",
+        "random is the same student as uniform: what is trained for one is kept for both.",
+        "by hand is the same student as at layer1.0,layer3.0: what is trained for one is kept for both.",
     ]
     assert sum(int(line.split()[0]) for line in told if "students, seed" in line) == 6
     assert all(board.is_done(cell.id) for cell in study.cells)
@@ -159,6 +159,9 @@ def test_students_that_learn_the_very_same_are_trained_once(
             (ours,), (theirs,) = (b.cohorts.glob(f"*/{cell.id}.safetensors") for b in (board, alone))
             one, other = read_tensors(ours)[0], read_tensors(theirs)[0]
             assert all(torch.equal(one[name], other[name]) for name in one)
+            assert read_about(ours) == {"cell": cell.name}
+    rows = judge([board.result(cell.id) for cell in study.cells], [plan.name for plan in study.arms]).rows
+    assert [row.same_as for row in rows] == [None, "uniform", "uniform", None, None, "at layer1.0,layer3.0"]
     assert {cell.plan.name: (board.result(cell.id) or {}).get("same_as") for cell in study.cells} == {
         "uniform": None, "stage-ends": "uniform", "random": "uniform", "at layer1.0,layer3.0": None,
         "at last-only": None, "by hand": "at layer1.0,layer3.0",
@@ -178,6 +181,118 @@ def test_a_twin_of_what_is_finished_needs_no_training_and_one_of_what_another_ho
     assert "Left to other processes, which hold them: at layer1.0,layer3.0, seed 0; by hand, seed 0." in told[-1]
     left_by_another(board, hand, 100)
     assert run_study(study, teacher, digits, board) == 2
+
+
+def test_whichever_of_some_twins_is_finished_serves_the_others(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path
+) -> None:
+    study = replace(with_twins(study), seeds=(0,))
+    board, told = Board(tmp_path), []
+    run_study(replace(study, arms=study.arms[2:3]), teacher, digits, board)  # the last of three
+    three = replace(study, arms=study.arms[:3])
+    assert look_ahead(three, teacher, digits, board).hours is None
+    assert run_study(three, teacher, digits, board, note=told.append) == 2
+    assert not any("students, seed" in line for line in told)
+    assert {(board.result(cell.id) or {}).get("same_as") for cell in three.cells[:2]} == {"random"}
+
+
+def test_a_twin_is_not_trained_beside_another_process_that_is_at_it(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path
+) -> None:
+    study = replace(with_twins(study), seeds=(0,))
+    three, board, told = replace(study, arms=study.arms[:3]), Board(tmp_path, beat_s=0.01), []
+    left_by_another(board, three.cells[2].id, 5)  # its file has no other of them
+    assert run_study(three, teacher, digits, board, note=told.append) == 0
+    assert told[-1].startswith("Left to other processes")
+
+    def dies(text: str) -> None:
+        if text.startswith("Waiting"):
+            left_by_another(board, three.cells[2].id, 100)
+
+    assert run_study(three, teacher, digits, board, wait=True, note=dies) == 3
+
+
+def test_a_twin_does_not_take_the_result_of_another_recipe(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path
+) -> None:
+    study = replace(with_twins(study), seeds=(0,))
+    two, board, other = replace(study, arms=study.arms[:2]), Board(tmp_path / "a", beat_s=0.01), Board(tmp_path / "b")
+    longer = replace(two, config=replace(two.config, epochs=2))
+    run_study(longer, teacher, digits, other)
+    first = two.cells[0].id
+    left_by_another(board, first, 5)
+
+    def finishes(text: str) -> None:
+        if text.startswith("Waiting"):
+            board.finish(first, other.result(first) or {})
+
+    with pytest.raises(RunError, match=r"holds cell 'uniform, seed 0' of another recipe: train\.epochs is 2 there"):
+        run_study(two, teacher, digits, board, wait=True, note=finishes)
+    assert not board.is_done(two.cells[1].id)
+
+
+def test_who_waits_stays_until_twins_that_others_hold_are_done(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path
+) -> None:
+    study = replace(with_twins(study), seeds=(0,))
+    two, board, told = replace(study, arms=study.arms[:2]), Board(tmp_path, beat_s=0.01), []
+    run_study(replace(two, arms=two.arms[:1]), teacher, digits, board)
+    left_by_another(board, two.cells[1].id, 5)
+
+    def dies(text: str) -> None:
+        told.append(text)
+        if text.startswith("Waiting"):
+            left_by_another(board, two.cells[1].id, 100)
+
+    assert run_study(two, teacher, digits, board, wait=True, note=dies) == 1
+    assert "Waiting for other processes, which hold stage-ends, seed 0." in told
+
+
+def test_a_cohort_with_twins_that_was_broken_off_goes_on(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = replace(with_twins(study), seeds=(0,), students_per_pass=9)
+    board, told = Board(tmp_path), []
+    with monkeypatch.context() as patch:  # as it was before twins were known
+        patch.setattr("keyhole.studies.work.same_arms", lambda _arms: {})
+
+        def full(*_: object) -> None:
+            raise RunError("Cannot write: No space left on device.")
+
+        patch.setattr(Board, "finish", full)
+        with pytest.raises(RunError, match="No space left"):
+            run_study(study, teacher, digits, board)
+    assert run_study(study, teacher, digits, board, note=told.append) == 6
+    assert [line.split(",")[0] for line in told if "students, seed" in line] == ["6 students"]
+    assert not any("broken off" in line for line in told)
+    rows = judge([board.result(cell.id) for cell in study.cells], [plan.name for plan in study.arms]).rows
+    assert [row.same_as for row in rows] == [None, "uniform", "uniform", None, None, "at layer1.0,layer3.0"]
+
+
+def test_a_cell_that_was_missed_before_waiting_does_not_count(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, board = replace(study, seeds=(0,), arms=study.arms[:1]), Board(tmp_path)
+    lease, now, faster = board.leases / f"{study.cells[0].id}.lease", [1000.0], [1000.0, 1390.0]
+    take = Board._take
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        if now[0] > 1390:
+            lease.unlink(missing_ok=True)
+
+    def missed(self: Board, cell: str) -> bool:
+        if faster and now[0] >= faster[0]:  # another process is, twice, and holds it for 390 seconds between
+            if faster.pop(0) == 1000:
+                left_by_another(board, cell, 5)
+            return False
+        return take(self, cell)
+
+    monkeypatch.setattr("keyhole.studies.work.time.sleep", sleep)
+    monkeypatch.setattr("keyhole.studies.work.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(Board, "_take", missed)
+    assert run_study(study, teacher, digits, board, wait=True) == 1
+    assert not faster
 
 
 def test_twins_diverge_together(study: Study, teacher: Network, digits: Data, tmp_path: Path) -> None:
@@ -766,3 +881,30 @@ def test_a_study_whose_disk_fills_up_loses_nothing_and_goes_on(on_disk: Path) ->
             read_tensors(path)  # what is there is whole
         run_to_the_end(started(on_disk, out.name))
         assert told(on_disk, out.name) == told(on_disk, "alone")
+
+
+@pytest.mark.slow
+def test_who_waits_in_one_study_of_a_file_has_done_what_is_open_in_the_others(on_disk: Path) -> None:
+    (on_disk / "study.toml").write_text(
+        FILE.replace("seeds = [0, 1]", "seeds = [0]").replace("epochs = 3", "epochs = [1, 2]")
+    )
+    run_to_the_end(started(on_disk, "shared"))
+    for cells in on_disk.glob("shared/*/cells"):
+        for path in list(cells.iterdir())[1:]:
+            path.unlink()
+    held = Board(on_disk / "shared" / "epochs-1")
+    ours = [path.stem for path in (on_disk / "shared" / "epochs-2" / "cells").iterdir()]
+    whole = {path.stem for path in on_disk.glob("shared/epochs-2/cohorts/*/*.safetensors")}
+    for cell in whole - {path.stem for path in held.cells.iterdir()}:
+        left_by_another(held, cell, -600)  # at work for some time to come
+    waiting = started(on_disk, "shared", "import sys; sys.argv.append('--wait'); from keyhole.cli import main; main()")
+    deadline = time.time() + 300
+    while len(list((on_disk / "shared" / "epochs-2" / "cells").iterdir())) < 3 and time.time() < deadline:
+        assert waiting.poll() is None, waiting.communicate()
+        time.sleep(0.05)
+    assert len(ours) == 1
+    assert len(list(held.cells.iterdir())) == 1
+    for lease in held.leases.glob("*.lease"):
+        lease.unlink()
+    run_to_the_end(waiting)
+    assert len(list(held.cells.iterdir())) == 3

@@ -191,7 +191,9 @@ def warn_of_slow(precision: str, device: str) -> None:
     """
     from keyhole.runtime import bf16_slowdown, choose_device
 
-    if precision == "bf16" and (times := bf16_slowdown(choose_device(device))) > _SLOW:
+    if precision != "bf16" or process_number() > 0:
+        return
+    if (times := bf16_slowdown(choose_device(device))) > _SLOW:
         note(
             f"Warning: on this processor a convolution takes {times:.0f} times as long in bf16 as in fp32. The results "
             "of the two differ by rounding; keep to bf16 only where earlier results must be matched."

@@ -79,6 +79,9 @@ def study(
         )
     for name in read.keys() - begun.keys():
         o.note(f"{name} was not begun, and is left out.")
+    if wait:  # what is open in any of them comes before waiting for one
+        for name, each in begun.items():
+            _run(each, out / _folder(name), train=True, wait=False)
     found = {name: run(each, out / _folder(name)) for name, each in begun.items()}
     results = {"studies": {name: value for name, (value, _) in found.items()}}
     lines = [f"{name}: {text}" for name, (_, text) in found.items()]

@@ -142,9 +142,7 @@ def _table(verdict: Verdict) -> Html:
     drawn = table([Column("", number=False), *(Column(head) for head in heads)], rows, strong=base)
     notes = [_FLATTERED] if held_out else []
     if twins := _twins(verdict.rows):
-        notes.append(
-            f"The very same students, each trained once: {'; '.join(twins)}. A comparison counts once as well."
-        )
+        notes.append(f"One and the same student: {'; '.join(twins)}. Where probabilities are corrected it counts once.")
     return join([drawn, *map(paragraph, notes)])
 
 
@@ -197,8 +195,8 @@ def _differences(verdict: Verdict) -> Html:
     )
     caption = (
         "Each student is compared with the one of the same seed; intervals are Student's, probabilities are corrected "
-        "for the number of rows by Holm's procedure. A difference is beyond chance where the corrected p is "
-        "below 0.05; where it is not, this study cannot tell."
+        "for the number of different students by Holm's procedure. A difference is beyond chance where the corrected p "
+        "is below 0.05; where it is not, this study cannot tell."
     )
     return section("Differences", table(columns, [_gap_row(gap) for gap in verdict.gaps]), figure(drawn, caption))
 

@@ -14,7 +14,7 @@ from keyhole.distillation.notation import parse_terms, write_term
 from keyhole.errors import SettingError
 from keyhole.plans import ArmPlan
 from keyhole.studies.plan import Comparison, Study
-from keyhole.studies.verdict import judge
+from keyhole.studies.verdict import first_of, judge
 
 FRESH_SEEDS = 6
 MOST_ARMS = 5
@@ -105,7 +105,14 @@ def followup(
     verdict = judge(results, [plan.name for plan in study.arms], baseline=study.baseline)
     if verdict.open_cells:
         raise SettingError(f"{verdict.open_cells} cells of the study are open; finish it before its arms are chosen.")
-    held_out = {row.arm: row.held_out for row in verdict.rows if row.held_out and not row.diverged}
+    base_of = next(row for row in verdict.rows if row.arm == verdict.baseline)
+    held_out = {
+        row.arm: row.held_out
+        for row in verdict.rows
+        if row.held_out and not row.diverged
+        # of what is one student under several names one goes on, and nothing that is the baseline itself
+        if row is base_of or (row.same_as is None and first_of(row) != first_of(base_of))
+    }
     base = held_out.pop(verdict.baseline, None)
     if base is None:
         raise SettingError(

@@ -18,7 +18,7 @@ from keyhole.models.network import InputSpec, Network, count_macs
 from keyhole.models.zoo import build
 from keyhole.runtime import keep_freed_memory, synchronize
 from keyhole.studies.board import Board
-from keyhole.studies.plan import Study
+from keyhole.studies.plan import Study, by_student
 from keyhole.studies.recipes import check_cells, settled
 
 
@@ -55,11 +55,12 @@ def look_ahead(study: Study, teacher: Network, data: Data, board: Board, *, step
     train = hold_out(data.train, study.holdout)[0]
     maker = ArmMaker(teacher, train, study.config, keep=board.peek)
     arms, _ = maker.make_all(study.arms if open_cells else ())
-    trained = arms.keys() - same_arms(arms).keys()
+    students = by_student((cell for cell in study.cells if cell.plan.name in arms), same_arms(arms))
+    trained = [same[0] for same in students if not any(board.is_done(cell.id) for cell in same)]
     cohorts = [
         group[first : first + study.students_per_pass]
         for seed in study.seeds
-        if (group := [cell for cell in open_cells if cell.seed == seed and cell.plan.name in trained])
+        if (group := [cell for cell in trained if cell.seed == seed])
         for first in range(0, len(group), study.students_per_pass)
     ]
     if not cohorts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -419,3 +419,21 @@ def matching(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
         ['kd', 'hint stage ends']
     """
     return [name for name in names if any(name == one or fnmatchcase(name, one) for one in patterns)]
+
+
+def by_student(cells: Iterable[Cell], twins: Mapping[str, str]) -> list[list[Cell]]:
+    """Return cells in groups: those of one seed whose arms learn the very same.
+
+    Args:
+        cells: The cells.
+        twins: Each arm that learns the same as an earlier one, with the name of that.
+
+    Example:
+        >>> cells = [Cell(name, ArmPlan(name), 0) for name in ("a", "b", "c")]
+        >>> [[cell.name for cell in group] for group in by_student(cells, {"c": "a"})]
+        [['a', 'c'], ['b']]
+    """
+    found: dict[tuple[str, int], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault((twins.get(cell.plan.name, cell.plan.name), cell.seed), []).append(cell)
+    return list(found.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ class Row:
         parameters: Of the student; None where no seed came to the end.
         macs: Multiply-accumulates for one image, likewise.
         held_out: Top-1 on the held-out images after the last epoch, percent, one a seed; empty where none were.
-        same_as: An earlier arm that learns the very same, and was trained for both; None where there is none.
+        same_as: The first arm of which every loss of every seed is the very same; None where it is that one itself.
     """
 
     arm: str
@@ -167,23 +168,16 @@ def judge(
         raise unknown_name("baseline", baseline, arms)
     against = baseline or arms[0]
     done = [cell for cell in cells if cell is not None]
-    rows = tuple(_row(arm, [cell for cell in done if cell["arm"] == arm]) for arm in arms)
+    rows = _with_firsts([_row(arm, [cell for cell in done if cell["arm"] == arm]) for arm in arms], done)
     base = next(row for row in rows if row.arm == against)
     tried = {arm for landscape in landscapes for arm in landscape.arms}
-    firsts = {row.arm: row.same_as for row in rows if row.same_as is not None and row.same_as in {*arms} - tried}
-    judged = [row for row in rows if row.arm not in tried and row.arm not in firsts]
-    apart = _corrected([paired(row, base) for row in judged if row.arm != against])
-    own = {
-        gap.arm: gap
-        for gap in apart + _corrected([paired(row, base) for row in rows if row.arm in tried and row.arm != against])
-    }
-    for row in rows:  # of what was trained once, one difference counts; one with itself is nothing, and has no chance
-        if row.arm in firsts and row.arm != against:
-            first = own.get(firsts[row.arm]) or paired(row, base)
-            own |= {} if first is None else {row.arm: replace(first, arm=row.arm)}
+    beside = [row for row in rows if row.arm not in tried]
+    own = {gap.arm: gap for gap in _gaps(beside, base) + _gaps([row for row in rows if row.arm in tried], base)}
+    judged = _different(beside, base)
+    apart = [own[row.arm] for row in judged if row.arm in own]
     gaps = tuple(own[row.arm] for row in rows if row.arm in own)
     asked = [_comparison(comparison, rows) for comparison in comparisons]
-    answers = _corrected(asked)
+    answers = _corrected(asked, [_sides(comparison, rows) for comparison in comparisons])
     unanswered = tuple(one.name for one, gap in zip(comparisons, asked, strict=True) if gap is None)
     missing = len(cells) - len(done)
     parts = [text for landscape in landscapes for text in landscape.findings]
@@ -198,9 +192,56 @@ def judge(
     return Verdict(tuple(parts), against, rows, gaps, missing, tuple(landscapes), tuple(answers), unanswered)
 
 
-def _corrected(found: Sequence[Gap | None]) -> list[Gap]:
-    gaps = [gap for gap in found if gap is not None]
-    return [replace(gap, corrected=p) for gap, p in zip(gaps, holm([gap.p for gap in gaps]), strict=True)]
+def _with_firsts(rows: Sequence[Row], cells: Sequence[Mapping[str, Any]]) -> tuple[Row, ...]:
+    """Return the rows, each with the first one that learned the very same: rules often come to the same layers."""
+    learned: dict[str, list[tuple[int, str]]] = {row.arm: [] for row in rows}
+    for cell in cells:
+        if cell["arm"] in learned and cell.get("history"):
+            learned[cell["arm"]].append((int(cell["seed"]), json.dumps(cell["history"])))
+    firsts: dict[Any, str] = {}
+    found = []
+    for row in rows:
+        own = tuple(sorted(learned[row.arm]))
+        whole = row.last and len(own) == len(row.seeds) + len(row.diverged)
+        first = firsts.setdefault(own, row.arm) if whole else row.arm
+        found.append(replace(row, same_as=None if first == row.arm else first))
+    return tuple(found)
+
+
+def first_of(row: Row) -> str:
+    """Return the name that stands for a row and all that learned the very same."""
+    return row.same_as or row.arm
+
+
+def _different(rows: Sequence[Row], base: Row) -> list[Row]:
+    """Return the baseline, and of the other rows one for each student that is another one."""
+    seen = {first_of(base)}
+    found = []
+    for row in rows:
+        if row.arm == base.arm or first_of(row) not in seen:
+            found.append(row)
+        seen.add(first_of(row))
+    return found
+
+
+def _gaps(rows: Sequence[Row], base: Row) -> list[Gap]:
+    """Return the differences to the baseline of rows that are told together."""
+    others = [row for row in rows if row.arm != base.arm]
+    return _corrected([paired(row, base) for row in others], [first_of(row) for row in others])
+
+
+def _corrected(found: Sequence[Gap | None], what: Sequence[Any]) -> list[Gap]:
+    """Return differences with corrected probabilities; those that compare the same, by ``what``, count once."""
+    once = {key: gap.p for gap, key in zip(found, what, strict=True) if gap is not None}
+    corrected = dict(zip(once, holm(list(once.values())), strict=True))
+    return [replace(gap, corrected=corrected[key]) for gap, key in zip(found, what, strict=True) if gap is not None]
+
+
+def _sides(comparison: Comparison, rows: Sequence[Row]) -> tuple[tuple[str, ...], ...]:
+    """Return which students a comparison compares, whatever they are called."""
+    firsts = {row.arm: first_of(row) for row in rows}
+    sides = (comparison.arms, comparison.against)
+    return tuple(tuple(sorted(firsts[name] for name in matching(names, list(firsts)))) for names in sides)
 
 
 def _comparison(comparison: Comparison, rows: Sequence[Row]) -> Gap | None:
@@ -227,7 +268,6 @@ def _row(arm: str, cells: Sequence[Mapping[str, Any]]) -> Row:
     ordered = sorted(cells, key=lambda cell: int(cell["seed"]))
     whole = [cell for cell in ordered if not cell["diverged"]]
     held = [cell["held_out_top1"]["last"] for cell in whole if cell.get("held_out_top1")]
-    firsts = {cell.get("same_as") for cell in ordered}
     return Row(
         arm=arm,
         seeds=tuple(cell["seed"] for cell in whole),
@@ -237,7 +277,6 @@ def _row(arm: str, cells: Sequence[Mapping[str, Any]]) -> Row:
         parameters=whole[0]["parameters"] if whole else None,
         macs=whole[0]["macs"] if whole else None,
         held_out=tuple(held) if len(held) == len(whole) else (),
-        same_as=firsts.pop() if len(firsts) == 1 else None,
     )
 
 

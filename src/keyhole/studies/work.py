@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +18,13 @@ from keyhole.data.splits import hold_out
 from keyhole.distillation.arm import Arm, same_arms
 from keyhole.distillation.experiment import Result, percent, run_cohort
 from keyhole.errors import DataError, RunError
-from keyhole.files import read_json, sweep, write_bytes, write_json
+from keyhole.files import read_json, sweep, write_json
 from keyhole.models.network import Network, count_macs
-from keyhole.models.zoo import save
+from keyhole.models.zoo import load, save
 from keyhole.progress import Progress, silent
 from keyhole.runtime import describe
 from keyhole.studies.board import Board
-from keyhole.studies.plan import Cell, Study
+from keyhole.studies.plan import Cell, Study, by_student
 from keyhole.studies.recipes import Recipes, recipes_of, settled
 
 
@@ -66,25 +66,36 @@ def run_study(
     train = hold_out(data.train, study.holdout)[0]
     maker = ArmMaker(teacher, train, study.config, keep=board.settle, progress=progress, note=note)
     arms, lost = maker.make_all(study.arms)  # so that a mistake shows at once
-    job = _Job(study, recipes, arms, teacher, data, board, progress, note)
-    finished = _finish_lost(job, lost)
-    for twin, first in same_arms(arms).items():
-        note(f"{twin} is the same student as {first}, which is trained for both.")
-    _tell_left(board, job.trained, note)
-    finished += _copy_twins(job)
-    missed_since: float | None = None
-    for wanted in _as_they_open(job, wait=wait):
+    job = _Job(study, recipes, arms, lost, teacher, data, board, progress, note)
+    for twin, first in job.twins.items():
+        note(f"{twin} is the same student as {first}: what is trained for one is kept for both.")
+    _tell_left(job)
+    finished, waiting, missed_since = 0, False, time.monotonic()
+    while True:
+        finished += _finish_lost(job) + _copy_twins(job)
+        wanted = _next(job)
+        if wanted is None:
+            left = "; ".join(cell.name for cell in study.cells if not board.is_done(cell.id))
+            if left and not wait:
+                note(
+                    f"Left to other processes, which hold them: {left}. Where one of those was stopped, run this again "
+                    f"after {board.dead_after_s:.0f} seconds."
+                )
+            if not left or not wait:
+                return finished
+            if not waiting:
+                note(f"Waiting for other processes, which hold {left}.")
+            waiting, missed_since = True, time.monotonic() + board.beat_s
+            time.sleep(board.beat_s)
+            continue
         with board.hold(wanted.cells, wanted.most, least=wanted.least) as held:
             if held:
-                missed_since = None
                 finished += _run_held(job, wanted, held)
+                missed_since = time.monotonic()
             else:  # another process was faster, or was killed when it took a dead one's cell over
-                missed_since = missed_since or time.monotonic()
                 if time.monotonic() - missed_since > 2 * board.dead_after_s:
                     raise RunError(f"Cannot take a cell in {board.leases}; is it writable? Remove stale files there.")
                 time.sleep(random.uniform(0.02, 0.2))
-        finished += _copy_twins(job)
-    return finished + _copy_twins(job)  # of what others finished meanwhile
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,7 @@ class _Job:
         study: All of it.
         recipes: Of all its cells.
         arms: By name; without those that cannot begin.
+        lost: Arms that cannot begin, and why.
         teacher: The teacher.
         data: The data.
         board: The folder.
@@ -105,6 +117,7 @@ class _Job:
     study: Study
     recipes: Recipes
     arms: Mapping[str, Arm]
+    lost: Mapping[str, str]
     teacher: Network
     data: Data
     board: Board
@@ -123,9 +136,13 @@ class _Job:
 
     @cached_property
     def trained(self) -> Recipes:
-        """The recipes of the cells that are trained: not those of twins, nor of arms that cannot begin."""
-        names = self.arms.keys() - self.twins.keys()
-        return {cell.id: self.recipes[cell.id] for cell in self.study.cells if cell.plan.name in names}
+        """The recipes of the cells that can begin."""
+        return {cell.id: self.recipes[cell.id] for cell in self.study.cells if cell.plan.name in self.arms}
+
+    @cached_property
+    def students(self) -> list[list[Cell]]:
+        """The cells that can begin, those together that are one and the same student."""
+        return by_student(map(self.cells.__getitem__, self.trained), self.twins)
 
 
 def _run_held(job: _Job, wanted: _Wanted, held: list[str]) -> int:
@@ -152,46 +169,51 @@ def _run_held(job: _Job, wanted: _Wanted, held: list[str]) -> int:
 
 
 def _copy_twins(job: _Job) -> int:
-    """Give each open twin the result and the network of its finished first; return how many there were."""
-    board, firsts = job.board, {(cell.plan.name, cell.seed): cell for cell in job.study.cells}
-    pairs = [
-        (cell, firsts[job.twins[cell.plan.name], cell.seed])
-        for cell in job.study.cells
-        if cell.plan.name in job.twins and not board.is_done(cell.id)
-    ]
-    found = {cell.id: (cell, first) for cell, first in pairs if board.is_done(first.id)}
+    """Give each open cell whose student is finished in another one its result; return how many there were."""
+    board = job.board
+    found: dict[str, Cell] = {}
+    for same in job.students:
+        done = next((cell for cell in same if board.is_done(cell.id)), None) if len(same) > 1 else None
+        if done is not None:
+            found |= {cell.id: done for cell in same if not board.is_done(cell.id)}
     if not found:
         return 0
     finished = 0
     with board.hold(list(found), len(found)) as held:
-        for cell, first in map(found.__getitem__, list(held)):
-            value = board.result(first.id)
-            assert value is not None, "results are not taken away"
-            for network in board.cohorts.glob(f"*/{first.id}.safetensors"):
-                write_bytes(network.with_name(f"{cell.id}.safetensors"), network.read_bytes())
-            own = _kept(job, cell, value["diverged"], {"same_as": first.plan.name})
+        board.check_recipes({done.id: job.recipes[done.id] for done in found.values()})  # another's file may differ
+        for cell, done in [(job.cells[one], found[one]) for one in held]:
+            value = board.result(done.id)
+            if value is None:  # the user has just removed it
+                continue
+            own = _kept(job, cell, value["diverged"], {"same_as": done.plan.name})
+            for network in board.cohorts.glob(f"*/{done.id}.safetensors"):
+                # in a folder of its own, as that of the cohort may be swept by who takes it up
+                save(load(network), board.cohorts / "same" / f"{cell.id}.safetensors", about={"cell": cell.name})
             board.finish(cell.id, {**value, **own})
             finished += 1
             job.note(_result_line({**value, **own}))
     return finished
 
 
-def _finish_lost(job: _Job, lost: Mapping[str, str]) -> int:
+def _finish_lost(job: _Job) -> int:
     """Record the cells of arms that cannot begin, of all seeds, as the warm-up has the seed of the arm."""
-    cells = {cell.id: cell for cell in job.study.cells if cell.plan.name in lost}
-    common = {"precision": job.study.config.precision, **_common(job.teacher)} if lost else {}
+    cells = {cell.id: cell for cell in job.study.cells if cell.plan.name in job.lost and not job.board.is_done(cell.id)}
+    if not cells:
+        return 0
+    common = {"precision": job.study.config.precision, **_common(job.teacher)}
     finished = 0
     with job.board.hold(list(cells), len(cells)) as held:
         for cell in map(cells.__getitem__, list(held)):
-            value = _kept(job, cell, lost[cell.plan.name], common)
+            value = _kept(job, cell, job.lost[cell.plan.name], common)
             job.board.finish(cell.id, value)
             finished += 1
             job.note(_result_line(value))
     return finished
 
 
-def _tell_left(board: Board, recipes: Recipes, note: Callable[[str], None]) -> None:
+def _tell_left(job: _Job) -> None:
     """Tell which cohorts of these cells were broken off and will not be taken up, and why."""
+    board, recipes = job.board, job.recipes
     for folder in sorted(board.cohorts.iterdir()):
         members = _members(folder)
         ours = [cell for cell in members if cell in recipes and not board.is_done(cell)]
@@ -200,7 +222,7 @@ def _tell_left(board: Board, recipes: Recipes, note: Callable[[str], None]) -> N
             continue
         if ours and (folder / "checkpoint.safetensors").is_file():
             why = "with another recipe" if whole else "beside cells that this study lacks"
-            note(
+            job.note(
                 f"{folder} was broken off {why} and is not taken up; these cells begin anew: "
                 f"{'; '.join(recipes[cell][0] for cell in ours)}. Remove it, or go back to the study that it is of."
             )
@@ -219,27 +241,6 @@ class _Wanted:
     members: list[str] | None = None
 
 
-def _as_they_open(job: _Job, *, wait: bool) -> Iterator[_Wanted]:
-    """Yield what to try for next, until nothing is open or, without waiting, all that is left is held by others."""
-    said = False
-    while True:
-        while wanted := _next(job):
-            yield wanted
-        left = [cell for cell in job.study.cells if not job.board.is_done(cell.id)]
-        names = "; ".join(cell.name for cell in left)
-        if not wait and left:
-            job.note(
-                f"Left to other processes, which hold them: {names}. Where one of those was stopped, run this "
-                f"again after {job.board.dead_after_s:.0f} seconds."
-            )
-        if not wait or not any(cell.id in job.trained for cell in left):
-            return
-        if not said:
-            job.note(f"Waiting for other processes, which hold {names}.")
-        said = True
-        time.sleep(job.board.beat_s)
-
-
 def _next(job: _Job) -> _Wanted | None:
     """Return the cells to try for: those left of a cohort that was broken off, else open cells of one seed."""
     board = job.board
@@ -251,8 +252,10 @@ def _next(job: _Job) -> _Wanted | None:
         if left and not any(map(board.is_held, left)):
             return _Wanted(left, len(left), len(left), members)
     for seed in job.study.seeds:
-        ours = [cell for cell in job.trained if job.cells[cell].seed == seed]
-        free = [cell for cell in ours if not board.is_done(cell) and not board.is_held(cell)]
+        same = [cells for cells in job.students if cells[0].seed == seed]
+        free = [
+            cells[0].id for cells in same if not any(board.is_done(cell.id) or board.is_held(cell.id) for cell in cells)
+        ]
         if free:
             return _Wanted(free, job.study.students_per_pass, 1)
     return None
