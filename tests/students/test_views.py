@@ -357,10 +357,12 @@ def test_students_learn_and_are_used_like_any_model(teacher_file: Path, root: Pa
     assert [text.split(":")[0] for text in told] == ["survive", "centers"]
     records: list[dict[str, float]] = []
     keep = Checkpointing(tmp_path / "state.safetensors")
-    outcomes = distill(arms, teacher, faces, replace(CONFIG, epochs=4), checkpointing=keep, log=records.append).outcomes
+    long = replace(CONFIG, epochs=10, lr=0.1)
+    outcomes = distill(arms, teacher, faces, long, checkpointing=keep, log=records.append).outcomes
     for outcome in outcomes:
-        assert outcome.history[-1]["embedding"] < outcome.history[0]["embedding"]
-    save_student(tmp_path / "student.safetensors", outcomes[0], teacher=teacher, about={"epochs": 4})
+        losses = [record["embedding"] for record in outcome.history]
+        assert sum(losses[-3:]) / 3 < losses[0]  # of 20 faces, which jumps from epoch to epoch
+    save_student(tmp_path / "student.safetensors", outcomes[0], teacher=teacher, about={"epochs": 10})
     model = load_face_model(tmp_path / "student.safetensors", threads=1, device="cpu")
     crops = (in_form(faces.crops, SMALL) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
     with torch.no_grad():
