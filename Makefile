@@ -4,7 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# in two processes: compiled networks and the runtimes of face models in one have crashed it when it started another
+# in two calls: compiled networks and the runtimes of face models in one process have crashed it when it started another.
+# A test computes on one thread, so that as many run at once as there are cores; those of a file share what they made.
+RUN := -n auto --maxprocesses 4 --dist loadfile --cov=keyhole
 FACES := tests/faces tests/students tests/test_cli_faces.py tests/test_exporting.py
 REST := tests src $(addprefix --ignore=,$(FACES))
 
@@ -15,8 +17,8 @@ demo: install          ## train a teacher on bundled digits, choose hints, disti
 	$(BIN)/keyhole demo --out demo-out
 
 test: install check    ## lint, types, import contracts, then all tests, doctests and README snippets
-	$(if $(PYTEST),$(BIN)/python -m pytest $(PYTEST),$(BIN)/python -m pytest --cov=keyhole --cov-report= $(FACES))
-	$(if $(PYTEST),,$(BIN)/python -m pytest --cov=keyhole --cov-append --cov-report=term:skip-covered --cov-fail-under=93 $(REST))
+	$(if $(PYTEST),$(BIN)/python -m pytest $(PYTEST),$(BIN)/python -m pytest $(RUN) --cov-report= $(FACES))
+	$(if $(PYTEST),,$(BIN)/python -m pytest $(RUN) --cov-append --cov-report=term:skip-covered --cov-fail-under=93 $(REST))
 
 check: install
 	$(BIN)/ruff format --check .
