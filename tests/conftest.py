@@ -37,15 +37,15 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def conv_seconds() -> Iterator[Callable[[], dict[str, float]]]:
+def measured_precision() -> Iterator[Callable[[], str]]:
     """Take fp32 where the precision is left open, so that a test means the same on every processor.
 
     With matrix units ``auto`` takes bf16, in which nothing equals its oracle to rounding. What ``auto`` takes is tested
     by itself, with what this gives; processes that tests start decide for themselves.
     """
     with pytest.MonkeyPatch.context() as patch:
-        measured = runtime._conv_seconds
-        patch.setattr(runtime, "_conv_seconds", lambda: {"fp32": 1.0, "bf16": 1.0})
+        measured = runtime._faster_on_cpu
+        patch.setattr(runtime, "_faster_on_cpu", lambda: "fp32")
         yield measured
 
 

@@ -264,20 +264,6 @@ def test_evaluate_tells_what_the_result_says(trained: Ran, teacher: Path) -> Non
     assert text == f"resnet14: top-1 {value['top1']:.2f} %, top-5 {value['top5']:.2f} %\n"
 
 
-@pytest.mark.parametrize(("bf16", "told"), [(17.2, True), (1.3, False)])
-def test_bf16_on_a_processor_without_it_is_told(
-    teacher: Path, monkeypatch: pytest.MonkeyPatch, bf16: float, told: bool
-) -> None:
-    monkeypatch.setattr("keyhole.runtime._conv_seconds", lambda: {"fp32": 1.0, "bf16": bf16})
-    found = keyhole("evaluate", "--model", teacher, *DIGITS, "--precision", "bf16")
-    assert found.code == 0
-    assert found.err == told * (
-        "Warning: on this processor a convolution takes 17 times as long in bf16 as in fp32. The results of the two "
-        "differ by rounding; keep to bf16 only where earlier results must be matched.\n"
-    )
-    assert keyhole("evaluate", "--model", teacher, *DIGITS, "--precision", "fp32").err == ""
-
-
 def test_evaluate_keeps_its_result_with_a_recipe(teacher: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = ("evaluate", "--model", teacher, *DIGITS, "--out", out)

@@ -14,7 +14,7 @@ import torch
 
 from keyhole import runtime
 from keyhole.errors import SettingError
-from keyhole.runtime import autocast, bf16_slowdown, choose_device, choose_precision, describe, without_tf32
+from keyhole.runtime import autocast, choose_device, choose_precision, describe, without_tf32
 
 
 def test_the_automatic_device_is_a_gpu_where_there_is_one() -> None:
@@ -50,9 +50,10 @@ def test_a_precision_that_was_asked_for_is_taken(name: str) -> None:
 
 
 def test_the_automatic_precision_of_a_processor_is_the_one_that_was_faster(
-    monkeypatch: pytest.MonkeyPatch, conv_seconds: Any
+    monkeypatch: pytest.MonkeyPatch, measured_precision: Any
 ) -> None:
-    monkeypatch.setattr(runtime, "_conv_seconds", conv_seconds)
+    monkeypatch.setattr(runtime, "_faster_on_cpu", measured_precision)
+    monkeypatch.setattr(runtime, "has_instructions", lambda: True)
     waits = {torch.bfloat16: 0.0, torch.float32: 0.0}
 
     def forward(self: torch.nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
@@ -61,13 +62,16 @@ def test_the_automatic_precision_of_a_processor_is_the_one_that_was_faster(
 
     monkeypatch.setattr(torch.nn.Conv2d, "forward", forward)
     for slow, expected in ((torch.bfloat16, "fp32"), (torch.float32, "bf16")):
-        conv_seconds.cache_clear()
+        measured_precision.cache_clear()
         waits[slow] = 0.05
         assert choose_precision("auto", CPU) == expected
         assert choose_precision("auto", CPU) == expected
-        assert (bf16_slowdown(CPU) > 2) == (expected == "fp32")
         waits[slow] = 0.0
-    conv_seconds.cache_clear()
+    monkeypatch.setattr(runtime, "has_instructions", lambda: False)
+    assert choose_precision("auto", CPU) == "bf16", "timed once a process"
+    measured_precision.cache_clear()
+    assert choose_precision("auto", CPU) == "fp32", "where there is nothing to time"
+    measured_precision.cache_clear()
 
 
 def test_the_record_of_a_run_is_plain_json() -> None:

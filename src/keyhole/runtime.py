@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from keyhole.bf16 import fast_products, has_instructions
 from keyhole.errors import SettingError
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -46,7 +47,8 @@ def choose_precision(name: str, device: torch.device) -> str:
     """Return ``bf16`` or ``fp32``; ``auto`` takes the one that is faster on the device.
 
     A GPU computes in bf16 where it can. Processors differ: with matrix units bf16 is two to three times as fast as
-    fp32, without them it may be half as fast, so a convolution is timed in both, once a process.
+    fp32, without them it may be half as fast, so a convolution is timed in both, once a process; without instructions
+    for bf16 it is never faster.
 
     Raises:
         SettingError: The name is none of the three.
@@ -60,28 +62,7 @@ def choose_precision(name: str, device: torch.device) -> str:
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    if device.type != "cpu":
-        return "fp32"
-    seconds = _conv_seconds()
-    return "bf16" if seconds["fp32"] > 1.1 * seconds["bf16"] else "fp32"
-
-
-def bf16_slowdown(device: torch.device) -> float:
-    """Return how many times as long a convolution takes in bf16 as in fp32, timed once in a process.
-
-    Processors without instructions for bf16 compute it in a roundabout way, ten times as slowly and more.
-
-    Args:
-        device: Where; only processors are timed, and any other device gives 1.
-
-    Example:
-        >>> bf16_slowdown(torch.device("meta"))
-        1.0
-    """
-    if device.type != "cpu":
-        return 1.0
-    seconds = _conv_seconds()
-    return seconds["bf16"] / seconds["fp32"]
+    return _faster_on_cpu() if device.type == "cpu" else "fp32"
 
 
 def check_precision(name: str) -> None:
@@ -96,7 +77,9 @@ def check_precision(name: str) -> None:
 
 @cache
 @torch.no_grad()
-def _conv_seconds() -> dict[str, float]:
+def _faster_on_cpu() -> str:
+    if not has_instructions():
+        return "fp32"
     trials = {}
     for name, dtype in PRECISIONS.items():
         conv = nn.Conv2d(32, 32, 3, padding=1, dtype=dtype).to(memory_format=torch.channels_last)
@@ -109,18 +92,25 @@ def _conv_seconds() -> dict[str, float]:
             started = time.perf_counter()
             conv(images)
             fastest[name] = min(fastest[name], time.perf_counter() - started)
-    return fastest
+    return "bf16" if fastest["fp32"] > 1.1 * fastest["bf16"] else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """Return a context that computes in bf16 where that is safe, or one that does nothing for ``fp32``.
 
+    A processor without instructions for bf16 gives the same numbers to rounding, in the time of fp32 (see
+    :mod:`keyhole.bf16`).
+
     Raises:
         SettingError: The precision is none of ``auto``, ``bf16``, ``fp32``.
     """
-    if choose_precision(precision, device) == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext() if choose_precision(precision, device) == "fp32" else _in_bf16(device)
+
+
+@contextmanager
+def _in_bf16(device: torch.device) -> Iterator[None]:
+    with torch.autocast(device.type, torch.bfloat16), fast_products(device):
+        yield
 
 
 @contextmanager
@@ -198,6 +188,7 @@ def describe() -> dict[str, Any]:
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "bf16": "instructions" if has_instructions() else "products in fp32",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "platform": sys.platform,
     }

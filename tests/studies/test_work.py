@@ -761,8 +761,8 @@ def test_automatic_precision_is_the_same_for_all_processes_of_a_study(
 ) -> None:
     study = replace(study, config=replace(study.config, precision="auto"), seeds=(0,))
     board = Board(tmp_path)
-    for name, bf16 in (("first", 2.0), ("second", 0.5)):
-        monkeypatch.setattr("keyhole.runtime._conv_seconds", lambda bf16=bf16: {"fp32": 1.0, "bf16": bf16})
+    for name, fastest in (("first", "fp32"), ("second", "bf16")):
+        monkeypatch.setattr("keyhole.runtime._faster_on_cpu", lambda fastest=fastest: fastest)
         arms = tuple(replace(plan, name=f"{name} {plan.name}") for plan in study.arms[:1])
         run_study(replace(study, arms=arms), teacher, digits, board)
     found = [json.loads(path.read_text()) for path in board.cells.iterdir()]

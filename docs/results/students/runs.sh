@@ -7,8 +7,8 @@
 # FACES holds lfw112.zip (aligned crops, pairs.txt beside it), congress_faces.zip and face-reidentification-retail-0095.xml
 # with its .bin. Named RUNs alone are made, all of them without names. Nobody of LFW's folds 7 to 10 is trained on: by
 # name in LFW, by the teacher's score elsewhere. A run that fails is told at the end, after the others. For a try:
-# EPOCHS=1, whose runs lie in OUT/try-1. All runs of one table in one precision: on a processor without bf16, where that takes
-# ten times as long, PRECISION=fp32.
+# EPOCHS=1, whose runs lie in OUT/try-1. All runs of one table in one precision: bf16,
+# or that of PRECISION.
 set -euo pipefail
 
 faces=${1:?name the folder of faces and models}

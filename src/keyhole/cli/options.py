@@ -174,33 +174,11 @@ def recipe(options: Mapping[str, Any], *, of_machine: tuple[str, ...] = ()) -> d
     wanted = flat["precision"]
     if wanted == "auto":  # a resumed run keeps what it took, whatever is faster today
         wanted = _precision_of(flat.get("out")) or wanted
-    taken = choose_precision(wanted, choose_device(flat["device"]))
-    warn_of_slow(taken, flat["device"])
     return kept | {
-        "precision": taken,
+        "precision": choose_precision(wanted, choose_device(flat["device"])),
         "files": fingerprints(_texts(kept.values())) | code_of(map(kept.get, _NAMING_NETWORKS), [kept.get("terms")]),
         "machine": {key: values[key] for key in of_machine if key in values},
     }
-
-
-def warn_of_slow(precision: str, device: str) -> None:
-    """Tell where bf16 is taken on a processor that has no instructions for it.
-
-    Raises:
-        SettingError: There is no such device.
-    """
-    from keyhole.runtime import bf16_slowdown, choose_device
-
-    if precision != "bf16" or process_number() > 0:
-        return
-    if (times := bf16_slowdown(choose_device(device))) > _SLOW:
-        note(
-            f"Warning: on this processor a convolution takes {times:.0f} times as long in bf16 as in fp32. The results "
-            "of the two differ by rounding; keep to bf16 only where earlier results must be matched."
-        )
-
-
-_SLOW = 2.5  # busy machines double a time now and then
 
 
 def _texts(values: Iterable[Any]) -> list[str]:

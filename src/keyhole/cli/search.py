@@ -93,13 +93,11 @@ def search(
     """
     from keyhole.files import write_json, write_text
     from keyhole.reports.search_page import search_page
-    from keyhole.studies.board import Board
     from keyhole.studies.followup import study_toml
     from keyhole.studies.search import search_hints
 
     plan, train, config = tried.plan(), training.config(), budget.config(training.seed)
     opened, data = o.open_both(teacher, network, images, seed=training.seed)
-    o.warn_of_slow(Board(out, make=False).peek("precision", lambda: train.precision), train.device)
     o.check_teacher(opened, data, device=training.device)
     found = search_hints(
         opened, data, plan, train=train, folder=out, search=config, progress=o.progress_bar(), note=o.note

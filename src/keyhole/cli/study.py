@@ -111,12 +111,9 @@ def _opened(read: Study) -> tuple[Study, Network, Data]:
 def _look(read: Study, out: Path) -> tuple[dict[str, Any], str]:
     from keyhole.studies.board import Board
     from keyhole.studies.outlook import look_ahead
-    from keyhole.studies.recipes import settled
 
     whole, teacher, data = _opened(read)
-    board = Board(out, make=False)
-    o.warn_of_slow(settled(whole, board, keep=board.peek).config.precision, read.config.device)
-    seen = look_ahead(whole, teacher, data, board)
+    seen = look_ahead(whole, teacher, data, Board(out, make=False))
     hours = "" if seen.hours is None else f", about {seen.hours:.1f} hours here"
     return dict(vars(seen)), f"{seen.cells} cells, {seen.done} done, {seen.passes} teacher passes to go{hours}"
 
@@ -127,7 +124,6 @@ def _run(read: Study, out: Path, *, train: bool, wait: bool) -> tuple[dict[str, 
     from keyhole.studies.board import Board
     from keyhole.studies.conclusion import conclude
     from keyhole.studies.followup import study_toml
-    from keyhole.studies.recipes import settled
     from keyhole.studies.work import run_study
 
     whole, teacher, data = _opened(read)
@@ -136,7 +132,6 @@ def _run(read: Study, out: Path, *, train: bool, wait: bool) -> tuple[dict[str, 
     board = Board(out)
     finished = 0
     if train:
-        o.warn_of_slow(settled(whole, board).config.precision, read.config.device)
         o.check_teacher(teacher, data, device=read.config.device)
         finished = run_study(whole, teacher, data, board, wait=wait, progress=o.progress_bar(), note=o.note)
     found = conclude(whole, teacher, data, board, decide=train, progress=o.progress_bar())

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from keyhole.bf16 import fast_products, has_instructions
 from keyhole.gradients import DepthwiseConv2d
 from keyhole.models.layers import Reduce, Tapped, tap
 from keyhole.models.network import Network, random_images
-from keyhole.runtime import PRECISIONS, choose_precision, ready_compiler
+from keyhole.runtime import PRECISIONS, autocast, choose_precision, ready_compiler
 
 
 def freeze(
@@ -53,7 +55,7 @@ def freeze(
     device = device or torch.device("cpu")
     precision = choose_precision(precision, device)
     module = fold_batch_norm(network, keep=names).to(device).eval().requires_grad_(False)
-    module = _in_precision(module, network, precision).to(memory_format=torch.channels_last)
+    module = _in_precision(module, network, precision, device).to(memory_format=torch.channels_last)
     tapped: nn.Module = Tapped(module, names, reduce=reduce)
     if compile:
         ready_compiler()
@@ -61,7 +63,7 @@ def freeze(
     return tapped
 
 
-def _in_precision(module: nn.Module, network: Network, precision: str) -> nn.Module:
+def _in_precision(module: nn.Module, network: Network, precision: str, device: torch.device) -> nn.Module:
     dtype = PRECISIONS[precision]
     if dtype == torch.float32:
         return module.to(dtype)
@@ -71,8 +73,8 @@ def _in_precision(module: nn.Module, network: Network, precision: str) -> nn.Mod
         with torch.no_grad():
             cast(images.to(dtype))
     except RuntimeError:  # of two types that meet; one of another kind shows in full precision as well
-        return _Autocast(module, dtype)
-    return cast
+        return _Within(module, torch.float32, lambda device: autocast(device, precision))
+    return cast if device.type != "cpu" or has_instructions() else _Within(cast, dtype, fast_products)
 
 
 def fold_batch_norm(network: Network, *, keep: Sequence[str] = ()) -> nn.Module:
@@ -107,18 +109,20 @@ def fold_batch_norm(network: Network, *, keep: Sequence[str] = ()) -> nn.Module:
     return folded if close else copy.deepcopy(network.module).cpu().eval()
 
 
-class _Autocast(nn.Module):
-    """A module of full precision that computes in another where that is safe; its layers are found as before."""
+class _Within(nn.Module):
+    """A module that runs within a context of its device, on images of one type; its layers are found as before."""
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(
+        self, module: nn.Module, dtype: torch.dtype, context: Callable[[torch.device], AbstractContextManager[Any]]
+    ) -> None:
         super().__init__()
         for name, child in module.named_children():
             self.add_module(name, child)
-        self._inner, self._dtype = [module], dtype
+        self._inner, self._dtype, self._context = [module], dtype, context
 
     def forward(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, self._dtype):
-            found: Tensor = self._inner[0](images.float())
+        with self._context(images.device):
+            found: Tensor = self._inner[0](images.to(self._dtype))
         return found
 
 
