@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from keyhole.data.sources import Data
     from keyhole.models.network import Network
     from keyhole.studies.plan import Study
+
+    _Opened = tuple[Study, Network, Data]
 
 
 @o.command
@@ -50,8 +52,6 @@ def study(
     had no part in it. A list of teachers, or of values of [train], makes a study of its own for each, in a folder of
     its own.
     """
-    from keyhole.files import write_json, write_text
-    from keyhole.reports.study_page import studies_page
     from keyhole.studies.plan import read_studies
 
     read = {
@@ -64,41 +64,62 @@ def study(
         raise SettingError("--dry-run tells what is open and --report what is finished; give one of them.")
     if wait and (dry_run or report):
         raise SettingError("--wait is for a call that trains; leave it out beside --dry-run and --report.")
-    run = _look if dry_run else partial(_run, train=not report, wait=wait)
-    if len(read) == 1:
+    if len(read) > 1:
+        folders = _folders(read, file, out, begun=report)
+        if dry_run:
+            found = {name: _look(read[name], folder) for name, folder in folders.items()}
+        else:
+            found = _run_several(read, folders, out, train=not report, wait=wait)
+        value = {"studies": {name: value for name, (value, _) in found.items()}}
+        text = "\n".join(f"{name}: {sentence}" for name, (_, sentence) in found.items())
+    else:
         (only,) = read.values()
-        value, text = run(only, out)
-        o.emit(value, text if dry_run else f"{text}\nReport: {out / 'report.html'}", as_json=json)
-        return
-    if len({_folder(name) for name in read}) < len(read):
+        value, text = _look(only, out) if dry_run else _run(only, out, train=not report, wait=wait)
+    o.emit(value, text if dry_run else f"{text}\nReport: {out / 'report.html'}", as_json=json)
+
+
+def _folders(read: Mapping[str, Study], file: Path, out: Path, *, begun: bool) -> dict[str, Path]:
+    """Return the folder of each of several studies; with ``begun`` of those that have one."""
+    folders = {name: out / _folder(name) for name in read}
+    if len({*folders.values()}) < len(folders):
         raise SettingError(f"{file} holds studies whose folders would have one name; let their teachers differ more.")
-    begun = {name: each for name, each in read.items() if not report or (out / _folder(name)).is_dir()}
     if not begun:
+        return folders
+    there = {name: folder for name, folder in folders.items() if folder.is_dir()}
+    if not there:
         raise SettingError(
             f"There is no folder of a study in {out} to report on; name the --out of one that was begun."
         )
-    for name in read.keys() - begun.keys():
+    for name in folders.keys() - there.keys():
         o.note(f"{name} was not begun, and is left out.")
+    return there
+
+
+def _run_several(
+    read: Mapping[str, Study], folders: Mapping[str, Path], out: Path, *, train: bool, wait: bool
+) -> dict[str, tuple[dict[str, Any], str]]:
+    from keyhole.files import write_json, write_text
+    from keyhole.reports.study_page import studies_page
+
+    earlier = dict.fromkeys(folders, 0)
     if wait:  # what is open in any of them comes before waiting for one
-        for name, each in begun.items():
-            _run(each, out / _folder(name), train=True, wait=False)
-    found = {name: run(each, out / _folder(name)) for name, each in begun.items()}
-    results = {"studies": {name: value for name, (value, _) in found.items()}}
-    lines = [f"{name}: {text}" for name, (_, text) in found.items()]
-    if not dry_run:
-        write_json(out / "result.json", results)
-        write_text(
-            out / "report.html", studies_page({name: (_folder(name), text) for name, (_, text) in found.items()})
-        )
-        lines.append(f"Report: {out / 'report.html'}")
-    o.emit(results, "\n".join(lines), as_json=json)
+        earlier = {name: _train(_opened(read[name]), folder, wait=False) for name, folder in folders.items()}
+    found = {
+        name: _run(read[name], folder, train=train, wait=wait, earlier=earlier[name])
+        for name, folder in folders.items()
+    }
+    write_json(out / "result.json", {"studies": {name: value for name, (value, _) in found.items()}})
+    write_text(
+        out / "report.html", studies_page({name: (folders[name].name, text) for name, (_, text) in found.items()})
+    )
+    return found
 
 
 def _folder(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in name)
 
 
-def _opened(read: Study) -> tuple[Study, Network, Data]:
+def _opened(read: Study) -> _Opened:
     from keyhole.models.layers import layers
     from keyhole.studies.plan import with_combinations
 
@@ -118,22 +139,28 @@ def _look(read: Study, out: Path) -> tuple[dict[str, Any], str]:
     return dict(vars(seen)), f"{seen.cells} cells, {seen.done} done, {seen.passes} teacher passes to go{hours}"
 
 
-def _run(read: Study, out: Path, *, train: bool, wait: bool) -> tuple[dict[str, Any], str]:
+def _train(opened: _Opened, out: Path, *, wait: bool) -> int:
+    from keyhole.studies.board import Board
+    from keyhole.studies.work import run_study
+
+    whole, teacher, data = opened
+    o.check_teacher(teacher, data, device=whole.config.device)
+    return run_study(whole, teacher, data, Board(out), wait=wait, progress=o.progress_bar(), note=o.note)
+
+
+def _run(read: Study, out: Path, *, train: bool, wait: bool, earlier: int = 0) -> tuple[dict[str, Any], str]:
+    """Train what is open, where that is wanted, and write what was found; ``earlier`` cells were finished before."""
     from keyhole.files import write_json, write_text
     from keyhole.reports.study_page import study_page
     from keyhole.studies.board import Board
     from keyhole.studies.conclusion import conclude
     from keyhole.studies.followup import study_toml
-    from keyhole.studies.work import run_study
 
-    whole, teacher, data = _opened(read)
+    whole, teacher, data = opened = _opened(read)
     if not train and not out.is_dir():
         raise SettingError(f"There is no folder {out} to report on; name the --out of a study that was begun.")
+    finished = earlier + (_train(opened, out, wait=wait) if train else 0)
     board = Board(out)
-    finished = 0
-    if train:
-        o.check_teacher(teacher, data, device=read.config.device)
-        finished = run_study(whole, teacher, data, board, wait=wait, progress=o.progress_bar(), note=o.note)
     found = conclude(whole, teacher, data, board, decide=train, progress=o.progress_bar())
     value = {
         **found.verdict.to_json(), "cells": len(whole.cells), "finished_now": finished, "setting": found.setting,

@@ -346,11 +346,10 @@ def _climb(
         starts = range(0, len(climbing), ground.students_per_pass)
         groups = [f"rung-{number}-{k}" for k in range(1, len(starts) + 1)]
         for group, first in zip(groups, starts, strict=True):
-            members = [arms[combo] for combo in climbing[first : first + ground.students_per_pass]]
-            record = ground.run(group, members, rung.until, before)
+            together = climbing[first : first + ground.students_per_pass]
+            record = ground.run(group, [arms[combo] for combo in together], rung.until, before)
             seconds += record["seconds"]
-            tried |= {combo: _tried(combo, arms[combo].name, record, tried.get(combo)) for combo in climbing
-                      if arms[combo] in members}  # fmt: skip
+            tried |= {combo: _tried(combo, arms[combo].name, record, tried.get(combo)) for combo in together}
         ground.check()
         for path in before:  # only now: until here a stop loses nothing
             path.unlink(missing_ok=True)
