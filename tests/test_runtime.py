@@ -53,7 +53,7 @@ def test_the_automatic_precision_of_a_processor_is_the_one_that_was_faster(
     monkeypatch: pytest.MonkeyPatch, measured_precision: Any
 ) -> None:
     monkeypatch.setattr(runtime, "_faster_on_cpu", measured_precision)
-    monkeypatch.setattr(runtime, "has_instructions", lambda: True)
+    monkeypatch.setattr(runtime, "has_kernels", lambda: True)
     waits = {torch.bfloat16: 0.0, torch.float32: 0.0}
 
     def forward(self: torch.nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
@@ -67,7 +67,7 @@ def test_the_automatic_precision_of_a_processor_is_the_one_that_was_faster(
         assert choose_precision("auto", CPU) == expected
         assert choose_precision("auto", CPU) == expected
         waits[slow] = 0.0
-    monkeypatch.setattr(runtime, "has_instructions", lambda: False)
+    monkeypatch.setattr(runtime, "has_kernels", lambda: False)
     assert choose_precision("auto", CPU) == "bf16", "timed once a process"
     measured_precision.cache_clear()
     assert choose_precision("auto", CPU) == "fp32", "where there is nothing to time"

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from keyhole.bf16 import convolution_backward
-
 
 class PReLU(nn.PReLU):
     """``torch.nn.PReLU``; with one weight for all channels its gradient is computed with vector instructions.
@@ -129,7 +127,7 @@ class _Strided(torch.autograd.Function):
             memory_format=torch.channels_last if last else torch.contiguous_format,
         ).zero_()
         whole[:, :, :: stride[0], :: stride[1]] = gradient
-        of_feature, of_weight, of_bias = convolution_backward(
+        of_feature, of_weight, of_bias = torch.ops.aten.convolution_backward(
             whole, feature, weight, [len(weight)] if biased else None, (1, 1), padding, dilation, False, (0, 0),
             len(weight), (ctx.needs_input_grad[3], ctx.needs_input_grad[4], biased),
         )  # fmt: skip

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from keyhole.bf16 import fast_products, has_instructions
+from keyhole.bf16 import fast_products, has_kernels
 from keyhole.errors import SettingError
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -47,8 +47,8 @@ def choose_precision(name: str, device: torch.device) -> str:
     """Return ``bf16`` or ``fp32``; ``auto`` takes the one that is faster on the device.
 
     A GPU computes in bf16 where it can. Processors differ: with matrix units bf16 is two to three times as fast as
-    fp32, without them it may be half as fast, so a convolution is timed in both, once a process; without instructions
-    for bf16 it is never faster.
+    fp32, without them it may be half as fast, so a convolution is timed in both, once a process; where PyTorch has no
+    kernels for it, it is never faster.
 
     Raises:
         SettingError: The name is none of the three.
@@ -78,7 +78,7 @@ def check_precision(name: str) -> None:
 @cache
 @torch.no_grad()
 def _faster_on_cpu() -> str:
-    if not has_instructions():
+    if not has_kernels():
         return "fp32"
     trials = {}
     for name, dtype in PRECISIONS.items():
@@ -98,7 +98,7 @@ def _faster_on_cpu() -> str:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """Return a context that computes in bf16 where that is safe, or one that does nothing for ``fp32``.
 
-    A processor without instructions for bf16 gives the same numbers to rounding, in the time of fp32 (see
+    A processor for which there are no kernels of bf16 gives the same numbers to rounding, in the time of fp32 (see
     :mod:`keyhole.bf16`).
 
     Raises:
@@ -188,7 +188,7 @@ def describe() -> dict[str, Any]:
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "bf16": "instructions" if has_instructions() else "products in fp32",
+        "bf16": "kernels" if has_kernels() else "products in fp32",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "platform": sys.platform,
     }

@@ -378,6 +378,11 @@ def test_in_what_the_cells_of_a_study_differ() -> None:
         ("precision", {"bf16": 3, "fp32": 1}, []),
         ("hardware", {"AMD EPYC": 2, "H200": 1, "not told": 1}, [1]),
     ]
+    without = {"bf16": "products in fp32"}
+    assert mixture([made(0), made(1, **without)]) == [
+        {"what": "hardware", "cells": {"AMD EPYC": 1, "AMD EPYC, products in fp32": 1}, "seeds": []}
+    ]
+    assert mixture([{**made(0), "precision": "fp32"}, {**made(1, **without), "precision": "fp32"}]) == []
 
 
 def test_what_cannot_be_judged() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from keyhole.bf16 import fast_products
 from keyhole.distillation.arm import Arm, Lesson
 from keyhole.distillation.balance import BALANCE_EVERY, gradient_scales
 from keyhole.distillation.contrast import Contrast
@@ -82,7 +83,10 @@ class Learner:
             answer, hints = lesson.taught or (None, {})
             view = View(logits, features, answer, hints, lesson.batch.labels, lesson.batch.indices, self.steps)
             values = {term.name: self.terms[term.key](view) for term in self.arm.terms}
-        with _explained_gradient(self.owned):
+        again = (
+            fast_products(images.device) if precision == "bf16" else nullcontext()
+        )  # what a backward pass may compute
+        with again, _explained_gradient(self.owned):
             if self.arm.balance == "gradients" and self.steps % BALANCE_EVERY == 0:
                 self.scales = gradient_scales(
                     self.network.module, self.terms, values, self.scales, average=group.average

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from keyhole.bf16 import fast_products, has_instructions
+from keyhole.bf16 import fast_products
 from keyhole.gradients import DepthwiseConv2d
 from keyhole.models.layers import Reduce, Tapped, tap
 from keyhole.models.network import Network, random_images
@@ -55,26 +55,51 @@ def freeze(
     device = device or torch.device("cpu")
     precision = choose_precision(precision, device)
     module = fold_batch_norm(network, keep=names).to(device).eval().requires_grad_(False)
-    module = _in_precision(module, network, precision, device).to(memory_format=torch.channels_last)
-    tapped: nn.Module = Tapped(module, names, reduce=reduce)
+    module, run = _in_precision(module, network, precision, device)
+    tapped: nn.Module = Tapped(module.to(memory_format=torch.channels_last), names, reduce=reduce)
     if compile:
         ready_compiler()
         tapped.compile(dynamic=False)
-    return tapped
+    return tapped if run is None else _Run(tapped, run)
 
 
-def _in_precision(module: nn.Module, network: Network, precision: str, device: torch.device) -> nn.Module:
+def _in_precision(
+    module: nn.Module, network: Network, precision: str, device: torch.device
+) -> tuple[nn.Module, Callable[[nn.Module, Tensor], Any] | None]:
+    """Return a module in a precision, and how it is run there."""
     dtype = PRECISIONS[precision]
     if dtype == torch.float32:
-        return module.to(dtype)
+        return module.to(dtype), None
     cast = copy.deepcopy(module).to(dtype)
-    images = random_images(replace(network, module=cast), 2)
+    images = random_images(replace(network, module=cast), 2).to(dtype)
+    run = None if isinstance(fast_products(device), nullcontext) else _in_fast_products
     try:
         with torch.no_grad():
-            cast(images.to(dtype))
+            cast(images) if run is None else run(cast, images)
     except RuntimeError:  # of two types that meet; one of another kind shows in full precision as well
-        return _Within(module, torch.float32, lambda device: autocast(device, precision))
-    return cast if device.type != "cpu" or has_instructions() else _Within(cast, dtype, fast_products)
+        return module, _in_autocast
+    return cast, run
+
+
+class _Run(nn.Module):
+    """A module that is run in a way of its own, also where it is compiled."""
+
+    def __init__(self, module: nn.Module, run: Callable[[nn.Module, Tensor], Any]) -> None:
+        super().__init__()
+        self.module, self._run = module, run
+
+    def forward(self, images: Tensor) -> Any:
+        return self._run(self.module, images)
+
+
+def _in_fast_products(module: nn.Module, images: Tensor) -> Any:
+    with fast_products(images.device):
+        return module(images)
+
+
+def _in_autocast(module: nn.Module, images: Tensor) -> Any:
+    with autocast(images.device, "bf16"):
+        return module(images.float())
 
 
 def fold_batch_norm(network: Network, *, keep: Sequence[str] = ()) -> nn.Module:
@@ -107,23 +132,6 @@ def fold_batch_norm(network: Network, *, keep: Sequence[str] = ()) -> nn.Module:
                 setattr(modules[parent], child, nn.Identity().eval())
         close = all(map(_close, _outputs(folded, keep, images), expected))
     return folded if close else copy.deepcopy(network.module).cpu().eval()
-
-
-class _Within(nn.Module):
-    """A module that runs within a context of its device, on images of one type; its layers are found as before."""
-
-    def __init__(
-        self, module: nn.Module, dtype: torch.dtype, context: Callable[[torch.device], AbstractContextManager[Any]]
-    ) -> None:
-        super().__init__()
-        for name, child in module.named_children():
-            self.add_module(name, child)
-        self._inner, self._dtype, self._context = [module], dtype, context
-
-    def forward(self, images: Tensor) -> Tensor:
-        with self._context(images.device):
-            found: Tensor = self._inner[0](images.to(self._dtype))
-        return found
 
 
 def _outputs(module: nn.Module, names: Sequence[str], images: Tensor) -> list[Tensor]:

@@ -124,9 +124,17 @@ def _kinds(cell: Mapping[str, Any]) -> dict[str, str]:
         "source": (environment.get("source_sha256") or "")[:8],
         "version of torch": environment.get("torch"),
         "precision": cell.get("precision"),
-        "hardware": environment.get("gpu") or environment.get("processor"),
+        "hardware": _hardware(environment, cell.get("precision")),
     }
     return {what: str(value or "not told") for what, value in kinds.items()}
+
+
+def _hardware(environment: Mapping[str, Any], precision: Any) -> str | None:
+    if gpu := environment.get("gpu"):
+        return str(gpu)
+    how = environment.get("bf16", "kernels") if precision == "bf16" else "kernels"
+    processor = environment.get("processor")
+    return f"{processor}, {how}" if processor and how != "kernels" else processor
 
 
 def _landscape(
