@@ -68,7 +68,7 @@ class Spy(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.__name__.split(".")[0]
-        if any(part in name for part in ("convolution", "mm", "attention")):
+        if any(part in name for part in ("conv", "mm", "matmul", "linear", "attention")):
             self.products += 1
             if any(isinstance(value, Tensor) and value.dtype == torch.bfloat16 for value in args):
                 self.seen.append(name)
@@ -131,6 +131,17 @@ def test_gradients_are_those_of_rounded_numbers_rounded_once() -> None:
     for mine, its in zip(gradients(torch.bfloat16, mode=True), exact, strict=True):
         assert torch.equal(mine.bfloat16().to(mine.dtype), mine), "as they come from a product, so they are rounded"
         assert (mine.bfloat16() == its.bfloat16()).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_network_that_is_only_looked_at_computes_no_product_of_bf16(mode: Any, without_kernels: None) -> None:
+    module = build("resnet8", classes=10).module.eval()
+    images = drawn(4, 3, 32, 32)
+    with mode(), no_product_of_bf16(), autocast(CPU, "bf16"):
+        found = module(images)
+    assert found.dtype == torch.bfloat16
+    with torch.no_grad():
+        torch.testing.assert_close(found.float(), module(images), rtol=0.05, atol=0.05)
 
 
 def test_what_is_not_bf16_stays_as_it_is() -> None:
