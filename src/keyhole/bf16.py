@@ -3,7 +3,7 @@
 PyTorch computes convolutions and matrix products of bf16 one number at a time there, ten to seventy times as slowly as
 in fp32. What a kernel gives is the sum, in fp32, of products of bf16 numbers, rounded to bf16; a product of two such
 numbers is exact in fp32. So what fp32 gives of the same numbers, rounded, is the same but for the order of the sum, and
-takes about the time of fp32.
+takes little longer than fp32.
 """
 
 from __future__ import annotations
@@ -77,10 +77,9 @@ class ProductsInFp32(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of 
             return tuple(map(_narrowed, found)) if isinstance(found, tuple) else _narrowed(found)
         if func in _ATTENTION and _all_bf16(args[:3]):
             found = func(*map(_widened, args), **{name: _widened(value) for name, value in kwargs.items()})
-            sums = (
-                func is _ATEN._scaled_dot_product_flash_attention_for_cpu.default
-            )  # logarithms of them stay as they are
-            return (_narrowed(found[0]), found[1]) if sums else tuple(map(_narrowed, found))
+            if len(found) == 2:  # forward; the logarithms of its sums stay in fp32
+                return _narrowed(found[0]), found[1]
+            return tuple(map(_narrowed, found))
         if torch.is_inference_mode_enabled():  # where functions of several products come whole
             with self:
                 found = func.decompose(*args, **kwargs)

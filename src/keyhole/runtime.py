@@ -98,8 +98,8 @@ def _faster_on_cpu() -> str:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """Return a context that computes in bf16 where that is safe, or one that does nothing for ``fp32``.
 
-    A processor for which there are no kernels of bf16 gives the same numbers to rounding, in the time of fp32 (see
-    :mod:`keyhole.bf16`).
+    A processor for which there are no kernels of bf16 gives the same numbers to rounding, in little more than the
+    time of fp32 (see :mod:`keyhole.bf16`).
 
     Raises:
         SettingError: The precision is none of ``auto``, ``bf16``, ``fp32``.

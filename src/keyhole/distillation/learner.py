@@ -83,10 +83,8 @@ class Learner:
             answer, hints = lesson.taught or (None, {})
             view = View(logits, features, answer, hints, lesson.batch.labels, lesson.batch.indices, self.steps)
             values = {term.name: self.terms[term.key](view) for term in self.arm.terms}
-        again = (
-            fast_products(images.device) if precision == "bf16" else nullcontext()
-        )  # what a backward pass may compute
-        with again, _explained_gradient(self.owned):
+        products = fast_products(images.device) if precision == "bf16" else nullcontext()
+        with products, _explained_gradient(self.owned):
             if self.arm.balance == "gradients" and self.steps % BALANCE_EVERY == 0:
                 self.scales = gradient_scales(
                     self.network.module, self.terms, values, self.scales, average=group.average
