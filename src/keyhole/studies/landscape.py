@@ -205,36 +205,50 @@ def survey(
     top1 = np.array([each.top1 for each in combinations])
     spread = spread_of(top1)
     average = dict(zip(seeds, top1.mean(axis=0).tolist(), strict=True))
-    standings = standings_of(combinations, spread, _marks(group, rules or {}, by_arm, average))
-    held_out = (
-        np.array([each.held_out for each in combinations]) if all(each.held_out for each in combinations) else None
-    )
-    winner = None if held_out is None else winner_of(layers, top1, held_out, spread)
-    curves = _curves(rows)
-    replays = () if curves is None else replay_searches(curves, top1, students_per_pass=students_per_pass)
-    tells = None if held_out is None else _across_seeds(held_out, top1)
-    early_tells = {} if curves is None else _early_tells(curves, top1, replays)
-    matches: tuple[Match, ...] = ()
-    if curves is not None and times is not None:
-        pace = Pace(*times, curves.shape[2])
-        choices = _timed_centers(standings, layers, look_s)
-        matches = match_searches(choices, curves, top1, pace=pace, spread=spread, students_per_pass=students_per_pass)
-    return replace(
+    found = replace(
         part,
         mean=float(top1.mean()),
         spread=spread,
         seeds_agree=_seeds_agree(top1),
-        held_out_tells=tells,
-        early_tells=early_tells,
         effects=effects_of(layers, top1, spread),
         additive=additive_share(layers, top1.mean(axis=1)),
-        standings=standings,
-        winner=winner,
+        standings=standings_of(combinations, spread, _marks(group, rules or {}, by_arm, average)),
         over_baseline=_over_baseline(average, baseline, by_arm.get(baseline or "", {}), spread),
-        replays=replays,
-        matches=matches,
-        findings=what_is_found(len(combinations), spread, standings, winner, tells, early_tells),
     )
+    if all(each.held_out for each in combinations):
+        found = _with_held_out(found, top1)
+    if (curves := _curves(rows)) is not None:
+        found = _with_searches(found, top1, curves, times=times, look_s=look_s, students_per_pass=students_per_pass)
+    told = (found.standings, found.winner, found.held_out_tells, found.early_tells)
+    return replace(found, findings=what_is_found(len(combinations), spread, *told))
+
+
+def _with_held_out(found: Landscape, top1: Float[np.ndarray, "rows seeds"]) -> Landscape:
+    """Return a landscape with what held-out images tell at the end: which combination wins, and how well they know."""
+    layers = [each.layers for each in found.combinations]
+    held_out = np.array([each.held_out for each in found.combinations])
+    winner = winner_of(layers, top1, held_out, found.spread)
+    return replace(found, winner=winner, held_out_tells=_across_seeds(held_out, top1))
+
+
+def _with_searches(
+    found: Landscape,
+    top1: Float[np.ndarray, "rows seeds"],
+    curves: Float[np.ndarray, "rows seeds epochs"],
+    *,
+    times: tuple[float, float] | None,
+    look_s: LookSeconds | None,
+    students_per_pass: int,
+) -> Landscape:
+    """Return a landscape with what searches, which look at held-out images early, would have found in it."""
+    replays = replay_searches(curves, top1, students_per_pass=students_per_pass)
+    found = replace(found, replays=replays, early_tells=_early_tells(curves, top1, replays))
+    if times is None:
+        return found
+    pace = Pace(*times, curves.shape[2])
+    centers = _timed_centers(found.standings, [each.layers for each in found.combinations], look_s)
+    matches = match_searches(centers, curves, top1, pace=pace, spread=found.spread, students_per_pass=students_per_pass)
+    return replace(found, matches=matches)
 
 
 def _by_arm(
