@@ -351,6 +351,7 @@ def test_a_student_keeps_a_share_of_the_weights_it_began_with(tmp_path: Path) ->
     for options, told in (
         (("--student", "compact-24-s", "--wise-ft", 0.5), "compact-24-s begins with random weights"),
         (("--wise-ft", 1.5), "wise_ft is 1.5; expected 0"),
+        (("--match", "size"), "--match serves none of the terms margin; add"),
     ):
         bad = faces(*command, *options, "--out", tmp_path / "bad")
         assert bad.code == 1

@@ -143,10 +143,10 @@ def distill(
         plans = list(read_cohort(cohort, own))
         arguments["cohort"] = [settled_before(asdict(plan)) for plan in plans]
         arguments["files"] |= o.fingerprints_of(plans)
-    elif arm.hints is not None and not any(term.needs_hints for term in parse_terms(arm.terms)):
-        raise SettingError(f"Hints serve none of the terms {arm.terms}; add one that does, or leave --hints out.")
-    elif arm.hints is None and any(term.needs_hints for term in parse_terms(arm.terms)):
-        plans, arguments["hints"] = [replace(own, hints="auto")], "auto"
+    else:
+        o.check_hint_options(arm, ("hints", "match", "hint_weights"))
+        if arm.hints is None and any(term.needs_hints for term in parse_terms(arm.terms)):
+            plans, arguments["hints"] = [replace(own, hints="auto")], "auto"
     config = replace(training.config(), precision=arguments["precision"])
     with join_group(training.device) as group, open_run(out, "distill", arguments, resume=resume, group=group) as run:
         opened, data = o.open_both(teacher, network, images, seed=training.seed)

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -330,6 +330,20 @@ def check_teacher(network: Network, data: Data, *, device: str) -> None:
         note(
             f"Warning: {network.name} is right on {100 * found.top1:.1f} % of {found.images} images, chance is "
             f"{100 * chance:.1f} %. Check --weights, --mean and --std; hints of an untrained teacher mean nothing."
+        )
+
+
+def check_hint_options(given: Any, names: Sequence[str]) -> None:
+    """Check that options which only terms of hints look at, by their names, were not given to terms without hints."""
+    from keyhole.distillation.notation import parse_terms
+
+    if any(term.needs_hints for term in parse_terms(given.terms)):
+        return
+    idle = next((name for name in names if getattr(given, name) != getattr(type(given), name)), None)
+    if idle is not None:
+        option = f"--{idle.replace('_', '-')}"
+        raise SettingError(
+            f"{option} serves none of the terms {given.terms}; add one of hints, such as hint, or leave {option} out."
         )
 
 

@@ -159,6 +159,8 @@ def distill(
 
     training = training.settled()
     config = training.config()
+    if cohort is None:
+        o.check_hint_options(student, ("hints", "match"))
     plans = _plans(cohort, StudentPlan(**vars(student), seed=config.seed))
     recipe = o.recipe(
         {"out": out, "teacher": teacher, "cohort": cohort, **vars(given), "faces": list(map(str, given.faces)),

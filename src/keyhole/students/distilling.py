@@ -21,6 +21,7 @@ from keyhole.distillation.kinds import TERMS, HintPair
 from keyhole.distillation.matching import match_hints
 from keyhole.distillation.notation import parse_terms
 from keyhole.distillation.teaching import Keep
+from keyhole.distillation.terms import Term
 from keyhole.distillation.training import Checkpointing, Outcome, Trained, fit
 from keyhole.errors import DataError, SettingError, unknown_name
 from keyhole.faces.models.compact import COMPACT, EMBEDDING, compact, form_of
@@ -172,6 +173,33 @@ def plan_arm(
         KeyholeError: A name does not exist, or settings do not fit together.
     """
     terms = parse_terms(plan.terms, equal=plan.balance == "gradients")
+    _check(plan, terms)
+    network, _ = student_network(plan.student, teacher.network.classes)
+    if network.classes != teacher.network.classes and any(term.needs_teacher for term in terms):
+        raise SettingError(
+            f"{plan.student} gives {network.classes} numbers and the teacher {teacher.network.classes}; expected as "
+            "many. Take one of the compact students, which give as many as their teacher."
+        )
+    pairs: tuple[HintPair, ...] = ()
+    survival: tuple[tuple[str, float], ...] = ()
+    if any(term.needs_hints for term in terms):
+        candidates = layers(teacher.network, teacher.layers)
+
+        def choose() -> str:
+            look = _Look(choose_device(device), ObserveConfig(precision=precision), progress, note)
+            hints, found = _hints(plan, teacher, faces, look)
+            matched = match_hints(_of(hints, candidates), candidates, layers(network), how=plan.match)
+            matching = {"pairs": [[pair.teacher, pair.student] for pair in matched], "survival": list(found.items())}
+            return json.dumps(matching)
+
+        pairs, survival = _kept_matching(keep(choose))
+        note(f"{plan.name or plan.student}: " + ", ".join(f"{pair.teacher} -> {pair.student}" for pair in pairs))
+    name = plan.name or plan.student
+    return FaceArm(name, plan.student, network.input, terms, pairs, plan.balance, survival=survival)
+
+
+def _check(plan: StudentPlan, terms: Sequence[Term]) -> None:
+    """Check that settings fit together, before a student is built or a layer looked at."""
     if odd := [term.name for term in terms if not (term.kind.embeds or term.kind.hints)]:
         fitting = ", ".join(name for name, kind in TERMS.items() if kind.embeds or kind.hints)
         raise SettingError(
@@ -188,36 +216,19 @@ def plan_arm(
         )
     if plan.match == "similarity":
         raise SettingError("match is 'similarity', which students of faces have not; expected order, size or name.")
-    network, _ = student_network(plan.student, teacher.network.classes)
-    if network.classes != teacher.network.classes and any(term.needs_teacher for term in terms):
-        raise SettingError(
-            f"{plan.student} gives {network.classes} numbers and the teacher {teacher.network.classes}; expected as "
-            "many. Take one of the compact students, which give as many as their teacher."
-        )
-    pairs: tuple[HintPair, ...] = ()
-    survival: tuple[tuple[str, float], ...] = ()
-    if plan.hints is not None and not any(term.needs_hints for term in terms):
+    hinted = any(term.needs_hints for term in terms)
+    if hinted and plan.hints is None:
+        raise SettingError("A term needs hints; give --hints auto, surviving, a hints.json or layers.")
+    if not hinted and plan.hints is not None:
         raise SettingError(f"Hints serve none of the terms {plan.terms}; add hint, askd or at, or leave the hints out.")
-    if any(term.needs_hints for term in terms):
-        if plan.hints is None:
-            raise SettingError("A term needs hints; give --hints auto, surviving, a hints.json or layers.")
-        candidates = layers(teacher.network, teacher.layers)
 
-        def choose() -> str:
-            look = _Look(choose_device(device), ObserveConfig(precision=precision), progress, note)
-            hints, found = _hints(plan, teacher, faces, look)
-            matched = match_hints(_of(hints, candidates), candidates, layers(network), how=plan.match)
-            matching = {"pairs": [[pair.teacher, pair.student] for pair in matched], "survival": list(found.items())}
-            return json.dumps(matching)
 
-        value = json.loads(keep(choose))
-        # a list of pairs alone is what earlier versions kept
-        kept_pairs, kept_survival = (value["pairs"], value["survival"]) if isinstance(value, dict) else (value, ())
-        pairs = tuple(HintPair(*pair) for pair in kept_pairs)
-        survival = tuple((str(name), float(value)) for name, value in kept_survival)
-        note(f"{plan.name or plan.student}: " + ", ".join(f"{pair.teacher} -> {pair.student}" for pair in pairs))
-    name = plan.name or plan.student
-    return FaceArm(name, plan.student, network.input, terms, pairs, plan.balance, survival=survival)
+def _kept_matching(text: str) -> tuple[tuple[HintPair, ...], tuple[tuple[str, float], ...]]:
+    """Return pairs of layers, and how each of the teacher's survives, as they were chosen when the run began."""
+    value = json.loads(text)
+    # a list of pairs alone is what earlier versions kept
+    pairs, survival = (value["pairs"], value["survival"]) if isinstance(value, dict) else (value, ())
+    return tuple(HintPair(*pair) for pair in pairs), tuple((str(name), float(share)) for name, share in survival)
 
 
 def _of(hints: Sequence[str], candidates: Sequence[Layer]) -> list[str]:
