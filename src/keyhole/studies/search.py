@@ -305,15 +305,15 @@ class _Ground:
     def checkpoint(self, group: str) -> Path:
         return self.board.cohorts / f"{group}.safetensors"
 
-    def run(self, group: str, members: Sequence[Arm], until: int, before: Sequence[Path]) -> dict[str, Any]:
-        """Return the record of a group: what is on disk, or what comes out now, from checkpoints of the rung before."""
+    def run(self, group: str, members: Sequence[Arm], until: int, sources: Sequence[Path]) -> dict[str, Any]:
+        """Return the record of a group: what is on disk, or what comes out now, from where the rung before left it."""
         names = [arm.name for arm in members]
         if (record := self.board.result(group)) is not None and record["recipe"] == {"arms": names, "until": until}:
             return record
         self.check()
         self.note(f"{group}: {len(members)} students to epoch {until}")
-        if before and not self.checkpoint(group).is_file():
-            regroup(before, names, self.checkpoint(group))
+        if sources and not self.checkpoint(group).is_file():
+            regroup(sources, names, self.checkpoint(group))
         started, keep = time.perf_counter(), Checkpointing(self.checkpoint(group), resume=True)
         cohort = Cohort(members, self.train, classes=self.classes, teacher=self.teacher, train=self.kept)
         trained = fit(
@@ -338,22 +338,25 @@ def _climb(
     """Run rung after rung and return what was tried, the best first, and what it cost."""
     tried: dict[tuple[str, ...], Tried] = {}
     climbing, seconds = list(arms), 0.0
-    before: list[Path] = []
+    left_at: dict[tuple[str, ...], Path] = {}  # by the rung before
     spent: list[Rung] = []
     for number, rung in enumerate(rungs, start=1):
         climbing = climbing[: rung.students]
         spent.append(Rung(len(climbing), rung.until))
         starts = range(0, len(climbing), ground.students_per_pass)
-        groups = [f"rung-{number}-{k}" for k in range(1, len(starts) + 1)]
-        for group, first in zip(groups, starts, strict=True):
-            together = climbing[first : first + ground.students_per_pass]
-            record = ground.run(group, [arms[combo] for combo in together], rung.until, before)
+        groups = {
+            f"rung-{number}-{k}": climbing[first : first + ground.students_per_pass]
+            for k, first in enumerate(starts, 1)
+        }
+        for group, together in groups.items():
+            sources = list(dict.fromkeys(left_at[combo] for combo in together if combo in left_at))
+            record = ground.run(group, [arms[combo] for combo in together], rung.until, sources)
             seconds += record["seconds"]
             tried |= {combo: _tried(combo, arms[combo].name, record, tried.get(combo)) for combo in together}
         ground.check()
-        for path in before:  # only now: until here a stop loses nothing
+        for path in set(left_at.values()):  # only now: until here a stop loses nothing
             path.unlink(missing_ok=True)
-        before = [ground.checkpoint(group) for group in groups]
+        left_at = {combo: ground.checkpoint(group) for group, together in groups.items() for combo in together}
         climbing = sorted((combo for combo in climbing if tried[combo].diverged is None), key=lambda c: -tried[c].last)
         if not climbing:
             if all(each.diverged is not None for each in tried.values()):
@@ -363,7 +366,7 @@ def _climb(
             )
             break
         ground.note(f"after epoch {rung.until}: {'+'.join(climbing[0])}, {percent(tried[climbing[0]].last):.2f} %")
-    for path in before:
+    for path in set(left_at.values()):
         path.unlink(missing_ok=True)
     ordered = sorted(tried.values(), key=lambda each: (each.diverged is not None, -len(each.held_out), -each.last))
     return tuple(ordered), cost_of(spent, ground.students_per_pass), seconds
