@@ -903,6 +903,23 @@ def test_an_arm_with_a_very_long_name_comes_to_an_end(teacher: Path, tmp_path: P
     assert [arm["name"] for arm in value["arms"]] == list(names)
 
 
+def test_an_arm_that_diverges_costs_the_others_nothing(teacher: Path, tmp_path: Path) -> None:
+    arms = ("wild", "ce=1e38"), ("calm", "ce,kd")
+    (tmp_path / "c.toml").write_text("".join(f'[[arm]]\nname = "{name}"\nterms = "{terms}"\n' for name, terms in arms))
+    found = distill(teacher, tmp_path / "run", "--cohort", tmp_path / "c.toml", "--precision", "fp32")
+    assert found.code == 0
+    assert [arm["name"] for arm in found.json["arms"]] == ["calm"]
+    assert list(found.json["diverged"]) == ["wild"]
+    assert "Warning: arm wild diverged and was left out of the rest: " in found.err
+    assert sorted(path.parent.name for path in (tmp_path / "run").glob("*/student.safetensors")) == ["1-calm"]
+    assert "Diverged, and left out: wild." in (tmp_path / "run" / "report.html").read_text()
+    (tmp_path / "c.toml").write_text("".join(f'[[arm]]\nname = "{name}"\nterms = "ce=1e38"\n' for name in "ab"))
+    lost = distill(teacher, tmp_path / "lost", "--cohort", tmp_path / "c.toml", "--precision", "fp32")
+    assert (lost.code, lost.out) == (1, "")
+    assert lost.err.splitlines()[-1].startswith("Error: All 2 arms diverged, a among them: ")
+    assert not (tmp_path / "lost").exists()  # free for the next try
+
+
 def test_a_full_standard_output_is_one_line(teacher: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
@@ -1146,6 +1163,10 @@ def test_a_study_of_all_combinations_tells_the_landscape(teacher: Path, tmp_path
     assert fresh["cells"] % 6 == 0
     assert fresh["done"] == 0
     assert keyhole(*command).json["landscapes"] == value["landscapes"]
+    (tmp_path / "study.toml").write_text(LANDSCAPE.replace('baseline = "kd"\n', ""))  # the first arm is the usual one
+    usual = keyhole(*command, "--report").json["landscapes"][0]["over_baseline"]
+    assert usual == landscape["over_baseline"]
+    assert usual["against"] == "kd"
 
 
 def searching(teacher: Path, out: Path, *more: object) -> tuple[object, ...]:

@@ -567,6 +567,8 @@ def test_the_rate_of_the_last_step_is_recorded(toy_split: MemorySplit, toy_input
         {"nesterov": True, "momentum": 0.0},
         {"precision": "fp16"},
         {"compile": "yes"},
+        {"milestones": ("a",)},
+        {"milestones": ((0.5,), 0.7)},
     ],
 )
 def test_settings_out_of_range_are_named(setting: dict[str, Any]) -> None:

@@ -186,7 +186,7 @@ def test_combinations_keep_to_the_layers_of_their_arm(tmp_path: Path) -> None:
     assert [plan.hints for plan in study.arms] == [("b",)]
 
 
-COMPARISON = '[[comparison]]\nname = "centers"\narms = "hint *"\nagainst = ["kd", "hint uniform"]\n'
+COMPARISON = '[[comparison]]\nname = "centers"\narms = "hint a*"\nagainst = ["kd", "hint uniform"]\n'
 ARMS = '[[arm]]\nname = "kd"\nterms = "ce,kd"\n[[arm]]\nname = "hint {hints}"\nhints = ["auto", "uniform"]\n'
 
 
@@ -195,7 +195,7 @@ def test_a_study_may_ask_for_comparisons(tmp_path: Path) -> None:
         written(tmp_path / "s.toml", START + ARMS + COMPARISON + '[[comparison]]\narms = "kd"\nagainst = "hint *"\n')
     )
     assert study.comparisons == (
-        Comparison("centers", ("hint *",), ("kd", "hint uniform")),
+        Comparison("centers", ("hint a*",), ("kd", "hint uniform")),
         Comparison("kd against hint *", ("kd",), ("hint *",)),
     )
     assert with_combinations(study, lambda _: []).comparisons == study.comparisons

@@ -187,3 +187,11 @@ def test_gains_that_are_none_are_rarely_told_beyond_chance() -> None:
         false += any(each.p is not None and each.p < 0.05 for each in found if each.layers)
         assert [each.rank for each in found] == sorted(each.rank for each in found)
     assert false / 150 < 0.1
+
+
+def test_means_that_are_equal_share_their_place() -> None:
+    # of 73.85 and 70.92 the mean is that of 74.51 and 70.26, but for the last digit that a computer keeps
+    tops = np.array([[73.85, 70.92], [74.51, 70.26], [60.0, 60.0]])
+    assert tops[0].mean() != tops[1].mean()
+    found = standings_of(combined(tops), spread_over(tops), [Mark(("one",), COMBOS[0]), Mark(("two",), COMBOS[1])])
+    assert [(each.rank, each.better_than) for each in found] == [(1, 0.75), (1, 0.75)]

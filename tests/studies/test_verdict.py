@@ -138,7 +138,7 @@ def test_the_highest_is_that_of_the_seeds_that_all_arms_share() -> None:
         found = judge([*cells, None], list(tops))
         where = "highest on the held-out images, and reaches" if held_out else "highest with"
         assert found.sentence.startswith(f"early is {where} 62.50 % over the 2 seeds that the arms share. ")
-        assert "early minus kd: +2.00 points" not in found.sentence  # both differences are the same: no interval
+        assert "early minus kd: +2.00 points on each of 2 seeds, of which" in found.sentence  # the same: no interval
         assert found.rows[2].last == (61.0, 62.0, 69.0)  # rows show all that an arm has
     apart = judge([*grid(a=[60.0]), cell("b", 1, 61.0), None], ["a", "b"]).sentence
     assert apart.startswith("No seed has come to the end with all 2 arms, so none is called the highest.")
@@ -174,7 +174,7 @@ def test_what_is_sure_alone_is_not_sure_among_several() -> None:
     assert "better" not in found.sentence
     assert "asked: +1.00 points (95 % interval +0.11 to +1.89), which cannot be told from chance." in found.sentence
     alone = judge(cells, ["kd", "near"], comparisons=asked[:1]).sentence
-    assert "Of 1 arms compared with kd, 1 better beyond chance" in alone
+    assert "The one arm beside kd is better beyond chance" in alone
     assert "asked: +1.00 points (95 % interval +0.11 to +1.89), beyond chance." in alone
 
 
@@ -187,8 +187,8 @@ FACING_KD: dict[str, list[float | None]] = {
 @pytest.mark.parametrize(
     ("arms", "words"),
     [
-        (["strong"], "Of 1 arms compared with kd, 1 better beyond chance (Holm-corrected p below 0.05)."),
-        (["bad"], "Of 1 arms compared with kd, 1 worse beyond chance (Holm-corrected p below 0.05)."),
+        (["strong"], "The one arm beside kd is better beyond chance (Holm-corrected p below 0.05)."),
+        (["bad"], "The one arm beside kd is worse beyond chance (Holm-corrected p below 0.05)."),
         (["weak"], "This study cannot tell the one arm from kd beyond chance (Holm-corrected p below 0.05)."),
         (
             ["strong", "weak", "bad"],
@@ -339,6 +339,30 @@ def test_one_student_under_several_names_is_compared_once(order: int, baseline: 
     told = [text.replace("kd too", "kd").replace("a again", "a") for text in found.findings]
     assert told == list(plain.findings)
     assert {row.arm: row.same_as for row in found.rows}[["a again", "a"][order < 0]] == ["a", "a again"][order < 0]
+
+
+def test_an_arm_on_both_sides_of_a_comparison_is_told() -> None:
+    cells = grid(kd=[60.0, 61.0], h=[61.0, 63.0], g=[62.0, 62.5])
+    asked = [Comparison("all", ("*",), ("kd",)), Comparison("apart", ("h", "g"), ("kd",))]
+    found = judge(cells, ["kd", "h", "g"], comparisons=asked)
+    told = [text for text in found.findings if "both sides" in text]
+    assert told == ["all: kd is on both sides, which pulls the difference towards zero."]
+    both = [Comparison("more", ("kd", "h"), ("kd", "h", "g"))]
+    assert "more: kd, h are on both sides" in judge(cells, ["kd", "h", "g"], comparisons=both).sentence
+
+
+def test_a_baseline_that_diverged_is_told() -> None:
+    found = judge(grid(kd=[60.0, 61.0], base=[None, None]), ["kd", "base"], baseline="base")
+    assert found.gaps == ()
+    told = "The baseline base diverged with every seed that has ended, so no arm is compared with it."
+    assert told in found.findings
+    whole = judge(grid(kd=[60.0, None], base=[None, 61.0]), ["kd", "base"], baseline="base")
+    assert told not in whole.findings
+
+
+def test_a_difference_that_is_the_same_on_every_seed_is_told() -> None:
+    found = judge(grid(kd=[60.0, 61.0, 62.0], h=[65.0, 66.0, 67.0]), ["kd", "h"])
+    assert "h minus kd: +5.00 points on each of 3 seeds, of which nothing can be said." in found.findings
 
 
 def test_comparisons_of_the_same_students_count_once() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from keyhole.cli import options as o
-from keyhole.errors import SettingError
+from keyhole.errors import DivergenceError, SettingError
 
 if TYPE_CHECKING:
     from keyhole.data.sources import Data
@@ -205,13 +205,22 @@ def _run(
         held_out=holdout,
         checkpoint=run.checkpoint,
         resume=run.resumed,
+        diverging="raise" if len(arms) == 1 else "drop",
         group=group,
         log=log,
         progress=o.progress_bar(),
     )
     if not group.leads:
         return
-    _keep_students(result, run)
+    if not result.scores:
+        run.checkpoint.unlink(missing_ok=True)  # nobody is left in it
+        name, why = next(iter(result.diverged.items()))
+        raise DivergenceError(
+            f"All {len(arms)} arms diverged, {name} among them: {why}. Lower --lr or the weights of terms."
+        )
+    for name, why in result.diverged.items():
+        o.note(f"Warning: arm {name} diverged and was left out of the rest: {why}.")
+    _keep_students(result, run, [arm.name for arm in arms])
     value = result.to_json()
     write_text(run.path / "report.html", training_page(value, run.records()))
     write_json(run.path / "result.json", value)
@@ -222,12 +231,12 @@ def _run(
     o.emit(value, f"{_table(value)}\n{kept}\nReport: {run.path / 'report.html'}", as_json=as_json)
 
 
-def _keep_students(result: Result, run: RunFolder) -> None:
+def _keep_students(result: Result, run: RunFolder, names: Sequence[str]) -> None:
     from keyhole.models.zoo import save
 
-    for number, score in enumerate(result.scores):
+    for score in result.scores:
         arm = score.outcome.arm
-        folder = run.path if len(result.scores) == 1 else run.path / f"{number}-{_file_name(arm.name)}"
+        folder = run.path if len(names) == 1 else run.path / f"{names.index(arm.name)}-{_file_name(arm.name)}"
         about = {"arm": arm.name, "data": result.data, "epochs": result.config.epochs, "seed": result.config.seed}
         save(score.outcome.last, folder / "student.safetensors", about={**about, "epoch": result.config.epochs})
         save(
@@ -249,6 +258,7 @@ def _table(value: Mapping[str, Any]) -> str:
         rows.append(
             (arm["name"], f"{arm['top1']['last']:.2f}", f"{arm['top1']['best']:.2f}", f"{arm['parameters']:,}", smaller)
         )
+    rows += [(name, "diverged", "", "", "") for name in value["diverged"]]
     widths = [max(len(row[k]) for row in rows) for k in range(5)]
     lines = [f"{row[0]:<{widths[0]}}  " + "  ".join(f"{row[k]:>{widths[k]}}" for k in range(1, 5)) for row in rows]
     chosen = "and best on held-out images" if value["images"]["held_out"] else "(best is last: no images held out)"

@@ -74,7 +74,7 @@ class TrainConfig:
             value = getattr(self, name)
             if not low <= value < (2**63 if isinstance(value, int) else math.inf):  # nor NaN
                 raise SettingError(f"{name} is {value}; expected a number >= {low} and below 2^63.")
-        if not all(0 <= fraction <= 1 for fraction in self.milestones):
+        if not all(isinstance(part, (int, float)) and 0 <= part <= 1 for part in self.milestones):
             raise SettingError(f"milestones are {self.milestones}; expected fractions of the epochs, 0 to 1.")
         self._check_optimizer()
         check_precision(self.precision)

@@ -197,15 +197,16 @@ def _check_finite(cohort: Cohort, where: str, diverging: str, checkpointing: Che
     for seen in cohort.group.gathered(cohort.diverged(where)):
         found = seen | found
     if found and diverging == "raise":
-        cohort.group.broadcast(lambda: _tell(*next(iter(found.items())), checkpointing))
+        cohort.group.broadcast(lambda: _tell(*next(iter(found.items())), cohort.config.precision, checkpointing))
     for name, why in found.items():
         cohort.drop(name, why)
 
 
-def _tell(name: str, why: str, checkpointing: Checkpointing | None) -> None:
+def _tell(name: str, why: str, precision: str, checkpointing: Checkpointing | None) -> None:
     kept = checkpointing is not None and checkpointing.path.is_file()
+    wider = "" if precision == "fp32" else ", or use --precision fp32,"
     raise DivergenceError(
-        f"Arm {name}: {why}. Lower --lr or the weight of a term, or use --precision fp32, with another --out"
+        f"Arm {name}: {why}. Lower --lr or the weight of a term{wider} with another --out"
         + (f"; the last good checkpoint is kept in {checkpointing.path}." if checkpointing and kept else ".")
     )
 

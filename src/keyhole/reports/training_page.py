@@ -97,6 +97,8 @@ def _summary(result: Mapping[str, Any]) -> str:
         text += f"; lowest of the {len(result['arms'])}: {worst['name']}, {worst['top1']['last']:.2f} %"
         if _held_out(result["arms"]):
             text += f". That {best['name']} is the best say the held-out images"
+    if lost := result.get("diverged"):
+        text += f". Diverged, and left out: {', '.join(lost)}"
     return f"{text}."
 
 

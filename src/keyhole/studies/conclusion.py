@@ -162,7 +162,7 @@ def _landscape(
         group,
         results,
         rules=rules,
-        baseline=study.baseline,
+        baseline=study.baseline or study.arms[0].name,
         students_per_pass=study.students_per_pass,
         look_s=look_s,
         teacher_macs=count_macs(teacher),

@@ -161,7 +161,7 @@ def survey(
         cells: What :class:`keyhole.studies.board.Board` holds of each cell of the study; None where it is not finished.
         rules: What each rule takes (see :func:`keyhole.studies.rules.choices_of_rules`); those that take a combination
             of the group get a standing.
-        baseline: The arm that the mean of all combinations is compared with.
+        baseline: The arm that the mean of all combinations is compared with, where it is none of them.
         students_per_pass: Of the searches that are replayed.
         look_s: Seconds of the looks that tell what each rule takes.
         teacher_macs: Multiply-accumulates of the teacher for one image, for cells that do not tell.
@@ -213,7 +213,7 @@ def survey(
         effects=effects_of(layers, top1, spread),
         additive=additive_share(layers, top1.mean(axis=1)),
         standings=standings_of(combinations, spread, _marks(group, rules or {}, by_arm, average)),
-        over_baseline=_over_baseline(average, baseline, by_arm.get(baseline or "", {}), spread),
+        over_baseline=None if baseline in part.arms else _over_baseline(average, baseline, by_arm, spread),
     )
     if all(each.held_out for each in combinations):
         found = _with_held_out(found, top1)
@@ -378,13 +378,17 @@ def _across_seeds(held_out: Float[np.ndarray, "rows seeds"], top1: Float[np.ndar
 
 
 def _over_baseline(
-    average: Mapping[int, float], baseline: str | None, cells: Mapping[int, Mapping[str, Any]], spread: Spread | None
+    average: Mapping[int, float],
+    baseline: str | None,
+    by_arm: Mapping[str, Mapping[int, Mapping[str, Any]]],
+    spread: Spread | None,
 ) -> Gap | None:
     """Return the mean of all combinations minus the baseline, with the noise of their table, which knows it better.
 
     That a run of the baseline has as much noise as one of a combination is taken for granted.
     """
-    if baseline is None:
+    cells = by_arm.get(baseline or "", {})
+    if baseline is None or not cells:
         return None
     seeds = tuple(sorted(set(average) & set(cells)))
     mean = tuple(average[seed] for seed in seeds)

@@ -405,10 +405,24 @@ def with_combinations(study: Study, candidates: Callable[[str | None], Sequence[
     if study.baseline is not None and study.baseline not in names:
         raise unknown_name("baseline", study.baseline, names)
     for comparison in study.comparisons:
-        for pattern in (*comparison.arms, *comparison.against):
-            if not matching((pattern,), names):
-                raise unknown_name(f"arm of the comparison {comparison.name!r}", pattern, names)
+        sides_of(comparison, names)
     return replace(study, arms=found)
+
+
+def sides_of(comparison: Comparison, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the arms of either side of a comparison.
+
+    Raises:
+        UnknownNameError: A name or pattern is none of the arms.
+
+    Example:
+        >>> sides_of(Comparison("hints", ("* ends", "random"), ("kd",)), ["kd", "stage ends", "random"])
+        (['stage ends', 'random'], ['kd'])
+    """
+    for pattern in (*comparison.arms, *comparison.against):
+        if not matching((pattern,), names):
+            raise unknown_name(f"arm of the comparison {comparison.name!r}", pattern, names)
+    return matching(comparison.arms, names), matching(comparison.against, names)
 
 
 def matching(patterns: Sequence[str], names: Sequence[str]) -> list[str]:

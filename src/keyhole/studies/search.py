@@ -178,7 +178,6 @@ def search_hints(
     if search.method == "halving" and len(rungs) == 1:
         note(f"Halving looks after epoch {train.epochs} alone, so all {rungs[0].students} students train to the end. "
              "More --epochs, or a smaller --keep or --least-epochs, let it look earlier.")  # fmt: skip
-    board.agree("search", _recipe(teacher, data, plan, search, train))
     kept, held_out = hold_out(data.train, search.holdout)
     maker = ArmMaker(teacher, kept, train, keep=board.settle, progress=progress, note=note)
     names = [layer.name for layer in candidates]
@@ -186,6 +185,7 @@ def search_hints(
     arms = {layers: maker.make(replace(plan, name="+".join(layers), hints=layers)) for layers in drawn}
     if not next(iter(arms.values())).hints:
         raise SettingError(f"Terms {plan.terms} have no use for hints; add one that has, such as hint or at.")
+    board.agree("search", _recipe(teacher, data, plan, search, train))  # only now, so that a mistake claims no folder
     ground = _Ground(board, teacher, data.classes, kept, held_out, train, search.students_per_pass, progress, note)
     with board.hold([_LEASE], 1) as held:
         ground = replace(ground, held=held)

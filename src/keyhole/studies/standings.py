@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from keyhole.studies.variance import Spread, draw_true_values
-from keyhole.studies.verdict import holm
+from keyhole.studies.verdict import SAME, holm
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,8 @@ def _standing_of(
             rest = drawn
         worse = (rest < own[:, None]).mean(axis=1) + (rest == own[:, None]).mean(axis=1) / 2
         better_low, better_high = (float(end) for end in np.quantile(worse, (0.025, 0.975)))
-    value = level + gain
+    above = others - (level + gain)
+    equal = np.abs(above) < SAME
     return Standing(
         names=mark.names,
         layers=mark.layers,
@@ -194,8 +195,8 @@ def _standing_of(
         low=low,
         high=high,
         p=p,
-        rank=1 + int((others > value).sum()),
-        better_than=float((others < value).mean() + (others == value).mean() / 2),
+        rank=1 + int((~equal & (above > 0)).sum()),
+        better_than=float((~equal & (above < 0)).mean() + equal.mean() / 2),
         better_low=better_low,
         better_high=better_high,
     )

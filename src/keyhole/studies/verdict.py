@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from keyhole.errors import SettingError, unknown_name
-from keyhole.studies.plan import Comparison, matching
+from keyhole.studies.plan import Comparison, sides_of
 
 if TYPE_CHECKING:
     from keyhole.studies.landscape import Landscape
 
 SURE = 0.05  # a corrected probability below it is beyond chance
-_SAME = 1e-6  # points; accuracies of a million images differ by more, and sums of rounded numbers by less
+SAME = 1e-6  # points; accuracies of a million images differ by more, and sums of rounded numbers by less
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def judge(
         arms: Names of the arms, in order.
         baseline: The arm that the others are compared with; the first one when missing.
         comparisons: Further ones; of several arms on a side the mean counts, over the seeds that all of them came to
-            the end with.
+            the end with, and two names of one student count as two.
         landscapes: Of arms that try all combinations. What is said of those is said there: the highest of many
             combinations is high by chance as well, and no finding.
 
@@ -180,10 +180,13 @@ def judge(
     answers = _corrected(asked, [_sides(comparison, rows) for comparison in comparisons])
     unanswered = tuple(one.name for one, gap in zip(comparisons, asked, strict=True) if gap is None)
     missing = len(cells) - len(done)
+    base_lost = bool(base.diverged and not base.last)
     parts = [text for landscape in landscapes for text in landscape.findings]
     if not landscapes or sum(bool(row.last) for row in judged) > 1:
         parts += _highest_and_surest(judged, apart, against, among="Beside the combinations " if landscapes else "")
-    parts += _answers(answers)
+    if base_lost and any(row.last for row in rows):
+        parts.append(f"The baseline {against} diverged with every seed that has ended, so no arm is compared with it.")
+    parts += _answers(answers) + _on_both_sides(comparisons, arms)
     if unanswered and any(row.last for row in rows):
         parts.append(f"No seed has come to the end with all arms of: {'; '.join(unanswered)}.")
     if missing and any(row.last for row in rows):
@@ -240,19 +243,12 @@ def _corrected(found: Sequence[Gap | None], what: Sequence[Any]) -> list[Gap]:
 def _sides(comparison: Comparison, rows: Sequence[Row]) -> tuple[tuple[str, ...], ...]:
     """Return which students a comparison compares, whatever they are called."""
     firsts = {row.arm: first_of(row) for row in rows}
-    sides = (comparison.arms, comparison.against)
-    return tuple(tuple(sorted(firsts[name] for name in matching(names, list(firsts)))) for names in sides)
+    return tuple(tuple(sorted(firsts[name] for name in names)) for names in sides_of(comparison, list(firsts)))
 
 
 def _comparison(comparison: Comparison, rows: Sequence[Row]) -> Gap | None:
-    known = [row.arm for row in rows]
-    for pattern in (*comparison.arms, *comparison.against):
-        if not matching((pattern,), known):
-            raise unknown_name(f"arm of the comparison {comparison.name!r}", pattern, known)
-    sides = [
-        _mean_row(matching(names, [row.arm for row in rows]), rows) for names in (comparison.arms, comparison.against)
-    ]
-    found = paired(*sides)
+    arms, against = sides_of(comparison, [row.arm for row in rows])
+    found = paired(_mean_row(arms, rows), _mean_row(against, rows))
     return None if found is None else replace(found, arm=comparison.name)
 
 
@@ -299,7 +295,7 @@ def paired(row: Row, against: Row) -> Gap | None:
     if not gaps:
         return None
     mean, count = statistics.fmean(gaps), len(gaps)
-    if count < 2 or max(gaps) - min(gaps) < _SAME:
+    if count < 2 or max(gaps) - min(gaps) < SAME:
         return Gap(row.arm, against.arm, count, mean, None, None, None)
     error = statistics.stdev(gaps) / math.sqrt(count)
     half = float(t.ppf(0.975, count - 1)) * error
@@ -330,7 +326,9 @@ def _highest_and_surest(rows: Sequence[Row], gaps: Sequence[Gap], against: str, 
     """Return the finding in plain words, with how sure it is; ``among`` goes before the name of the highest arm."""
     ended = [row for row in rows if row.last]
     if not ended:
-        return ["Nothing has come to the end yet."]
+        return [
+            "No student came to the end." if any(row.diverged for row in rows) else "Nothing has come to the end yet."
+        ]
     best, first = _highest(_ranked(ended))
     parts = [first if best is None else f"{among}{first}"]
     if max(len(row.last) for row in ended) < 2:
@@ -343,6 +341,11 @@ def _highest_and_surest(rows: Sequence[Row], gaps: Sequence[Gap], against: str, 
             own = ", and by those of each arm alone," if among else ""
             parts.append(f"With 2 seeds{own} hardly any difference could be told.")
         leading = next((gap for gap in gaps if gap.arm == best), None)
+        if leading is not None and leading.low is None and leading.seeds > 1:
+            parts.append(
+                f"{leading.arm} minus {against}: {leading.mean:+.2f} points on each of {leading.seeds} seeds, of which "
+                "nothing can be said."
+            )
         if leading is not None and leading.low is not None:
             low, high = _for_the_best_of(leading, len(gaps))
             kind = "95 % interval" if len(gaps) == 1 else f"95 % interval for the best of {len(gaps)}"
@@ -409,6 +412,19 @@ def _answers(comparisons: Sequence[Gap]) -> list[str]:
     return parts
 
 
+def _on_both_sides(comparisons: Sequence[Comparison], arms: Sequence[str]) -> list[str]:
+    """Return a sentence for each comparison with an arm on both sides, where a pattern may have put it unseen."""
+    parts = []
+    for comparison in comparisons:
+        some, others = sides_of(comparison, arms)
+        if both := [name for name in some if name in others]:
+            which = "is" if len(both) == 1 else "are"
+            parts.append(
+                f"{comparison.name}: {', '.join(both)} {which} on both sides, which pulls the difference towards zero."
+            )
+    return parts
+
+
 def _answer(gap: Gap, *, certain: bool) -> str:
     if gap.low is None or gap.high is None:
         seeds = "one seed" if gap.seeds == 1 else f"each of {gap.seeds} seeds"
@@ -423,6 +439,8 @@ def _sure(better: int, worse: int, total: int, against: str) -> str:
     if not better + worse:
         what = "the one arm" if total == 1 else f"any of {total} arms"
         return f"This study cannot tell {what} from {against} {chance}."
+    if total == 1:
+        return f"The one arm beside {against} is {'better' if better else 'worse'} {chance}."
     rest = total - better - worse
     parts = [f"{better} better" if better else "", f"{worse} worse" if worse else ""]
     text = f"Of {total} arms compared with {against}, {' and '.join(part for part in parts if part)} {chance}"
