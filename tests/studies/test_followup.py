@@ -90,6 +90,9 @@ def test_a_teacher_that_is_a_file_is_found_from_anywhere(tmp_path: Path, monkeyp
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "fresh.toml").write_text(study_toml(fresh_study(given, PLAN, CHOICES)))
     assert read_study(tmp_path / "deep" / "fresh.toml").teacher == str(tmp_path / "t.safetensors")
+    hinted = fresh_study(given, PLAN, {"chosen": "s/hints.json"})
+    (tmp_path / "deep" / "fresh.toml").write_text(study_toml(hinted))
+    assert str(tmp_path / "s/hints.json") in {arm.hints for arm in read_study(tmp_path / "deep" / "fresh.toml").arms}
     begun = fresh_study(given, replace(PLAN, student="begun.safetensors"), CHOICES)
     (tmp_path / "deep" / "fresh.toml").write_text(study_toml(begun))
     assert {arm.student for arm in read_study(tmp_path / "deep" / "fresh.toml").arms} == {

@@ -360,6 +360,12 @@ def test_a_baseline_that_diverged_is_told() -> None:
     assert told not in whole.findings
 
 
+def test_that_all_diverged_is_not_told_while_cells_are_open() -> None:
+    cells = grid(kd=[None, None], h=[None, None])
+    assert judge(cells, ["kd", "h"]).sentence == "No student came to the end. 4 cells diverged."
+    assert judge([*cells[:3], None], ["kd", "h"]).sentence.startswith("Nothing has come to the end yet.")
+
+
 def test_a_difference_that_is_the_same_on_every_seed_is_told() -> None:
     found = judge(grid(kd=[60.0, 61.0, 62.0], h=[65.0, 66.0, 67.0]), ["kd", "h"])
     assert "h minus kd: +5.00 points on each of 3 seeds, of which nothing can be said." in found.findings

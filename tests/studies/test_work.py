@@ -168,6 +168,25 @@ def test_students_that_learn_the_very_same_are_trained_once(
     }  # fmt: skip
 
 
+def test_twins_may_be_networks_of_the_users(
+    study: Study, teacher: Network, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_nets.py").write_text(
+        "from torch import nn\n"
+        "def small(classes):\n"
+        "    layers = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]\n"
+        "    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    table = {"name": "{hints}", "terms": "ce,kd", "hints": ["uniform", "stage-ends"], "student": "own_nets:small"}
+    study, board = replace(study, arms=tuple(expand(table)), seeds=(0,)), Board(tmp_path / "out")
+    assert run_study(study, teacher, digits, board) == 2
+    one, other = (read_tensors(next(board.cohorts.glob(f"*/{cell.id}.safetensors"))) for cell in study.cells)
+    assert one[0].keys() == other[0].keys()
+    assert all(torch.equal(one[0][name], other[0][name]) for name in one[0])
+    assert other[1] == {**one[1], "about": {"cell": study.cells[1].name}}
+
+
 def test_a_twin_of_what_is_finished_needs_no_training_and_one_of_what_another_holds_waits(
     study: Study, teacher: Network, digits: Data, tmp_path: Path
 ) -> None:

@@ -35,7 +35,7 @@ class ArmOptions:
     terms: Annotated[
         str,
         typer.Option(
-            help="ce, kd, dkd, dist, ls, wttm, hint, at, vid, sp, semckd, crd; weights as in ce,kd,hint=50, "
+            help="ce, kd, dkd, dist, ls, wttm, hint, at, askd, vid, sp, semckd, crd; weights as in ce,kd,hint=50, "
             "settings as in dkd(beta=2). A loss of yours is package.module:function."
         ),
     ] = "ce,kd,hint"

@@ -291,10 +291,9 @@ def open_both(name: str, network: NetworkOptions, images: DataOptions, *, seed: 
 
     from keyhole.data.sources import open_data
     from keyhole.models.zoo import build, load, stored_input
-    from keyhole.progress import bar
 
     def opened(spec: InputSpec | None) -> Data:
-        return open_data(images.data, images.root, input=spec, workers=images.workers, progress=bar)
+        return open_data(images.data, images.root, input=spec, workers=images.workers, progress=progress_bar())
 
     refuse_beside_file(name, network)
     torch.manual_seed(seed)

@@ -29,7 +29,7 @@ class TriedOptions:
     terms: Annotated[str, typer.Option(help="Of the loss, as in keyhole distill.")] = "ce,kd,hint"
     temperature: Annotated[float | None, typer.Option(help="Of terms of softened logits.")] = None
     balance: Annotated[str, typer.Option(help="weights or gradients, as in keyhole distill.")] = "weights"
-    match: Annotated[str, typer.Option(help="Hints to student layers: order, size or similarity.")] = "order"
+    match: Annotated[str, typer.Option(help="Hints to student layers: order, size, name or similarity.")] = "order"
     count: Annotated[int, typer.Option(min=1, help="Layers in a combination.")] = 3
     layers: Annotated[str | None, typer.Option(help="Candidate layers by glob, such as 'layer*.2'.")] = None
 

@@ -174,6 +174,8 @@ def study_toml(study: Study) -> str:
         values: dict[str, Any] = {key: value for key, value in vars(plan).items() if value != usual[key]}
         if isinstance(plan.hints, tuple):
             values["hints"] = ",".join(plan.hints)
+        elif plan.hints is not None and plan.hints.endswith(".json"):
+            values["hints"] = _whole(plan.hints)
         student = _whole(plan.student) if plan.student.endswith(".safetensors") else plan.student
         values |= {"name": _braced(plan.name), "terms": plan.terms, "student": student}
         lines += ["", "[[arm]]", *_lines(values)]

@@ -183,7 +183,8 @@ def judge(
     base_lost = bool(base.diverged and not base.last)
     parts = [text for landscape in landscapes for text in landscape.findings]
     if not landscapes or sum(bool(row.last) for row in judged) > 1:
-        parts += _highest_and_surest(judged, apart, against, among="Beside the combinations " if landscapes else "")
+        among = "Beside the combinations " if landscapes else ""
+        parts += _highest_and_surest(judged, apart, against, among=among, whole=not missing)
     if base_lost and any(row.last for row in rows):
         parts.append(f"The baseline {against} diverged with every seed that has ended, so no arm is compared with it.")
     parts += _answers(answers) + _on_both_sides(comparisons, arms)
@@ -322,13 +323,13 @@ def holm(probabilities: Sequence[float | None]) -> list[float | None]:
     return out
 
 
-def _highest_and_surest(rows: Sequence[Row], gaps: Sequence[Gap], against: str, *, among: str) -> list[str]:
+def _highest_and_surest(
+    rows: Sequence[Row], gaps: Sequence[Gap], against: str, *, among: str, whole: bool
+) -> list[str]:
     """Return the finding in plain words, with how sure it is; ``among`` goes before the name of the highest arm."""
     ended = [row for row in rows if row.last]
     if not ended:
-        return [
-            "No student came to the end." if any(row.diverged for row in rows) else "Nothing has come to the end yet."
-        ]
+        return ["No student came to the end." if whole else "Nothing has come to the end yet."]
     best, first = _highest(_ranked(ended))
     parts = [first if best is None else f"{among}{first}"]
     if max(len(row.last) for row in ended) < 2:

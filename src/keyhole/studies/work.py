@@ -18,9 +18,9 @@ from keyhole.data.splits import hold_out
 from keyhole.distillation.arm import Arm, same_arms
 from keyhole.distillation.experiment import Result, percent, run_cohort
 from keyhole.errors import DataError, RunError
-from keyhole.files import read_json, sweep, write_json
+from keyhole.files import read_json, read_tensors, sweep, write_json, write_tensors
 from keyhole.models.network import Network, count_macs
-from keyhole.models.zoo import load, save
+from keyhole.models.zoo import save
 from keyhole.progress import Progress, silent
 from keyhole.runtime import describe
 from keyhole.studies.board import Board
@@ -187,8 +187,11 @@ def _copy_twins(job: _Job) -> int:
                 continue
             own = _kept(job, cell, value["diverged"], {"same_as": done.plan.name})
             for network in board.cohorts.glob(f"*/{done.id}.safetensors"):
-                # in a folder of its own, as that of the cohort may be swept by who takes it up
-                save(load(network), board.cohorts / "same" / f"{cell.id}.safetensors", about={"cell": cell.name})
+                # in a folder of its own, as that of the cohort may be swept by who takes it up; tensors alone are
+                # copied, as a file of a network of the user's builds none
+                tensors, told = read_tensors(network)
+                target = board.cohorts / "same" / f"{cell.id}.safetensors"
+                write_tensors(target, tensors, {**told, "about": {"cell": cell.name}})
             board.finish(cell.id, {**value, **own})
             finished += 1
             job.note(_result_line({**value, **own}))
