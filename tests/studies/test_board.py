@@ -37,6 +37,24 @@ def test_a_finished_cell_is_on_disk(board: Board) -> None:
     assert [path.name for path in board.cells.iterdir()] == ["a.json"]
 
 
+def test_a_folder_that_another_command_left_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.json").write_text("{}")
+    for of in ("study", "search"):
+        with pytest.raises(RunError, match=f"holds a run, and this is a {of}. Choose another --out"):
+            Board(tmp_path / "run", of=of)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.json"]  # and nothing is left in it
+    Board(tmp_path / "study").finish("a", {"recipe": {}})
+    with pytest.raises(RunError, match="holds a study, and this is a search"):
+        Board(tmp_path / "study", of="search")
+    Board(tmp_path / "search", of="search").agree("search", {})
+    with pytest.raises(RunError, match="holds a search, and this is a study"):
+        Board(tmp_path / "search")
+    Board(tmp_path / "search", of="search").finish("rung-1-1", {"recipe": {}})
+    assert Board(tmp_path / "search", of="search").is_done("rung-1-1")
+    assert Board(tmp_path / "study").is_done("a")
+
+
 def test_cells_are_held_by_one_at_a_time(board: Board) -> None:
     other = Board(board.path)
     with board.hold(IDS, 2) as mine:

@@ -154,7 +154,7 @@ def test_another_search_is_refused(teacher: Network, digits: Data, tmp_path: Pat
     later = replace(quick["search"], least_epochs=2)
     with pytest.raises(RunError, match=r"holds another search: search\.least_epochs is"):
         searched(teacher, digits, tmp_path, **(quick | {"search": later}))
-    assert "least_epochs" not in Board(tmp_path).settle(
+    assert "least_epochs" not in Board(tmp_path, of="search").settle(
         "search", lambda: ""
     )  # as it was before there was such a setting
     dark = replace(teacher, input=replace(teacher.input, mean=(0.9,)))
@@ -168,7 +168,7 @@ def test_another_search_is_refused(teacher: Network, digits: Data, tmp_path: Pat
         searched(teacher, replace(digits, name="cifar10"), tmp_path, **quick)
     with pytest.raises(RunError, match="images is 120 there and 119 now"):
         searched(teacher, replace(digits, train=digits.train.subset(range(119))), tmp_path, **quick)
-    with Board(tmp_path).hold(["search"], 1), pytest.raises(RunError, match="Another process is at work"):
+    with Board(tmp_path, of="search").hold(["search"], 1), pytest.raises(RunError, match="Another process is at work"):
         searched(teacher, digits, tmp_path, **quick)
 
 

@@ -204,9 +204,9 @@ def _check_finite(cohort: Cohort, where: str, diverging: str, checkpointing: Che
 
 def _tell(name: str, why: str, precision: str, checkpointing: Checkpointing | None) -> None:
     kept = checkpointing is not None and checkpointing.path.is_file()
-    wider = "" if precision == "fp32" else ", or use --precision fp32,"
+    wider = "" if precision == "fp32" else " or use --precision fp32,"
     raise DivergenceError(
-        f"Arm {name}: {why}. Lower --lr or the weight of a term{wider} with another --out"
+        f"Arm {name}: {why}. Lower --lr or the weight of a term,{wider} with another --out"
         + (f"; the last good checkpoint is kept in {checkpointing.path}." if checkpointing and kept else ".")
     )
 

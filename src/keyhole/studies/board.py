@@ -41,13 +41,20 @@ class Board:
         beat_s: How often a living owner touches its leases.
         dead_after_s: A lease that was not touched for so long has run out.
         make: Make what is missing of the folder; off for a look that leaves no trace.
+        of: What works in it: ``study``, or ``search``, of which each would write over the reports of the other.
 
     Raises:
-        RunError: The folder cannot be written, or is a file.
+        RunError: The folder cannot be written, is a file, or holds what another command left.
     """
 
     def __init__(
-        self, path: Path, *, beat_s: float = BEAT_S, dead_after_s: float = DEAD_AFTER_S, make: bool = True
+        self,
+        path: Path,
+        *,
+        beat_s: float = BEAT_S,
+        dead_after_s: float = DEAD_AFTER_S,
+        make: bool = True,
+        of: str = "study",
     ) -> None:
         self.path, self.beat_s, self.dead_after_s = path, beat_s, dead_after_s
         self.owner = f"{_machine()} {os.getpid()} {_started(os.getpid())}-{uuid.uuid4().hex}"
@@ -55,11 +62,21 @@ class Board:
             if path.exists() and not path.is_dir():
                 raise RunError(f"{path} is a file; --out must be a folder. Choose another --out.")
             return
+        if (there := self._left_by()) not in (None, of):
+            raise RunError(f"{path} holds a {there}, and this is a {of}. Choose another --out.")
         try:
             for folder in (self.cells, self.leases, self.cohorts):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"Cannot write to {path}: {error.strerror}. Choose another --out.") from error
+
+    def _left_by(self) -> str | None:
+        """Return what has left something in the folder; None where nothing has."""
+        if (self.path / "recipe.json").is_file():  # as every run but these two lays one down
+            return "run"
+        if (self.path / "search.txt").is_file():
+            return "search"
+        return "study" if any(self.cells.glob("*.json")) else None
 
     @property
     def cells(self) -> Path:

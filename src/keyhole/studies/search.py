@@ -169,7 +169,7 @@ def search_hints(
         >>> found.combinations, len(found.tried), found.cost
         (3, 2, Cost(student_epochs=2, passes=1))
     """
-    search, board = search or SearchConfig(), Board(folder)
+    search, board = search or SearchConfig(), Board(folder, of="search")
     chosen = board.settle("precision", lambda: choose_precision(train.precision, choose_device(train.device)))
     train = replace(train, precision=chosen if train.precision == "auto" else train.precision)
     candidates = layers(teacher, plan.layers)

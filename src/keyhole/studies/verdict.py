@@ -180,12 +180,11 @@ def judge(
     answers = _corrected(asked, [_sides(comparison, rows) for comparison in comparisons])
     unanswered = tuple(one.name for one, gap in zip(comparisons, asked, strict=True) if gap is None)
     missing = len(cells) - len(done)
-    base_lost = bool(base.diverged and not base.last)
     parts = [text for landscape in landscapes for text in landscape.findings]
     if not landscapes or sum(bool(row.last) for row in judged) > 1:
         among = "Beside the combinations " if landscapes else ""
         parts += _highest_and_surest(judged, apart, against, among=among, whole=not missing)
-    if base_lost and any(row.last for row in rows):
+    if base.diverged and not base.last and any(row.last for row in rows):
         parts.append(f"The baseline {against} diverged with every seed that has ended, so no arm is compared with it.")
     parts += _answers(answers) + _on_both_sides(comparisons, arms)
     if unanswered and any(row.last for row in rows):
@@ -343,10 +342,7 @@ def _highest_and_surest(
             parts.append(f"With 2 seeds{own} hardly any difference could be told.")
         leading = next((gap for gap in gaps if gap.arm == best), None)
         if leading is not None and leading.low is None and leading.seeds > 1:
-            parts.append(
-                f"{leading.arm} minus {against}: {leading.mean:+.2f} points on each of {leading.seeds} seeds, of which "
-                "nothing can be said."
-            )
+            parts.append(f"{leading.arm} minus {against}: {_without_interval(leading)}")
         if leading is not None and leading.low is not None:
             low, high = _for_the_best_of(leading, len(gaps))
             kind = "95 % interval" if len(gaps) == 1 else f"95 % interval for the best of {len(gaps)}"
@@ -428,10 +424,14 @@ def _on_both_sides(comparisons: Sequence[Comparison], arms: Sequence[str]) -> li
 
 def _answer(gap: Gap, *, certain: bool) -> str:
     if gap.low is None or gap.high is None:
-        seeds = "one seed" if gap.seeds == 1 else f"each of {gap.seeds} seeds"
-        return f"{gap.arm}: {gap.mean:+.2f} points on {seeds}, of which nothing can be said."
+        return f"{gap.arm}: {_without_interval(gap)}"
     ending = "beyond chance" if certain else "which cannot be told from chance"
     return f"{gap.arm}: {gap.mean:+.2f} points (95 % interval {gap.low:+.2f} to {gap.high:+.2f}), {ending}."
+
+
+def _without_interval(gap: Gap) -> str:
+    seeds = "one seed" if gap.seeds == 1 else f"each of {gap.seeds} seeds"
+    return f"{gap.mean:+.2f} points on {seeds}, of which nothing can be said."
 
 
 def _sure(better: int, worse: int, total: int, against: str) -> str:
