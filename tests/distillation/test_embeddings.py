@@ -18,6 +18,7 @@ from keyhole.distillation.embeddings import (
     relation_loss,
 )
 from keyhole.errors import SettingError, ShapeError
+from keyhole.models.layers import as_map
 
 
 def two(count: int = 6, size: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,6 +59,9 @@ def test_attention_similarity_equals_a_loop() -> None:
         channel = cosine(pooled.square().mean((1, 2)).numpy(), t.square().mean((1, 2)).numpy())
         expected.append(1 - (place + channel) / 2)
     assert attention_similarity_loss(student, teacher).item() == pytest.approx(np.mean(expected), rel=1e-4)
+    tokens, wider = torch.rand(4, 17, 6), torch.rand(4, 17, 9)  # of a small and a larger transformer
+    found = attention_similarity_loss(tokens, wider)
+    assert found.item() == pytest.approx(attention_similarity_loss(as_map(tokens), as_map(wider)).item())
     other = attention_similarity_loss(student[:, :3], teacher)  # other channels: places alone
     pooled = student[:, :3].reshape(3, 3, 3, 2, 3, 2).mean(dim=(3, 5))
     places = [

@@ -123,6 +123,14 @@ def test_each_term_is_learned(toy_split: MemorySplit, toy_teacher: Network, toy_
     assert first["loss"] == pytest.approx(total, rel=1e-4)
 
 
+def test_a_layer_with_as_many_channels_as_rows_is_no_other_layer(toy_split: MemorySplit) -> None:
+    spec = InputSpec((16, 8), (0.5,) * 3, (0.25,) * 3)  # the first stage gives 16 channels of 16 x 8
+    cohort = cohort_of(arm("ce,hint", spec), teacher=build("resnet14", classes=3, input=spec), train=toy_split)
+    adapters = [part for part in cohort.learners[0].terms.modules() if isinstance(part, nn.Conv2d)]
+    assert [(conv.in_channels, conv.out_channels) for conv in adapters] == [(16, 16), (64, 64)]
+    assert all(math.isfinite(record["loss"]) for record in fit(cohort, toy_split).outcomes[0].history)
+
+
 def test_a_term_of_weight_zero_changes_nothing(
     toy_split: MemorySplit, toy_teacher: Network, toy_input: InputSpec
 ) -> None:

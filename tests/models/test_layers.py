@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from conftest import shaken
 from keyhole.errors import SettingError, ShapeError, UnknownNameError
+from keyhole.models.frozen import freeze
 from keyhole.models.layers import Layer, Tapped, as_map, find_layer, layers, stage_ends, tap
 from keyhole.models.network import InputSpec, Network
 from keyhole.models.zoo import build
@@ -271,8 +272,7 @@ def test_two_taps_on_one_module_do_not_meet() -> None:
         ((2, 8, 4, 4), (2, 8, 4, 4)),
         ((2, 5, 5, 5), (2, 5, 5, 5)),
         ((2, 6, 4, 7), (2, 6, 4, 7)),
-        ((2, 7, 7, 96), (2, 96, 7, 7)),
-        ((2, 1, 1, 96), (2, 96, 1, 1)),
+        ((2, 7, 7, 96), (2, 7, 7, 96)),
         ((2, 96, 1, 1), (2, 96, 1, 1)),
         ((2, 196, 8), (2, 8, 14, 14)),
         ((2, 197, 8), (2, 8, 14, 14)),
@@ -296,9 +296,70 @@ def test_tokens_are_laid_out_row_by_row_without_those_in_front(prefix: int) -> N
             assert torch.equal(found[:, :, row, column], tokens[:, prefix + 7 * row + column])
 
 
+@pytest.mark.parametrize(
+    ("image", "shape", "mapped"),
+    [
+        ((32, 32), (2, 7, 7, 96), (2, 96, 7, 7)),
+        ((32, 32), (2, 1, 1, 96), (2, 96, 1, 1)),
+        ((32, 32), (2, 96, 1, 1), (2, 96, 1, 1)),
+        ((32, 32), (2, 5, 5, 5), (2, 5, 5, 5)),
+        ((32, 32), (2, 4, 4, 7), (2, 7, 4, 4)),
+        ((128, 64), (2, 64, 64, 32), (2, 64, 64, 32)),  # as many channels as rows
+        ((64, 128), (2, 64, 32, 64), (2, 64, 32, 64)),  # as many as columns
+        ((128, 64), (2, 64, 32, 64), (2, 64, 64, 32)),
+        ((64, 128), (2, 32, 64, 64), (2, 64, 32, 64)),
+        ((100, 75), (2, 64, 50, 38), (2, 64, 50, 38)),  # a form that rounding changed
+        ((100, 75), (2, 13, 10, 96), (2, 96, 13, 10)),
+        ((32, 100), (2, 512, 1, 25), (2, 512, 1, 25)),  # height alone was made smaller, as for a line of text
+        ((256, 128), (2, 129, 8), (2, 8, 16, 8)),  # 121 of them would be a square
+        ((128, 256), (2, 133, 8), (2, 8, 8, 16)),
+        ((256, 192), (2, 197, 8), (2, 8, 16, 12)),
+        ((256, 128), (2, 200, 8), (2, 8, 20, 10)),
+        ((256, 128), (2, 150, 8), (2, 8, 150, 1)),
+        ((256, 128), (2, 8), (2, 8, 1, 1)),
+    ],
+)
+def test_the_form_of_the_image_tells_where_the_channels_are(
+    image: tuple[int, int], shape: tuple[int, ...], mapped: tuple[int, ...]
+) -> None:
+    assert as_map(torch.zeros(shape), image).shape == mapped
+
+
 def test_channels_in_the_last_place_are_brought_to_the_front() -> None:
     feature = torch.rand(2, 5, 5, 3)
-    assert torch.equal(as_map(feature)[1, 2, 3, 4], feature[1, 3, 4, 2])
+    assert torch.equal(as_map(feature, (10, 10))[1, 2, 3, 4], feature[1, 3, 4, 2])
+
+
+class ColorLast(nn.Module):
+    """Blocks that give (n, h, w, c), as Swin's do."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 4, stride=4)
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(width, width), nn.GELU()) for _ in range(4)))
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.head(self.blocks(self.stem(x).permute(0, 2, 3, 1)).mean((1, 2)))
+        return answer
+
+
+@pytest.mark.parametrize("size", [(64, 32), (32, 64), (32, 32)])
+def test_one_network_is_read_one_way_whatever_the_form_of_its_images(size: tuple[int, int]) -> None:
+    small = (size[0] // 4, size[1] // 4)
+    spec = InputSpec(size, (0.5,) * 3, (0.5,) * 3)
+    first = Network("first", nn.Sequential(nn.Conv2d(3, 16, 4, stride=4), nn.Conv2d(16, 16, 1), nn.Flatten()), spec, 5)
+    last = Network("last", ColorLast(16), spec, 5)
+    for network, pattern in ((first, "0,1"), (last, "blocks.*.0")):
+        names = [layer.name for layer in layers(network, pattern)]
+        assert {(layer.channels, layer.size) for layer in layers(network, pattern)} == {(16, small)}
+        images = torch.rand(2, 3, *size)
+        with torch.no_grad(), tap(network.module, names) as raw:
+            network.module(images)
+        _, features = freeze(network, names)(images)
+        for name, feature in features.items():
+            order = (0, 1, 2, 3) if network is first else (0, 3, 1, 2)
+            torch.testing.assert_close(feature, raw[name].permute(order))
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3, 4, 5, 6)])

@@ -154,7 +154,7 @@ class Cohort:
         if not parameters:
             raise SettingError(f"{arm.student} has no parameters to train. Take another student.")
         optimizer = make_optimizer(parameters, self.config, fused=self.device.type == "cuda")
-        tapped = Tapped(network.module, names)
+        tapped = Tapped(network.module, names, image=network.input.size_px)
         # what balances asks for several gradients of one forward pass, for which compiled code does not keep its memory
         if self._compiles and arm.balance == "weights":
             ready_compiler()

@@ -102,8 +102,8 @@ def attention_similarity_loss(
     """
     if student.shape[0] != teacher.shape[0]:
         raise ShapeError(f"Features come from {student.shape[0]} and {teacher.shape[0]} images; expected the same.")
-    same = student.shape[1] == teacher.shape[1]
     student, teacher = to_common_size(student.float(), teacher.detach().float())
+    same = student.shape[1] == teacher.shape[1]
     looks = [_distance(student.square().mean(dim=1).flatten(1), teacher.square().mean(dim=1).flatten(1))]
     if same:
         looks.append(_distance(student.square().mean(dim=(2, 3)), teacher.square().mean(dim=(2, 3))))

@@ -50,7 +50,7 @@ class View:
 
     Attributes:
         logits: Of the student.
-        features: Of the student's tapped layers.
+        features: Of the student's tapped layers, as maps (n, c, h, w).
         teacher_logits: Of the teacher; None without one.
         teacher_features: Of the teacher's hint layers.
         labels: Class of each image.

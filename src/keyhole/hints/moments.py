@@ -26,7 +26,6 @@ from keyhole.data.splits import Split
 from keyhole.errors import DataError, DivergenceError, SettingError
 from keyhole.hints.metrics import gaussian_kernel, median_distance
 from keyhole.models.frozen import freeze
-from keyhole.models.layers import as_map
 from keyhole.models.network import Network
 from keyhole.progress import Progress, silent
 from keyhole.runtime import PRECISIONS, check_precision, choose_precision
@@ -249,10 +248,9 @@ def watched(network: Network, names: Sequence[str], config: ObserveConfig, devic
     """
 
     def pool(feature: Tensor) -> Tensor:
-        mapped = as_map(feature)
         if config.grid == 1:
-            return mapped.mean((2, 3), dtype=torch.float32)
-        return functional.adaptive_avg_pool2d(mapped.float(), config.grid).flatten(1)
+            return feature.mean((2, 3), dtype=torch.float32)
+        return functional.adaptive_avg_pool2d(feature.float(), config.grid).flatten(1)
 
     precision = choose_precision(config.precision, device)
     return freeze(network, names, device=device, precision=precision, compile=config.compile, reduce=pool)

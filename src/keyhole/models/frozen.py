@@ -29,9 +29,10 @@ def freeze(
 ) -> nn.Module:
     """Return a frozen copy of a network that gives its logits and the features of named layers.
 
-    The copy takes prepared images and returns ``(logits, {name: feature})``. Batch norm is folded into the convolution
-    before it wherever that leaves output and features as they were (checked on random images). A network that makes
-    fp32 tensors of its own on the way, and so cannot run in bf16 throughout, runs under autocast.
+    The copy takes prepared images and returns ``(logits, {name: feature})``, each feature as a map (n, c, h, w). Batch
+    norm is folded into the convolution before it wherever that leaves output and features as they were (checked on
+    random images). A network that makes fp32 tensors of its own on the way, and so cannot run in bf16 throughout, runs
+    under autocast.
 
     Args:
         network: The network; it is not changed.
@@ -56,7 +57,8 @@ def freeze(
     precision = choose_precision(precision, device)
     module = fold_batch_norm(network, keep=names).to(device).eval().requires_grad_(False)
     module, run = _in_precision(module, network, precision, device)
-    tapped: nn.Module = Tapped(module.to(memory_format=torch.channels_last), names, reduce=reduce)
+    module = module.to(memory_format=torch.channels_last)
+    tapped: nn.Module = Tapped(module, names, reduce=reduce, image=network.input.size_px)
     if compile:
         ready_compiler()
         tapped.compile(dynamic=False)

@@ -7,6 +7,7 @@ are found by watching which module adds two activations during one forward pass.
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -73,16 +74,18 @@ def tap(module: nn.Module, names: Sequence[str], *, reduce: Reduce | None = None
         if any(hasattr(sub, "_orig_mod") or sub._compiled_call_impl is not None for sub in module.modules()):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         for name in names:
-            handle = find_layer(inner, name).register_forward_hook(_keep(features, name, reduce))
+            handle = find_layer(inner, name).register_forward_hook(_keep(features, name, reduce, None))
             stack.callback(handle.remove)
         yield features
 
 
-def _keep(features: dict[str, Tensor], name: str, reduce: Reduce | None) -> Any:
+def _keep(features: dict[str, Tensor], name: str, reduce: Reduce | None, image: tuple[int, int] | None) -> Any:
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
         value = _first_tensor(output)
         if value is None:
             raise ShapeError(f"Layer {name} returned a {type(output).__name__}; expected a tensor. Tap another layer.")
+        if image is not None:
+            value = as_map(value, image)
         features[name] = value.clone() if reduce is None else reduce(value)  # a rectifier may overwrite it in place
 
     return hook
@@ -95,6 +98,8 @@ class Tapped(nn.Module):
         module: The module; it shares its weights with this one.
         names: Dotted paths of its sub-modules.
         reduce: What to keep of an output.
+        image: Height and width of what it is given. Then features are maps (n, c, h, w), whatever form the module
+            uses (see :func:`as_map`); without it they are as the layers give them.
 
     Example:
         >>> net = Tapped(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), ["0"])
@@ -103,14 +108,21 @@ class Tapped(nn.Module):
         (5, 3)
     """
 
-    def __init__(self, module: nn.Module, names: Sequence[str], *, reduce: Reduce | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        names: Sequence[str],
+        *,
+        reduce: Reduce | None = None,
+        image: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         self.module = module
         self.names = tuple(names)
         self._features: dict[str, Tensor] = {}
         found = [find_layer(module, name) for name in self.names]  # all of them, before the first one is touched
         self._handles = [
-            layer.register_forward_hook(_keep(self._features, name, reduce))
+            layer.register_forward_hook(_keep(self._features, name, reduce, image))
             for name, layer in zip(self.names, found, strict=True)
         ]
 
@@ -147,12 +159,17 @@ def find_layer(module: nn.Module, name: str) -> nn.Module:
     return sub
 
 
-def as_map(feature: Tensor) -> Float[Tensor, "n c h w"]:
+def as_map(feature: Tensor, image: tuple[int, int] | None = None) -> Float[Tensor, "n c h w"]:
     """Return a feature as a map with channels first, whatever form its network uses.
 
-    (n, c, h, w) stays. (n, h, w, c), as in Swin, is told from it by h = w and w != c. Tokens (n, t, c) are laid out as
-    a square after leaving out the class and register tokens in front (the fewest that leave a square, at most 8), else
-    as a column of t. A vector (n, c) becomes a map of one pixel.
+    Tokens (n, t, c) are laid out in the form of the image after leaving out the class and register tokens in front (the
+    fewest that leave that form, at most 8), else as a column of t. A vector (n, c) becomes a map of one pixel.
+
+    Args:
+        feature: The output of a layer.
+        image: Height and width of what the network was given. Then (n, h, w, c), as in Swin, is told from (n, c, h, w)
+            by which of both has more of the image's form. Without it a map has its channels first, and images are
+            square.
 
     Raises:
         ShapeError: The feature has fewer than 2 or more than 4 dimensions.
@@ -160,20 +177,30 @@ def as_map(feature: Tensor) -> Float[Tensor, "n c h w"]:
     Example:
         >>> as_map(torch.zeros(2, 197, 192)).shape  # a ViT with one class token
         torch.Size([2, 192, 14, 14])
+        >>> as_map(torch.zeros(2, 64, 64, 32), image=(128, 64)).shape  # 64 channels of 64 x 32
+        torch.Size([2, 64, 64, 32])
+        >>> as_map(torch.zeros(2, 8, 4, 64), image=(128, 64)).shape
+        torch.Size([2, 64, 8, 4])
     """
+    form = 1.0 if image is None else image[0] / image[1]
     if feature.ndim == 4:
         _, a, b, c = feature.shape
-        return feature.permute(0, 3, 1, 2) if a == b != c else feature
+        ends_in_channels = image is not None and min(a, b, c) > 0 and _unlike(a / b, form) < _unlike(b / c, form)
+        return feature.permute(0, 3, 1, 2) if ends_in_channels else feature
     if feature.ndim == 3:
         n, t, c = feature.shape
         for prefix in range(min(9, t)):
-            side = round((t - prefix) ** 0.5)
-            if side * side == t - prefix:
-                return feature[:, prefix:].transpose(1, 2).reshape(n, c, side, side)
+            height, width = (round(((t - prefix) * side) ** 0.5) for side in (form, 1 / form))
+            if height * width == t - prefix:
+                return feature[:, prefix:].transpose(1, 2).reshape(n, c, height, width)
         return feature.transpose(1, 2).unsqueeze(-1)
     if feature.ndim == 2:
         return feature[:, :, None, None]
     raise ShapeError(f"A feature has the shape {tuple(feature.shape)}; expected (n, c), (n, t, c) or (n, c, h, w).")
+
+
+def _unlike(form: float, other: float) -> float:
+    return round(abs(math.log(form / other)), 9)
 
 
 def layers(network: Network, pattern: str | None = None) -> list[Layer]:
@@ -211,11 +238,13 @@ def layers(network: Network, pattern: str | None = None) -> list[Layer]:
     if not names:
         raise SettingError(f"{network.name} has no layers to choose from; name some with a glob, such as '*'.")
     modules = dict(network.module.named_modules())
-    return [_describe(name, modules[name], run.outputs[name]) for name in names]
+    image = network.input.size_px
+    return [
+        _describe(name, modules[name], as_map(torch.empty(run.outputs[name], device="meta"), image)) for name in names
+    ]
 
 
-def _describe(name: str, module: nn.Module, shape: tuple[int, ...]) -> Layer:
-    mapped = as_map(torch.empty(shape, device="meta"))
+def _describe(name: str, module: nn.Module, mapped: Tensor) -> Layer:
     size = (int(mapped.shape[2]), int(mapped.shape[3]))
     return Layer(name, type(module).__name__, int(mapped.shape[1]), size, sum(p.numel() for p in module.parameters()))
 
