@@ -115,6 +115,11 @@ def test_hints_of_a_file_are_weighed_by_its_clusters(maker: ArmMaker, tmp_path: 
     path.write_text(json.dumps(value))
     plan = replace(PLAN, hints=str(path), hint_weights="mass")
     assert [pair.weight for pair in maker.make(plan).hints] == [0.666667, 1.333333]
+    both = [["layer1.0", "layer3.0"], ["layer1.1", "layer2.0", "layer2.1", "layer3.1"]]  # no hint in the second
+    path.write_text(json.dumps(value | {"clusters": both}))
+    found = [pair.weight for pair in maker.make(plan).hints]
+    path.write_text(json.dumps({key: own for key, own in value.items() if key != "clusters"}))
+    assert found == [pair.weight for pair in maker.make(plan).hints]
     for clusters in ([["layer1.0", 3]], [3], "ab", 3):
         path.write_text(json.dumps(value | {"clusters": clusters}))
         if clusters == "ab":

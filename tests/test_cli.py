@@ -31,6 +31,7 @@ from keyhole.hints.similarity import ALWAYS
 from keyhole.models.layers import layers
 from keyhole.models.network import InputSpec
 from keyhole.models.zoo import build, load, save
+from keyhole.studies.board import Board
 
 COMMANDS = ("hints", "search", "train", "distill", "study", "evaluate", "figures", "layers", "demo")
 DIGITS = ("--data", "digits")
@@ -1195,6 +1196,9 @@ def test_a_search_writes_all_that_it_says(teacher: Path, tmp_path: Path) -> None
     assert [pair["teacher"] for pair in taken["hints"]] == value["hints"]
     fresh = keyhole("study", out / "fresh.toml", "--out", tmp_path / "fresh", "--dry-run", "--json").json
     assert fresh["cells"] == 6 * 6  # no hints, searched, and four rules
+    keyhole(*searching(teacher, tmp_path / "seeded", "--method", "random", "--cells", 1, "--seed", 3))
+    recipe = json.loads(Board(tmp_path / "seeded", of="search").settle("search", lambda: "{}"))
+    assert [recipe[part]["seed"] for part in ("arm", "search", "train")] == [3, 3, 3]
 
 
 def test_a_search_writes_a_study_that_runs_or_none(teacher: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from keyhole.hints.likeness import likeness
 from keyhole.hints.moments import ObserveConfig, observe
 from keyhole.hints.selection import CONTROLS, QUALITY, SELECTORS, Rule, Selection, check_rule, select
 from keyhole.hints.similarity import consensus
-from keyhole.hints.weighting import WEIGHTINGS, hint_weights
+from keyhole.hints.weighting import WEIGHTINGS, hint_weights, one_in_each
 from keyhole.models.layers import Layer, layers
 from keyhole.models.network import InputSpec, Network, fingerprint
 from keyhole.models.zoo import build
@@ -139,7 +139,8 @@ class ArmMaker:
                 f"hint_weights {plan.hint_weights} serves none of the terms {plan.terms}, which weigh layers by "
                 "themselves. Leave it out, or add a term of hint pairs such as hint."
             )
-        if not self._students.get((plan.student, spec)):  # built at once, so that a mistake shows at once
+        built = self._students.get((plan.student, spec))
+        if built is None or (hinted and not built):  # built at once, so that a mistake shows at once
             student = build(plan.student, classes=len(self.train.classes) or self.teacher.classes, input=spec)
             self._students[plan.student, spec] = layers(student) if hinted else []
         if hinted:
@@ -230,8 +231,8 @@ class ArmMaker:
             return pairs
         position = {layer.name: i for i, layer in enumerate(chosen.candidates)}
         clusters = [[position[name] for name in members] for members in chosen.clusters]
-        needed = len(chosen.hints) > 1 and not (plan.hint_weights == "mass" and clusters)
         wanted = [position[name] for name in chosen.hints]
+        needed = len(wanted) > 1 and not (plan.hint_weights == "mass" and one_in_each(wanted, clusters))
 
         def weigh() -> str:
             matrix = self._similarities(plan, chosen, Rule(count=1)) if needed else None

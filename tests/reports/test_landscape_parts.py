@@ -52,7 +52,7 @@ def cells(seeds: int = 2) -> list[dict[str, Any]]:
 
 def seen(seeds: int = 2) -> Landscape:
     found = survey(
-        Group("hints", ArmPlan(), ARMS, ()),
+        Group("hints", ArmPlan(), ARMS, {}),
         cells(seeds),
         rules=RULES,
         baseline="kd",
@@ -160,7 +160,7 @@ def test_centers_stand_beside_searches_that_take_as_long(landscape: Landscape) -
 
 def test_a_part_of_the_combinations_says_how_many_there_are() -> None:
     found = survey(
-        Group("hints", ArmPlan(), ARMS, ()), cells()[:6], rules=RULES, baseline="kd", look_s=LookSeconds(2.75, {})
+        Group("hints", ArmPlan(), ARMS, {}), cells()[:6], rules=RULES, baseline="kd", look_s=LookSeconds(2.75, {})
     )
     assert found is not None
     page = page_of(found)

@@ -74,7 +74,7 @@ def test_the_committed_cohort_weighs_the_other_terms_alike() -> None:
 def test_the_brute_force_study_holds_all_combinations_and_their_rivals() -> None:
     (group,) = groups_of(with_combinations(read_study(STUDIES / "brute-force.toml"), names))
     assert len(group.arms) == 84
-    assert group.rivals == ("hints all", "hints last-only")
+    assert group.rivals == {"hints all": "all", "hints last-only": "last-only"}
 
 
 def test_the_variants_differ_from_their_baseline_in_one_thing() -> None:

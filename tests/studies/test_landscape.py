@@ -51,7 +51,7 @@ def world(worth: dict[str, float], noise: float, *, seeds: int = 2, draw: int = 
     return found
 
 
-GROUP = Group("x", ArmPlan(), ARMS, ())
+GROUP = Group("x", ArmPlan(), ARMS, {})
 DEEP = {"l3.1": 1.5, "l1.0": -1.0}
 RULES = {
     "kmeans r2_cca": COMBOS[-1],  # l2.1 l3.0 l3.1: among the best
@@ -179,7 +179,7 @@ def test_what_a_search_finds_is_judged_on_the_seed_that_it_has_not_seen() -> Non
 
 
 def surveyed_of(tops: dict[tuple[str, ...], Any], cells: list[Any], **more: Any) -> Landscape:
-    found = survey(Group("x", ArmPlan(), {combo: combo[0] for combo in tops}, ()), cells, **more)
+    found = survey(Group("x", ArmPlan(), {combo: combo[0] for combo in tops}, {}), cells, **more)
     assert found is not None
     return found
 
@@ -241,10 +241,15 @@ def test_a_place_is_certain_where_runs_hardly_vary() -> None:
 
 
 def test_an_arm_beside_the_combinations_stands_where_it_would_come_in() -> None:
-    group = replace(GROUP, rivals=("all of them", "centers", "open"))
+    group = replace(GROUP, rivals={"all of them": "all", "centers": "auto", "open": "auto", "heavy": "auto"})
+    pairs = [{"teacher": name} for name in COMBOS[3]]
     cells: list[Any] = world(DEEP, 0.1)
+    for each in cells:
+        if each["arm"] == ARMS[COMBOS[3]]:
+            each["hints"] = pairs
     cells += [cell("all of them", seed, 70.0, hints=[{"teacher": name} for name in LAYERS]) for seed in (0, 1)]
-    cells += [cell("centers", 0, 1.0, hints=[{"teacher": name} for name in COMBOS[3]]), None]
+    cells += [cell("centers", 0, 1.0, hints=pairs), None]
+    cells += [cell("heavy", 0, 1.0, hints=[{**pair, "weight": 3.0} for pair in pairs])]
     found = survey(group, cells, rules={"uniform": COMBOS[3]})
     assert found is not None
     standings = {each.names: each for each in found.standings}
@@ -253,6 +258,23 @@ def test_an_arm_beside_the_combinations_stands_where_it_would_come_in() -> None:
     assert standings[("all of them",)].gain == pytest.approx(70 - found.mean)
     assert standings[("all of them",)].better_low == 1
     assert ("uniform", "centers") in standings  # one combination, and its own cells tell
+    assert standings[("heavy",)].layers == ()  # the same hints, but they weigh otherwise
+    assert "all layers beat 100 %" in found.sentence
+
+
+def test_names_of_arms_are_not_taken_for_rules() -> None:
+    names = ("kmeans last", "random, seed 9", "my last-only", "kmeans r2_cca", "uniform")
+    group = replace(GROUP, rivals=dict.fromkeys(names, "auto"))
+    cells: list[Any] = world(DEEP, 0.1)
+    cells += [cell(name, 0, 60.0 + k, hints=[{"teacher": LAYERS[0]}]) for k, name in enumerate(names)]
+    found = survey(group, cells, rules={"segments linear_cka": COMBOS[3], "random, seed 0": COMBOS[4]})
+    plain = survey(GROUP, cells, rules={"segments linear_cka": COMBOS[3], "random, seed 0": COMBOS[4]})
+    assert found is not None
+    assert plain is not None
+    assert {each.names for each in found.standings if not each.rules} == {(name,) for name in names}
+    for word in ("k-means", "uniform layers", "the last alone", "draws of the random rule"):
+        assert word not in found.sentence
+    assert [each.name for each in finalists(found)] == [each.name for each in finalists(plain)]
 
 
 def test_the_luck_of_random_draws_is_told() -> None:
@@ -420,8 +442,8 @@ def test_groups_are_arms_of_one_loss_and_their_rivals() -> None:
     first, second = groups_of(whole)
     assert (first.name, second.name) == ("x", "y")
     assert first.arms == {("a", "b"): "x a+b", ("a", "c"): "x a+c", ("b", "c"): "x b+c"}
-    assert first.rivals == ("hint all", "hint uniform")
-    assert second.rivals == ("at all",)
+    assert first.rivals == {"hint all": "all", "hint uniform": "uniform"}
+    assert second.rivals == {"at all": "all"}
     assert (second.plan.layers, second.plan.hints, second.plan.name) == ("l*", None, "y")
     assert groups_of(study({"name": "kd", "terms": "ce,kd"})) == ()
 

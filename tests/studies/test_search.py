@@ -188,7 +188,9 @@ def test_what_cannot_be_searched(
     with pytest.raises(SettingError) as caught:
         searched(teacher, digits, tmp_path, **more)
     assert words in str(caught.value)
-    Board(tmp_path).agree("search", {"of": "another"})  # a mistake claims no folder
+    board = Board(tmp_path)
+    board.agree("search", {"of": "another"})  # a mistake claims no folder
+    assert board.settle("precision", lambda: "free") == "free"  # nor does what it gave stand for the next
 
 
 def test_a_student_that_is_a_file_is_told_from_another_of_its_name(

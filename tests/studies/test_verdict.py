@@ -287,7 +287,7 @@ def test_the_tables_for_programs() -> None:
 def test_what_is_said_of_combinations_is_said_by_their_landscape() -> None:
     arms = {(name,): f"x {name}" for name in "abc"}
     cells = grid(kd=[60.0, 61.0], **{arm: [60.0 + i, 61.2 + i] for i, arm in enumerate(arms.values())})
-    seen = survey(Group("x", ArmPlan(), arms, ()), cells)
+    seen = survey(Group("x", ArmPlan(), arms, {}), cells)
     assert seen is not None
     found = judge([*cells, None], ["kd", *arms.values()], landscapes=[seen])
     assert found.sentence == f"{seen.sentence} 1 cells are still open."

@@ -79,8 +79,14 @@ def results(board: Board, study: Study) -> dict[str, Any]:
 
 
 def test_every_cell_is_run_in_cohorts_of_one_seed(study: Study, teacher: Network, digits: Data, tmp_path: Path) -> None:
-    board, told = Board(tmp_path), []
-    assert run_study(study, teacher, digits, board, note=told.append) == 6
+    board, told, labels = Board(tmp_path), [], []
+
+    def progress(items: Iterable[Any], *, label: str, total: int, done: int = 0) -> Iterator[Any]:
+        labels.append(label)
+        yield from items
+
+    assert run_study(study, replace(teacher, name="master"), digits, board, progress=progress, note=told.append) == 6
+    assert labels.count("evaluate master") == 1  # for all four cohorts
     cohorts = [line for line in told if "students, seed" in line]
     assert [line.split(":")[0] for line in cohorts] == [f"{n} students, seed {s}" for s in (0, 1) for n in (2, 1)]
     for cell in study.cells:

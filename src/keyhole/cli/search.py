@@ -33,11 +33,11 @@ class TriedOptions:
     count: Annotated[int, typer.Option(min=1, help="Layers in a combination.")] = 3
     layers: Annotated[str | None, typer.Option(help="Candidate layers by glob, such as 'layer*.2'.")] = None
 
-    def plan(self) -> ArmPlan:
+    def plan(self, seed: int) -> ArmPlan:
         """Return them in the form of the library."""
         from keyhole.plans import ArmPlan
 
-        return ArmPlan(**vars(self))
+        return ArmPlan(**vars(self), seed=seed)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def search(
     from keyhole.studies.followup import study_toml
     from keyhole.studies.search import search_hints
 
-    plan, train, config = tried.plan(), training.config(), budget.config(training.seed)
+    plan, train, config = tried.plan(training.seed), training.config(), budget.config(training.seed)
     opened, data = o.open_both(teacher, network, images, seed=training.seed)
     o.check_teacher(opened, data, device=training.device)
     found = search_hints(

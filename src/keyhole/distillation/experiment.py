@@ -132,6 +132,7 @@ def run_cohort(
     checkpoint: Path | None = None,
     resume: bool = False,
     diverging: str = "raise",
+    teacher_accuracy: Accuracy | None = None,
     group: Group = ALONE,
     log: Callable[[dict[str, Any]], None] | None = None,
     progress: Progress = silent,
@@ -140,13 +141,15 @@ def run_cohort(
 
     Args:
         arms: What is trained, and on what.
-        data: The data; its test images are used once, after the training, in fp32.
+        data: The data; its test images are used once, after the training, in fp32. The teacher is measured on them
+            before it, so that one that cannot be costs no training.
         config: How to train.
         teacher: The teacher, with its trained weights.
         held_out: So many training images are not trained on; the best epoch is chosen on them.
         checkpoint: Keep the state in this file.
         resume: Go on from that file where it is there.
         diverging: ``raise`` where the loss of an arm becomes NaN or infinite, or ``drop`` that arm and go on.
+        teacher_accuracy: Of the teacher on the test images, where it was measured before.
         group: The processes that run this together (see :func:`keyhole.distillation.group.join_group`), each with the
             same arguments; the first one alone measures, logs and writes, and all return the same result.
         log: Called with one record per arm and epoch.
@@ -168,13 +171,15 @@ def run_cohort(
     test = data.labeled_test()
     train, chosen_on = hold_out(data.train, held_out)
     cohort = Cohort(arms, config, classes=data.classes, teacher=teacher, train=train, group=group)
-    started = time.perf_counter()
-    keep = Checkpointing(checkpoint, resume=resume) if checkpoint else None
-    trained = fit(cohort, train, chosen_on, checkpointing=keep, diverging=diverging, progress=progress, log=log)
 
     def measured(network: Network) -> Accuracy:
         return group.broadcast(lambda: evaluate(network, test, device=cohort.device, progress=progress))
 
+    if teacher is not None and teacher_accuracy is None:
+        teacher_accuracy = measured(teacher)
+    started = time.perf_counter()
+    keep = Checkpointing(checkpoint, resume=resume) if checkpoint else None
+    trained = fit(cohort, train, chosen_on, checkpointing=keep, diverging=diverging, progress=progress, log=log)
     scores, diverged = [], dict(trained.diverged)
     for outcome in trained.outcomes:
         try:
@@ -186,11 +191,10 @@ def run_cohort(
             diverged[outcome.arm.name] = str(error)
             continue
         scores.append(Score(outcome, last, best, outcome.last.parameters, count_macs(outcome.last)))
-    accuracy = measured(teacher) if teacher is not None else None
     return Result(
         scores=tuple(scores),
         teacher=teacher,
-        teacher_accuracy=accuracy,
+        teacher_accuracy=teacher_accuracy,
         data=data.name,
         images={"train": len(train), "held_out": len(chosen_on), "test": len(test)},
         config=cohort.config,

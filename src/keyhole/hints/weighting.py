@@ -47,9 +47,10 @@ def hint_weights(
         raise SettingError("There are no hints to weigh; expected at least one.")
     if how == "equal" or len(hints) == 1:
         return (1.0,) * len(hints)
-    own = [[k for k, members in enumerate(clusters) if hint in members] for hint in hints]
-    if how == "mass" and sorted(own) == [[k] for k in range(len(hints))] and len(clusters) == len(hints):
-        return _with_mean_one(np.array([len(clusters[k]) for (k,) in own], float))
+    if how == "mass" and one_in_each(hints, clusters):
+        return _with_mean_one(
+            np.array([len(members) for hint in hints for members in clusters if hint in members], float)
+        )
     if similarities is None:
         raise SettingError(f"Weights by {how} need the similarities of all layers; measure them first.")
     if how == "mass":
@@ -57,6 +58,17 @@ def hint_weights(
     between = similarities[np.ix_(hints, hints)]
     others = (between.sum(axis=1) - between.diagonal()) / (len(hints) - 1)
     return _with_mean_one(np.clip(1 - others, 0, None))
+
+
+def one_in_each(hints: Sequence[int], clusters: Sequence[Sequence[int]]) -> bool:
+    """Return whether each cluster holds one of the hints, and each hint is in one.
+
+    Example:
+        >>> one_in_each([1, 3], [[0, 1], [2, 3]]), one_in_each([0, 1], [[0, 1], [2, 3]]), one_in_each([1, 3], [])
+        (True, False, False)
+    """
+    own = [[k for k, members in enumerate(clusters) if hint in members] for hint in hints]
+    return sorted(own) == [[k] for k in range(len(clusters))]
 
 
 def _mass(hints: Sequence[int], similarities: np.ndarray) -> np.ndarray:

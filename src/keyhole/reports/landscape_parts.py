@@ -43,7 +43,7 @@ def landscape_parts(landscape: Landscape) -> Html:
 def _map(landscape: Landscape) -> Html:
     ordered = sorted(landscape.combinations, key=lambda each: statistics.fmean(each.top1))
     marks = [
-        (_short(standing.names), standing.layers)
+        (_short(standing), standing.layers)
         for standing in landscape.standings
         if standing.layers and _noteworthy(standing)
     ]
@@ -56,9 +56,16 @@ def _map(landscape: Landscape) -> Html:
     return figure(drawn, "Each combination is one upright line from its lowest to its highest seed, with its mean.")
 
 
-def _short(names: Sequence[str]) -> str:
-    """Return names of rules for a figure: how many metrics each clustering has, not which."""
-    rules = [re.sub(r"\((.*?)\)", _counted, rule) for rule in in_short(names)]
+def _told(standing: Standing) -> tuple[list[str], list[str]]:
+    """Return the rules of a standing in short, and its arms, whose names are the user's."""
+    rules = [name for name in standing.names if name in standing.rules]
+    return in_short(rules), [name for name in standing.names if name not in standing.rules]
+
+
+def _short(standing: Standing) -> str:
+    """Return the names of a standing for a figure: how many metrics each clustering has, not which."""
+    of_rules, arms = _told(standing)
+    rules = [*(re.sub(r"\((.*?)\)", _counted, rule) for rule in of_rules), *arms]
     plain = [rule for rule in rules if not rule.endswith((", last", "informative"))] or rules  # after centers
     more = f" and {len(plain) - 2} more" if len(plain) > 2 else ""
     return (", ".join(plain[:2]) if more else " and ".join(plain)) + more
@@ -69,7 +76,7 @@ def _counted(metrics: re.Match[str]) -> str:
 
 
 def _noteworthy(standing: Standing) -> bool:
-    return any(not name.startswith("random") and "," not in name for name in standing.names)
+    return any(not name.startswith("random") and "," not in name for name in standing.rules) or bool(_told(standing)[1])
 
 
 def _numbers(landscape: Landscape) -> Html:
@@ -134,7 +141,7 @@ def _standings(landscape: Landscape) -> Html:
     heads = ("top-1, %", "above the mean of all, points", "p, corrected", "rank", "better than, % of the others")
     rows = [
         [
-            "; ".join(in_short(each.names)),
+            "; ".join([*_told(each)[0], *_told(each)[1]]),
             join([code(name) for name in each.layers], " ") if each.layers else "none of the combinations",
             f"{each.top1:.2f}",
             f"{each.gain:+.2f}{_between(each.low, each.high, '+.2f')}",
@@ -309,7 +316,7 @@ def _curve(landscape: Landscape) -> Html:
         (method, [(cost(each), each.gain, each.low, each.high) for each in landscape.replays if each.method == method])
         for method in dict.fromkeys(each.method for each in landscape.replays)
     ]
-    marks = [(_short(each.names), each.gain) for each in landscape.standings if each.layers and _noteworthy(each)]
+    marks = [(_short(each), each.gain) for each in landscape.standings if each.layers and _noteworthy(each)]
     drawn = figures.costs(lines, _thinned(marks), "What a search finds against what it costs")
     unit = (
         "Costs are student epochs, without the teacher's passes. "

@@ -44,12 +44,12 @@ def finalists(landscape: Landscape, *, searched: int = 3) -> tuple[Finalist, ...
     ranked = [each for each in landscape.combinations if each.held_out]
     ranked.sort(key=lambda each: -statistics.fmean(each.held_out))
     places = {each.layers: place for place, each in enumerate(ranked[:searched], start=1)}
-    takers = {each.layers: each.names for each in landscape.standings if each.layers}
+    takers = {each.layers: each.rules for each in landscape.standings if each.layers}
     found = []
     for layers in dict.fromkeys([*places, *takers]):
-        names = takers.get(layers, ())
-        metrics = metrics_of(names)
-        guesses = [name for name in names if name.partition(",")[0] in _GUESSES]
+        rules = takers.get(layers, ())
+        metrics = metrics_of(rules)
+        guesses = [rule for rule in rules if rule.partition(",")[0] in _GUESSES]
         parts = {
             SEARCHED: f"searched {places[layers]}" if layers in places else "",
             CENTERS: f"centers by {' and '.join(metrics)}" if metrics else "",
@@ -57,8 +57,8 @@ def finalists(landscape: Landscape, *, searched: int = 3) -> tuple[Finalist, ...
         }
         if any(parts.values()):
             reasons = {kind: part for kind, part in parts.items() if part}
-            rules = tuple(dict.fromkeys(name.partition(",")[0] for name in guesses))
-            found.append(Finalist("; ".join(reasons.values()), layers, tuple(reasons), metrics, rules))
+            guessed = tuple(dict.fromkeys(rule.partition(",")[0] for rule in guesses))
+            found.append(Finalist("; ".join(reasons.values()), layers, tuple(reasons), metrics, guessed))
     return tuple(found)
 
 

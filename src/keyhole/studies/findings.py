@@ -67,8 +67,8 @@ def _does_it_matter(count: int, spread: Spread) -> tuple[str, str]:
 
 def _do_centers_pay(standings: Sequence[Standing]) -> list[str]:
     """Return where the centers of the method stand, which clusters by k-means, and those of other clusterings."""
-    centers = [each for each in standings if any(is_center(name) for name in each.names)]
-    own = [each for each in centers if metrics_of(each.names)]
+    centers = [each for each in standings if any(is_center(rule) for rule in each.rules)]
+    own = [each for each in centers if metrics_of(each.rules)]
     others = [each for each in centers if each not in own]
     return [
         text
@@ -109,10 +109,10 @@ def _where_controls_stand(standings: Sequence[Standing]) -> list[str]:
         f"{taken} {'beats' if rule == 'last-only' else 'beat'} {100 * each.better_than:.0f} %"
         for rule, taken in named.items()
         for each in standings
-        if any(name == rule or name.endswith(f" {rule}") for name in each.names)
+        if rule in each.rules
     ]
     parts = [f"Of the combinations, {', '.join(found)}."] if found else []
-    drawn = [each.gain for each in standings for name in each.names if name.startswith("random, seed")]
+    drawn = [each.gain for each in standings for rule in each.rules if rule.startswith("random, seed")]
     if len(drawn) > 1:
         parts.append(
             f"The {len(drawn)} draws of the random rule lie {min(drawn):+.2f} to {max(drawn):+.2f} points from the "

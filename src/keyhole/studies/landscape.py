@@ -30,6 +30,7 @@ from keyhole.studies.standings import (
 from keyhole.studies.variance import Spread, rank_correlation, spread_of
 from keyhole.studies.verdict import Gap, Row, paired
 
+_PLAIN = ("stage-ends", "uniform", "all", "last-only")  # rules that their name tells in whole
 _CHOOSING = ("name", "hints", "metric", "count", "center", "hint", "samples", "layers", "seed")
 # Of the speed of a large matrix product, measured (docs/results/distillation.md); a student steps, a teacher looks.
 _STUDENT_SPEED, _TEACHER_SPEED = 0.52, 0.84
@@ -43,13 +44,13 @@ class Group:
         name: Of the arm that asked for combinations.
         plan: That arm; its name is as above and it has no hints.
         arms: Name of the arm of each combination.
-        rivals: Name of each other arm of the same student and loss whose hints a rule chose.
+        rivals: Each other arm of the same student and loss whose hints a rule chose, with that rule.
     """
 
     name: str
     plan: ArmPlan
     arms: Mapping[tuple[str, ...], str]
-    rivals: tuple[str, ...]
+    rivals: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +138,13 @@ def groups_of(study: Study) -> tuple[Group, ...]:
             found.setdefault(replace(plan, name=name, hints=None), {})[plan.hints] = plan.name
     blank: dict[str, Any] = {each.name: each.default for each in fields(ArmPlan) if each.name in _CHOOSING}
 
-    def rivals(of: ArmPlan) -> tuple[str, ...]:
+    def rivals(of: ArmPlan) -> dict[str, str]:
         loss = replace(of, **blank)
-        return tuple(plan.name for plan in study.arms if isinstance(plan.hints, str) and replace(plan, **blank) == loss)
+        return {
+            plan.name: plan.hints
+            for plan in study.arms
+            if isinstance(plan.hints, str) and replace(plan, **blank) == loss
+        }
 
     return tuple(Group(plan.name, plan, arms, rivals(plan)) for plan, arms in found.items() if len(arms) > 1)
 
@@ -173,7 +178,7 @@ def survey(
         ...      "held_out_top1": {"last": top1}}
         ...     for name, top1 in (("a", 60.0), ("b", 61.0), ("c", 64.0)) for seed in (0, 1)
         ... ]
-        >>> found = survey(Group("x", ArmPlan(), arms, ()), cells, rules={"uniform": ("b",)})
+        >>> found = survey(Group("x", ArmPlan(), arms, {}), cells, rules={"uniform": ("b",)})
         >>> found.winner.layers, found.standings[0].rank, round(found.standings[0].gain, 2)
         (('c',), 2, -0.67)
     """
@@ -277,7 +282,7 @@ def _timed_centers(
     return {
         metrics: (layers.index(each.layers), max(look_s.centers.get(metric, look_s.whole) for metric in metrics))
         for each in standings
-        if each.layers and (metrics := metrics_of(each.names))
+        if each.layers and (metrics := metrics_of(each.rules))
     }
 
 
@@ -314,21 +319,41 @@ def _marks(
 ) -> list[Mark]:
     """Return what gets a standing: one mark a combination that rules take, and one a rival with its own cells."""
     takers: dict[tuple[str, ...], list[str]] = {}
-    for name, layers in rules.items():
-        takers.setdefault(layers, []).append(name)
+    for rule, layers in rules.items():
+        takers.setdefault(layers, []).append(rule)
+    arms: dict[tuple[str, ...], list[str]] = {}
     marks = []
-    for rival in group.rivals:
+    for rival, rule in group.rivals.items():
         cells = {seed: cell for seed, cell in by_arm.get(rival, {}).items() if seed in average}
         if not cells:
             continue
-        taught = tuple(pair["teacher"] for pair in next(iter(cells.values())).get("hints", ()))
-        if taught in group.arms:  # the same student, trained the same way
-            takers.setdefault(taught, []).append(rival)
+        plain = (rule,) if rule in _PLAIN else ()
+        layers = tuple(pair["teacher"] for pair in next(iter(cells.values())).get("hints", ()))
+        if layers in group.arms and _trained_alike(cells, by_arm.get(group.arms[layers], {})):
+            arms.setdefault(layers, []).append(rival)
+            takers.setdefault(layers, []).extend(own for own in plain if own not in takers[layers])
             continue
         values = {seed: float(cell["top1"]["last"]) for seed, cell in cells.items()}
         gaps = tuple(value - average[seed] for seed, value in values.items())
-        marks.append(Mark((rival,), (), gaps, statistics.fmean(values.values())))
-    return [Mark(tuple(names), layers) for layers, names in takers.items() if layers in group.arms] + marks
+        marks.append(Mark((rival,), (), gaps, statistics.fmean(values.values()), plain))
+    found = []
+    for layers, own in takers.items():
+        if layers in group.arms:
+            names = own if layers not in arms else [*(rule for rule in own if rule in rules), *arms[layers]]
+            found.append(Mark(tuple(names), layers, rules=tuple(own)))
+    return found + marks
+
+
+def _trained_alike(first: Mapping[int, Mapping[str, Any]], second: Mapping[int, Mapping[str, Any]]) -> bool:
+    """Return whether cells of two arms learnt the same student layers from the same hints, each with its weight."""
+    return all(
+        _as_set(first[seed].get("hints", ())) == _as_set(second[seed].get("hints", ()))
+        for seed in first.keys() & second.keys()
+    )
+
+
+def _as_set(pairs: Sequence[Mapping[str, Any]]) -> set[tuple[Any, ...]]:
+    return {(pair["teacher"], pair.get("student"), pair.get("weight", 1.0)) for pair in pairs}
 
 
 def _curves(rows: Sequence[Sequence[Mapping[str, Any]]]) -> Float[np.ndarray, "rows seeds epochs"] | None:

@@ -170,8 +170,9 @@ def search_hints(
         (3, 2, Cost(student_epochs=2, passes=1))
     """
     search, board = search or SearchConfig(), Board(folder, of="search")
-    chosen = board.settle("precision", lambda: choose_precision(train.precision, choose_device(train.device)))
-    train = replace(train, precision=chosen if train.precision == "auto" else train.precision)
+    if train.precision == "auto":
+        measured = board.settle("precision", lambda: choose_precision("auto", choose_device(train.device)))
+        train = replace(train, precision=measured)
     candidates = layers(teacher, plan.layers)
     total = count_combinations(len(candidates), plan.count)
     rungs = plan_search(search, total, train.epochs)

@@ -44,6 +44,8 @@ class Standing:
         better_than: Share of the other combinations that are worse, 0 to 1; equals count half.
         better_low: Lower end of its 95 % interval, from draws of what each may truly be worth.
         better_high: Its upper end.
+        rules: The rules among ``names``, and of an arm that it is the rule that chose it: what arms are called is the
+            user's to say, and may be the name of a rule.
     """
 
     names: tuple[str, ...]
@@ -57,6 +59,7 @@ class Standing:
     better_than: float
     better_low: float | None
     better_high: float | None
+    rules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,12 +129,14 @@ class Mark:
         layers: Its layers; empty for an arm that is none of the combinations.
         gaps: Of such an arm: points above the mean of all combinations, one a seed.
         top1: Of such an arm: mean over the seeds, percent.
+        rules: As in :class:`Standing`.
     """
 
     names: tuple[str, ...]
     layers: tuple[str, ...]
     gaps: tuple[float, ...] = ()
     top1: float = 0.0
+    rules: tuple[str, ...] = ()
 
 
 def standings_of(
@@ -199,6 +204,7 @@ def _standing_of(
         better_than=float((~equal & (above < 0)).mean() + equal.mean() / 2),
         better_low=better_low,
         better_high=better_high,
+        rules=mark.rules,
     )
 
 

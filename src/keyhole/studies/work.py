@@ -16,13 +16,14 @@ from keyhole.arms import ArmMaker
 from keyhole.data.sources import Data
 from keyhole.data.splits import hold_out
 from keyhole.distillation.arm import Arm, same_arms
+from keyhole.distillation.evaluation import Accuracy, evaluate
 from keyhole.distillation.experiment import Result, percent, run_cohort
 from keyhole.errors import DataError, RunError
 from keyhole.files import read_json, read_tensors, sweep, write_json, write_tensors
 from keyhole.models.network import Network, count_macs
 from keyhole.models.zoo import save
 from keyhole.progress import Progress, silent
-from keyhole.runtime import describe
+from keyhole.runtime import choose_device, describe
 from keyhole.studies.board import Board
 from keyhole.studies.plan import Cell, Study, by_student
 from keyhole.studies.recipes import Recipes, recipes_of, settled
@@ -133,6 +134,12 @@ class _Job:
     def twins(self) -> dict[str, str]:
         """Each arm that learns the very same as an earlier one, with the name of that."""
         return same_arms(self.arms)
+
+    @cached_property
+    def teacher_accuracy(self) -> Accuracy:
+        """Of the teacher on the test images; measured once for all cohorts."""
+        device = choose_device(self.study.config.device)
+        return evaluate(self.teacher, self.data.labeled_test(), device=device, progress=self.progress)
 
     @cached_property
     def trained(self) -> Recipes:
@@ -294,6 +301,7 @@ def _run_together(job: _Job, cells: Sequence[Cell], folder: Path) -> Result:
         checkpoint=folder / "checkpoint.safetensors",
         resume=True,
         diverging="drop",
+        teacher_accuracy=job.teacher_accuracy,
         progress=job.progress,
     )
     by_arm = {job.arms[cell.plan.name].name: cell for cell in cells}
