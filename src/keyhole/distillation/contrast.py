@@ -95,7 +95,7 @@ class Contrast(nn.Module):
         """Return the loss of a batch; its embeddings go into the memories when its gradient is computed.
 
         Args:
-            student: Feature of the student, a map (n, c, h, w) or a vector (n, c).
+            student: Feature of the student, a map (n, c, h, w), tokens (n, t, c) or a vector (n, c).
             teacher: Feature of the teacher for the same images.
             indices: Which training images they are.
         """
