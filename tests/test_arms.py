@@ -129,6 +129,17 @@ def test_hints_of_a_file_are_weighed_by_its_clusters(maker: ArmMaker, tmp_path: 
             maker.make(plan)
 
 
+@pytest.mark.parametrize("hints", ["uniform", "kmeans", "layer1.0"])
+def test_a_metric_that_does_not_exist_is_a_mistake_wherever_it_stands(maker: ArmMaker, hints: str) -> None:
+    with pytest.raises(UnknownNameError, match="Unknown metric 'linear_ka'; nearest known: linear_cka"):
+        maker.make(replace(PLAN, hints=hints, metric="linear_cka, linear_ka"))
+
+
+def test_terms_that_all_weigh_nothing_are_a_mistake(maker: ArmMaker) -> None:
+    with pytest.raises(SettingError, match="Terms 'ce=0,at=0' all weigh 0, so that nothing would be learnt"):
+        maker.make(replace(PLAN, terms="ce=0,at=0"))
+
+
 def test_a_way_to_weigh_that_does_not_exist(maker: ArmMaker) -> None:
     with pytest.raises(UnknownNameError, match="Unknown way to weigh hints 'masses'; nearest known: mass"):
         maker.make(replace(PLAN, terms="ce,kd", hint_weights="masses"))

@@ -242,6 +242,12 @@ def test_what_utf_8_cannot_hold_is_escaped(tmp_path: Path) -> None:
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "Jos\\udce9"
 
 
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbfx = 1\n")
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"x": 1}')
+    assert files.read_toml(tmp_path / "a.toml") == files.read_json(tmp_path / "a.json") == {"x": 1}
+
+
 def test_metadata_that_is_no_table_is_one_line(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"keyhole": "[1]"})
     with pytest.raises(WeightsError, match="what it tells of itself is no table") as caught:

@@ -27,7 +27,7 @@ from keyhole.hints.choice import ChoiceConfig, Hints, choose_hints
 from keyhole.hints.likeness import likeness
 from keyhole.hints.moments import ObserveConfig, observe
 from keyhole.hints.selection import CONTROLS, QUALITY, SELECTORS, Rule, Selection, check_rule, select
-from keyhole.hints.similarity import consensus
+from keyhole.hints.similarity import METRICS, consensus
 from keyhole.hints.weighting import WEIGHTINGS, hint_weights, one_in_each
 from keyhole.models.layers import Layer, layers
 from keyhole.models.network import InputSpec, Network, fingerprint
@@ -121,24 +121,13 @@ class ArmMaker:
             KeyholeError: A name does not exist, or settings do not fit together.
         """
         terms = parse_terms(plan.terms, temperature=plan.temperature, equal=plan.balance == "gradients")
-        if odd := next((term.name for term in terms if term.kind.embeds), None):
-            fitting = ", ".join(name for name, kind in TERMS.items() if not kind.embeds)
-            raise SettingError(
-                f"Term {odd} takes outputs for embeddings, and these are logits of classes; take {fitting}."
-            )
+        _check_names(plan, terms)
         spec = self.teacher.input
         if plan.student_size is not None:
             spec = replace(spec, size_px=(plan.student_size, plan.student_size))
         name = plan.name or plan.student
         pairs: tuple[HintPair, ...] = ()
-        if plan.hint_weights not in WEIGHTINGS:
-            raise unknown_name("way to weigh hints", plan.hint_weights, WEIGHTINGS)
         hinted = any(term.needs_hints for term in terms)
-        if hinted and plan.hint_weights != "equal" and not any(_weighs(term) for term in terms):
-            raise SettingError(
-                f"hint_weights {plan.hint_weights} serves none of the terms {plan.terms}, which weigh layers by "
-                "themselves. Leave it out, or add a term of hint pairs such as hint."
-            )
         built = self._students.get((plan.student, spec))
         if built is None or (hinted and not built):  # built at once, so that a mistake shows at once
             student = build(plan.student, classes=len(self.train.classes) or self.teacher.classes, input=spec)
@@ -183,7 +172,7 @@ class ArmMaker:
         """Return the similarity of the teacher's candidates with the layers of a student after its warm-up."""
         names = [[layer.name for layer in side] for side in (chosen.candidates, self._students[plan.student, spec])]
         config = replace(self.config, seed=plan.seed)
-        settings = settled_before({k: v for k, v in asdict(config).items() if k not in ("device", "compile")})
+        settings = settled_before(config.deciding)
         student = _weights_of(plan.student).get("student_sha256", Path(plan.student).name)
         about = [student, asdict(spec), names, plan.match_steps, plan.samples, settings]
         deciding = [*about, *self._subject]
@@ -295,7 +284,7 @@ class ArmMaker:
 
     def _similarities(self, plan: ArmPlan, open_to: _Chosen, rule: Rule) -> Float[np.ndarray, "l l"]:
         """Return the similarities of candidates under a plan's metrics, measured if need be, with what a rule needs."""
-        metrics = tuple(name.strip() for name in plan.metric.split(","))
+        metrics = _metrics(plan)
         config = ChoiceConfig(plan.samples, metrics, open_to.pattern, draws=0, bare=False, seed=plan.seed)
         key = _sample(plan, open_to)
         old = self._measured.get(key)
@@ -336,6 +325,28 @@ class ArmMaker:
         if not {*in_clusters} <= {layer.name for layer in candidates}:
             clusters = []
         return _Chosen(hints, candidates, pattern, clusters)
+
+
+def _check_names(plan: ArmPlan, terms: Sequence[Term]) -> None:
+    """Raise where a plan names what does not exist, also where nothing is measured, or terms that do not serve it."""
+    if odd := next((term.name for term in terms if term.kind.embeds), None):
+        fitting = ", ".join(name for name, kind in TERMS.items() if not kind.embeds)
+        raise SettingError(f"Term {odd} takes outputs for embeddings, and these are logits of classes; take {fitting}.")
+    for metric in _metrics(plan):
+        if metric not in METRICS:
+            raise unknown_name("metric", metric, METRICS)
+    if plan.hint_weights not in WEIGHTINGS:
+        raise unknown_name("way to weigh hints", plan.hint_weights, WEIGHTINGS)
+    hinted = any(term.needs_hints for term in terms)
+    if hinted and plan.hint_weights != "equal" and not any(_weighs(term) for term in terms):
+        raise SettingError(
+            f"hint_weights {plan.hint_weights} serves none of the terms {plan.terms}, which weigh layers by "
+            "themselves. Leave it out, or add a term of hint pairs such as hint."
+        )
+
+
+def _metrics(plan: ArmPlan) -> tuple[str, ...]:
+    return tuple(name.strip() for name in plan.metric.split(","))
 
 
 def _key_of(kind: str, deciding: Sequence[Any]) -> str:

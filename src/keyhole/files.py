@@ -94,7 +94,7 @@ def write_json(path: Path, value: Any, *, private: bool = False) -> None:
 
 
 def read_text(path: Path, kind: str) -> str:
-    """Return the text of a UTF-8 file.
+    """Return the text of a UTF-8 file, without the byte order mark that some editors put in front.
 
     Args:
         path: The file.
@@ -105,7 +105,7 @@ def read_text(path: Path, kind: str) -> str:
         UnicodeDecodeError: It holds bytes that are no text; a ``ValueError`` like those of JSON and TOML.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}. Expected {kind} there.") from error
 

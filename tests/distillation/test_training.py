@@ -569,6 +569,8 @@ def test_the_rate_of_the_last_step_is_recorded(toy_split: MemorySplit, toy_input
         {"lr": -1.0},
         {"lr": float("nan")},
         {"momentum": float("inf")},
+        {"momentum": 1.0},
+        {"warmup_epochs": 1.5},
         {"weight_decay": -1e-4},
         {"warmup_epochs": -1.0},
         {"seed": -1},

@@ -305,7 +305,9 @@ def test_the_best_arm_is_chosen_by_held_out_images() -> None:
     first["held_out_top1"]["last"], second["held_out_top1"]["last"] = 61.0, 60.0  # and the second is higher on the test
     parsed = read(training_page(value, log(value)))
     assert f"Best of 2: {first['name']}, 61.23 % of the test images" in parsed.text("h1")
-    assert f"That {first['name']} is the best say the held-out images" in parsed.text("p")
+    assert f"lowest of the 2: {second['name']}, " in parsed.text("p")
+    told = f"That {first['name']} is the best of them and {second['name']} the lowest say the held-out images"
+    assert told in parsed.text("p")
     bare = result(held_out=False)
     parsed = read(training_page(bare, log(bare)))
     assert f"Highest on the test images of 2: {second['name']}, 62.23 %" in parsed.text("h1")

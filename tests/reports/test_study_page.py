@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from keyhole.reports.study_page import study_page
+from keyhole.studies.plan import Comparison
 from keyhole.studies.published import PUBLISHED
 from keyhole.studies.verdict import judge
 
@@ -45,6 +46,51 @@ def test_the_sentence_and_the_figures_stand_on_the_page() -> None:
                  "63.00", "0.95", "63.10", "+2.00", "278 k", "3 seeds"):  # fmt: skip
         assert told in page, told
     assert page.count("<svg") >= 2
+
+
+def test_how_the_students_were_trained_and_what_each_learns_by_stands_on_the_page() -> None:
+    train = {
+        "lr": 0.05, "momentum": 0.9, "nesterov": False, "weight_decay": 5e-4, "schedule": "step",
+        "milestones": [0.5, 0.75], "warmup_epochs": 0.5, "augment": True, "precision": "bf16", "optimizer": "sgd",
+    }  # fmt: skip
+    common = {"student": "resnet20", "student_size": None, "temperature": None, "balance": "weights"}
+    pairs = [
+        {"teacher": "layer1.4", "student": "layer1.0", "weight": 1.0},
+        {"teacher": "layer3.9", "student": "layer3.2", "weight": 0.5},
+    ]
+    arms = [
+        {**common, "name": "kd", "loss": "ce=0.1,kd=0.9", "hints": None, "pairs": []},
+        {**common, "name": "hints", "loss": "ce=1,hint=100", "hints": "auto", "pairs": pairs, "balance": "gradients"},
+        {**common, "name": "open", "loss": "ce=1,hint=100", "hints": ("layer1.4", "layer2.4"), "pairs": None,
+         "temperature": 4.0, "student_size": 24},
+    ]  # fmt: skip
+    asked = [Comparison("hints against none", ("hints",), ("kd",)), Comparison("later", ("open",), ("kd",))]
+    asked.append(Comparison("hints against kd", ("hints",), ("kd",)))  # whose name tells its sides
+    names = ["kd", "hints", "open"]
+    found = judge(cells(kd=[60.0, 61.0, 62.0], hints=[62.0, 63.1, 63.9], open=[]), names, comparisons=asked)
+    told = [{"name": each.name, "arms": list(each.arms), "against": list(each.against)} for each in asked]
+    page = (
+        study_page(found, {**SETTING, "train": train, "arms": arms, "comparisons": told})
+        .replace("&nbsp;", " ")
+        .replace("\u00a0", " ")
+    )
+    for text in (
+        "Training: sgd, learning rate 0.05, falling by steps of 0.1 after 50 % and 75 % of the epochs, rising for 0.5 "
+        "epochs first, momentum 0.9, weight decay 0.0005, padded, cropped and flipped images, bf16.",
+        "ce=0.1, kd=0.9",
+        "ce=1, hint=100; balanced by gradients",
+        "ce=1, hint=100; temperature 4",
+        "resnet20 at 24 px",
+        "layer1.4 -&gt; layer1.0, layer3.9 -&gt; layer3.2 times 0.5",
+        "layer1.4, layer2.4",
+        "hints against none: hints. Against: kd.",
+    ):
+        assert text in page, text
+    assert "hints against kd: hints" not in page
+    assert "later:" not in page.split("What the study was made to compare")[1]
+    assert "by a cosine" in study_page(found, {**SETTING, "train": {**train, "schedule": "cosine"}}).replace(
+        "&nbsp;", " "
+    )
 
 
 def test_nothing_is_said_of_held_out_images_where_there_are_none() -> None:

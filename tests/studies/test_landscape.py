@@ -144,6 +144,8 @@ def test_where_layers_do_not_matter_it_does_not_claim_it() -> None:
     for draw in range(60):
         found = surveyed(world({}, 0.5, draw=draw))
         claims += not found.sentence.startswith("Which layers are taken cannot be told to matter; if it does, then by")
+        if "cannot be told to matter" in found.sentence:
+            assert "Trying them all is not shown to pay" in found.sentence
         pays += "Trying them all pays" in found.sentence or "than the average combination beyond" in found.sentence
     assert claims <= 8  # 5 % of 60 are 3
     assert pays <= 9

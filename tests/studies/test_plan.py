@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from keyhole.errors import DataError, KeyholeError, SettingError, UnknownNameError
-from keyhole.studies.plan import Comparison, expand, read_studies, read_study, with_combinations
+from keyhole.studies.plan import Comparison, expand, matching, read_studies, read_study, with_combinations
 
 START = 'teacher = "resnet20"\n[train]\nepochs = 2\n'
 
@@ -188,6 +188,22 @@ def test_combinations_keep_to_the_layers_of_their_arm(tmp_path: Path) -> None:
 
 COMPARISON = '[[comparison]]\nname = "centers"\narms = "hint a*"\nagainst = ["kd", "hint uniform"]\n'
 ARMS = '[[arm]]\nname = "kd"\nterms = "ce,kd"\n[[arm]]\nname = "hint {hints}"\nhints = ["auto", "uniform"]\n'
+
+
+@pytest.mark.parametrize(
+    ("patterns", "meant"),
+    [
+        (["dkd[beta=2]"], ["dkd[beta=2]"]),
+        (["dkd[*"], ["dkd[beta=2]", "dkd[beta=8]"]),
+        (["?d"], []),
+        (["h*"], ["h*"]),  # an arm of that very name
+        (["*t", "kd"], ["kd", "hint"]),
+        (["*\n*"], ["two\nlines"]),
+    ],
+)
+def test_only_an_asterisk_makes_a_pattern(patterns: list[str], meant: list[str]) -> None:
+    names = ["kd", "dkd[beta=2]", "dkd[beta=8]", "h*", "hint", "two\nlines"]
+    assert matching(patterns, names) == meant
 
 
 def test_a_study_may_ask_for_comparisons(tmp_path: Path) -> None:

@@ -351,6 +351,25 @@ def test_an_arm_on_both_sides_of_a_comparison_is_told() -> None:
     assert "more: kd, h are on both sides" in judge(cells, ["kd", "h", "g"], comparisons=both).sentence
 
 
+def test_why_cells_diverged_is_told_of_the_first_three() -> None:
+    found = judge(grid(kd=[60.0, 61.0], wild=[None, 63.0]), ["kd", "wild"])
+    told = "1 cell diverged, and no arm that did is called the highest (wild, seed 0: loss is nan in epoch 1)."
+    assert told in found.findings
+    many = judge(grid(kd=[60.0, 61.0], a=[None, None], b=[None, None]), ["kd", "a", "b"])
+    reason = "loss is nan in epoch 1"
+    assert f"4 cells diverged (a, seed 0: {reason}; a, seed 1: {reason}; b, seed 0: {reason}; ...)." in many.findings
+
+
+def test_arms_that_learnt_next_to_nothing_are_told() -> None:
+    cells = grid(kd=[60.0, 61.0], dead=[1.0, 2.0], b=[2.9, 2.8])
+    found = judge(cells, ["kd", "dead", "b"], classes=100)
+    told = "2 arms are hardly better than chance (1.0 %) and learnt next to nothing, so differences of them say little"
+    assert f"{told}: dead, b." in found.findings
+    assert "better than chance" not in judge(cells, ["kd", "dead", "b"]).sentence
+    assert "better than chance" not in judge(grid(kd=[60.0, 61.0], b=[4.0, 5.0]), ["kd", "b"], classes=100).sentence
+    assert "1 arm is hardly better than chance (50.0 %)" in judge(grid(kd=[60.0]), ["kd"], classes=2).sentence
+
+
 def test_a_baseline_that_diverged_is_told() -> None:
     found = judge(grid(kd=[60.0, 61.0], base=[None, None]), ["kd", "base"], baseline="base")
     assert found.gaps == ()

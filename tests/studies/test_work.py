@@ -27,7 +27,7 @@ from keyhole.distillation.config import TrainConfig
 from keyhole.distillation.replay import WARM_UP
 from keyhole.distillation.warmup import WarmUpError
 from keyhole.errors import DataError, RunError, UnknownNameError
-from keyhole.files import read_tensors
+from keyhole.files import read_tensors, write_tensors
 from keyhole.models.network import Network, count_macs, fingerprint
 from keyhole.models.zoo import build, load, read_about, save
 from keyhole.plans import ArmPlan
@@ -200,10 +200,17 @@ def test_a_twin_of_what_is_finished_needs_no_training_and_one_of_what_another_ho
     board, told = Board(tmp_path), []
     run_study(replace(study, arms=study.arms[:1]), teacher, digits, board)
     assert look_ahead(replace(study, arms=study.arms[:3]), teacher, digits, board).hours is None
+    (network,) = board.cohorts.glob(f"*/{study.cells[0].id}.safetensors")
+    older = board.cohorts / "z" / network.name  # of the same cell under an older recipe
+    write_tensors(older, {"x": torch.zeros(1)}, {})
+    os.utime(older, (1, 1))
     hand = next(cell.id for cell in study.cells if cell.plan.name == "at layer1.0,layer3.0")
     left_by_another(board, hand, 5)
     assert run_study(study, teacher, digits, board, note=told.append) == 3
     assert "Left to other processes, which hold them: at layer1.0,layer3.0, seed 0; by hand, seed 0." in told[-1]
+    for cell in study.cells[1:3]:
+        (copied,) = board.cohorts.glob(f"*/{cell.id}.safetensors")
+        assert read_tensors(copied)[0].keys() == read_tensors(network)[0].keys()
     left_by_another(board, hand, 100)
     assert run_study(study, teacher, digits, board) == 2
 

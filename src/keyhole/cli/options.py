@@ -316,7 +316,7 @@ def check_teacher(network: Network, data: Data, *, device: str) -> None:
     """Warn a person when a teacher is hardly better than chance on up to 1,000 training images with labels."""
     import torch
 
-    from keyhole.distillation.evaluation import evaluate
+    from keyhole.distillation.evaluation import evaluate, near_chance
     from keyhole.runtime import choose_device
 
     split = data.train  # test images are for the last table
@@ -324,11 +324,11 @@ def check_teacher(network: Network, data: Data, *, device: str) -> None:
         return
     some = split.subset(torch.linspace(0, len(split) - 1, min(1000, len(split))).long())
     found = evaluate(network, some, device=choose_device(device))
-    chance = 1 / data.classes
-    if found.top1 < 3 * chance and found.top1 < 0.5 + chance / 2:
+    if near_chance(found.top1, data.classes):
         note(
             f"Warning: {network.name} is right on {100 * found.top1:.1f} % of {found.images} images, chance is "
-            f"{100 * chance:.1f} %. Check --weights, --mean and --std; hints of an untrained teacher mean nothing."
+            f"{100 / data.classes:.1f} %. Check --weights, --mean and --std; hints of an untrained teacher mean "
+            "nothing."
         )
 
 

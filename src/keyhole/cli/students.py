@@ -203,7 +203,7 @@ def _teach(
     about = {
         "teacher": opened.sha256, "degrade": given.degrade, **shown, **given.blending(),
         **({"apart": apart} if apart else {}),
-        **{key: value for key, value in vars(config).items() if key not in ("device", "compile")},
+        **config.deciding,
     }  # fmt: skip
     mixed = {arm.name: plan.wise_ft for arm, plan in zip(arms, plans, strict=True)}
     outcomes = trained.outcomes

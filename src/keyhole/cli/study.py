@@ -130,13 +130,14 @@ def _opened(read: Study) -> _Opened:
 
 
 def _look(read: Study, out: Path) -> tuple[dict[str, Any], str]:
+    from keyhole.reports.markup import duration
     from keyhole.studies.board import Board
     from keyhole.studies.outlook import look_ahead
 
     whole, teacher, data = _opened(read)
     seen = look_ahead(whole, teacher, data, Board(out, make=False))
-    hours = "" if seen.hours is None else f", about {seen.hours:.1f} hours here"
-    return dict(vars(seen)), f"{seen.cells} cells, {seen.done} done, {seen.passes} teacher passes to go{hours}"
+    time = "" if seen.hours is None else f", about {duration(3600 * seen.hours)} here"
+    return dict(vars(seen)), f"{seen.cells} cells, {seen.done} done, {seen.passes} teacher passes to go{time}"
 
 
 def _train(opened: _Opened, out: Path, *, wait: bool) -> int:

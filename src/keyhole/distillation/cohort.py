@@ -272,7 +272,9 @@ class Cohort:
             learner.terms.train()
 
     def diverged(self, where: str) -> dict[str, str]:
-        """Return, by arm, which loss is NaN or infinite, or which weight, which is so one step before the loss.
+        """Return, by arm, which losses are NaN or infinite, or which weight, which is so one step before the loss.
+
+        One term that is NaN makes the weights so, and they all terms in the next step: which was first cannot be told.
 
         Args:
             where: Told with it, such as ``in epoch 3``.
@@ -282,9 +284,11 @@ class Cohort:
             weights = ((name, t.detach().abs().sum()) for name, t in learner.numbers() if t.is_floating_point())
             looked = [*learner.sums.items(), *weights]
             values = torch.stack([value.to(self.device, torch.float32) for _, value in looked]).tolist()  # read at once
-            wrong = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
-            if wrong is not None:
-                found[learner.arm.name] = f"{looked[wrong][0]} is {values[wrong]} {where}"
+            losses = len(learner.sums)
+            wrong = [i for i, value in enumerate(values) if not math.isfinite(value)]
+            told = [i for i in wrong if i < losses] or wrong[:1]
+            if told:
+                found[learner.arm.name] = f"{', '.join(f'{looked[i][0]} is {values[i]}' for i in told)} {where}"
         return found
 
     def average_sums(self) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from keyhole.runtime import check_precision
 
 SCHEDULES = ("step", "cosine")
 OPTIMIZERS = ("sgd", "adamw")
+OF_MACHINE = ("compile", "device")  # settings that may differ between processes, and when a run goes on
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "several numbers"}
 
 
@@ -76,6 +78,8 @@ class TrainConfig:
                 raise SettingError(f"{name} is {value}; expected a number >= {low} and below 2^63.")
         if not all(isinstance(part, (int, float)) and 0 <= part <= 1 for part in self.milestones):
             raise SettingError(f"milestones are {self.milestones}; expected fractions of the epochs, 0 to 1.")
+        if self.warmup_epochs > self.epochs:
+            raise SettingError(f"warmup_epochs is {self.warmup_epochs:g}; expected at most the {self.epochs} epochs.")
         self._check_optimizer()
         check_precision(self.precision)
         if self.compile not in ("auto", "on", "off"):
@@ -86,8 +90,18 @@ class TrainConfig:
             raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
         if self.nesterov and (not self.momentum or self.optimizer != "sgd"):
             raise SettingError("nesterov needs sgd with a momentum above 0; leave it out, or change those.")
-        if self.optimizer == "adamw" and not self.momentum < 1:
-            raise SettingError(f"momentum is {self.momentum}; adamw expects a number below 1.")
+        if not self.momentum < 1:
+            raise SettingError(f"momentum is {self.momentum}; expected a number below 1.")
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide what is learnt, by name: without those of the machine, which may differ in a run.
+
+        Example:
+            >>> "lr" in TrainConfig(1).deciding, "device" in TrainConfig(1).deciding
+            (True, False)
+        """
+        return {name: value for name, value in asdict(self).items() if name not in OF_MACHINE}
 
     def rate(self, epoch: float) -> float:
         """Return the learning rate after so many epochs (a fraction counts).

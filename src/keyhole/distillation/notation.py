@@ -33,8 +33,8 @@ def parse_terms(text: str, *, temperature: float | None = None, equal: bool = Fa
 
     Raises:
         UnknownNameError: No such term.
-        SettingError: A term or a setting of it stands twice, a weight or a setting is no number, or brackets hold no
-            settings.
+        SettingError: A term or a setting of it stands twice, a weight or a setting is no number, all weights are 0, or
+            brackets hold no settings.
 
     Example:
         >>> [(term.name, term.weight) for term in parse_terms("ce,kd")]
@@ -64,6 +64,8 @@ def parse_terms(text: str, *, temperature: float | None = None, equal: bool = Fa
         knobs = tuple(_knob(name, setting) for setting in settings.split(",")) if settings else ()
         own = kind_of(name).temperature
         terms.append(Term(name, value, own if own is None or temperature is None else temperature, knobs))
+    if not any(term.weight for term in terms):
+        raise SettingError(f"Terms {text!r} all weigh 0, so that nothing would be learnt; expected one above 0.")
     return tuple(terms)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from keyhole.data.splits import Share, Split
 from keyhole.distillation.arm import Arm
 from keyhole.distillation.cohort import Cohort
+from keyhole.distillation.config import OF_MACHINE
 from keyhole.distillation.evaluation import evaluate
 from keyhole.distillation.learner import Learner
 from keyhole.errors import DataError, DivergenceError, RunError, unknown_name
@@ -23,8 +24,6 @@ from keyhole.files import read_tensors, write_tensors
 from keyhole.models.network import Network
 from keyhole.progress import Progress, silent
 from keyhole.runtime import keep_freed_memory
-
-_OF_MACHINE = {"compile", "device"}  # may differ between processes, and when a run goes on
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ def _due(cohort: Cohort, checkpointing: Checkpointing | None, since_s: float, *,
 
 
 def _check_processes(cohort: Cohort, train: Split) -> None:
-    settings = {name: value for name, value in asdict(cohort.config).items() if name not in _OF_MACHINE}
+    settings = cohort.config.deciding
     settings |= {"arms": [repr(learner.arm) for learner in cohort.learners], "training images": len(train)}
     settings["sum of their labels"] = int(train.labels.sum())
     cohort.group.check_same(settings)
@@ -301,7 +300,7 @@ def _restore(
         {"processes": 1, "optimizer": "sgd", **values["config"]},
         json.loads(json.dumps(_settings(cohort, images))),
     )
-    other = [name for name in wanted if name not in _OF_MACHINE and made.get(name) != wanted[name]]
+    other = [name for name in wanted if name not in OF_MACHINE and made.get(name) != wanted[name]]
     if other:
         was, now = (", ".join(f"{name} {of.get(name)}" for name in other) for of in (made, wanted))
         raise RunError(f"{checkpointing.path} was made with {was}, not with {now}. Use the old settings or start anew.")

@@ -35,7 +35,9 @@ def study_page(verdict: Verdict, setting: Mapping[str, Any]) -> str:
     Args:
         verdict: What was found.
         setting: ``teacher``, ``teacher_top1`` (percent, or None), ``data``, ``students``, ``epochs``, ``batch_size``,
-            ``holdout`` and ``seeds`` of the study; perhaps ``mixed``, in what its cells differ beside arm and seed.
+            ``holdout`` and ``seeds`` of the study; perhaps ``train``, how its students were trained, ``arms``, what
+            each learns by, ``comparisons``, what is compared in each, and ``mixed``, in what its cells differ beside
+            arm and seed.
 
     Example:
         >>> from keyhole.studies.verdict import judge
@@ -60,8 +62,9 @@ def study_page(verdict: Verdict, setting: Mapping[str, Any]) -> str:
         *(landscape_parts(landscape) for landscape in verdict.landscapes),
         _reached(rest, setting, "What the other students reach" if tried else "What the students reach"),
         _differences(rest),
-        _asked(verdict),
+        _asked(verdict, setting.get("comparisons", ())),
         _cost(rest.rows),
+        _arms(setting, [row.arm for row in rest.rows]),
         _published(setting),
     )
 
@@ -104,9 +107,27 @@ def _how(setting: Mapping[str, Any]) -> str:
     return (
         f"{plural(setting['epochs'], 'epoch')} on {setting['data']}, batch {setting['batch_size']}, "
         f"{held_out} held out for choosing, {plural(len(setting['seeds']), 'seed')}. "
-        "Students of one seed saw the same batches in the same order. The test images were used once, after the last "
-        f"epoch; {best}."
+        f"{_trained(setting['train']) if 'train' in setting else ''}"
+        "Students of one seed saw the same batches in the same order. The test images were used after the training "
+        f"alone, on the networks of the last and of the best epoch; {best}."
     )
+
+
+def _trained(train: Mapping[str, Any]) -> str:
+    """Return how students were trained, in a sentence."""
+    falls = "a cosine" if train["schedule"] == "cosine" else "steps of 0.1"
+    if train["schedule"] == "step":
+        falls += f" after {words([f'{100 * part:g} %' for part in train['milestones']])} of the epochs"
+    parts = [
+        f"{train['optimizer']}{' (Nesterov)' if train['nesterov'] else ''}, learning rate {train['lr']:g}",
+        f"falling by {falls}",
+        *([f"rising for {train['warmup_epochs']:g} epochs first"] if train["warmup_epochs"] else []),
+        f"momentum {train['momentum']:g}",
+        f"weight decay {train['weight_decay']:g}",
+        "padded, cropped and flipped images" if train["augment"] else "images as they are",
+        str(train["precision"]),
+    ]
+    return f"Training: {', '.join(parts)}. "
 
 
 def _mixture(mixed: Mapping[str, Any]) -> str:
@@ -194,14 +215,14 @@ def _differences(verdict: Verdict) -> Html:
         f"Differences to {verdict.baseline} with their intervals",
     )
     caption = (
-        "Each student is compared with the one of the same seed; intervals are Student's, probabilities are corrected "
-        "for the number of different students by Holm's procedure. A difference is beyond chance where the corrected p "
-        "is below 0.05; where it is not, this study cannot tell."
+        "Each student is compared with the one of the same seed; intervals are Student's, each for its difference "
+        "alone, and probabilities are corrected for the number of different students by Holm's procedure. A difference "
+        "is beyond chance where the corrected p is below 0.05; where it is not, this study cannot tell."
     )
     return section("Differences", table(columns, [_gap_row(gap) for gap in verdict.gaps]), figure(drawn, caption))
 
 
-def _asked(verdict: Verdict) -> Html:
+def _asked(verdict: Verdict, compared: Sequence[Mapping[str, Any]]) -> Html:
     if not verdict.comparisons:
         return Html("")  # what has no answer yet stands in the sentence
     heads = ("mean, points", "95 % interval", "p", "p, corrected", "seeds")
@@ -211,10 +232,60 @@ def _asked(verdict: Verdict) -> Html:
     )
     caption = (
         "Where several arms stand on a side, the mean of each seed counts. These comparisons were laid down in the "
-        "study file; probabilities are corrected for their number alone."
+        "study file; intervals are each for its comparison alone, probabilities are corrected for their number."
     )
     rows = [_gap_row(gap) for gap in verdict.comparisons]
-    return section("What the study was made to compare", table(columns, rows), figure(drawn, caption))
+    answered = {gap.arm for gap in verdict.comparisons}
+    sides = [
+        f"{each['name']}: {'; '.join(each['arms'])}. Against: {'; '.join(each['against'])}."
+        for each in compared
+        if each["name"] in answered and each["name"] != _by_names(each)
+    ]
+    told = [bullets(sides)] if sides else []
+    return section("What the study was made to compare", table(columns, rows), figure(drawn, caption), *told)
+
+
+def _by_names(compared: Mapping[str, Any]) -> str:
+    """Return what a comparison is called by itself; then its name says which arms are compared."""
+    return f"{' and '.join(compared['arms'])} against {' and '.join(compared['against'])}"
+
+
+def _arms(setting: Mapping[str, Any], names: Sequence[str]) -> Html:
+    """Return what each arm learns by: its loss with all weights, and which layer of the teacher teaches which."""
+    shown = [arm for arm in setting.get("arms", ()) if arm["name"] in names]
+    if not shown:
+        return Html("")
+    heads = ["", "student", "loss", "teacher's layer -> student's"]
+    rows = [[arm["name"], _student(arm), _loss(arm), _pairs(arm)] for arm in shown]
+    if len({row[1] for row in rows}) == 1:
+        heads, rows = heads[:1] + heads[2:], [row[:1] + row[2:] for row in rows]
+    drawn = table([Column(head, number=False) for head in heads], rows)
+    return section("What the students learn by", drawn)
+
+
+def _student(arm: Mapping[str, Any]) -> str:
+    return arm["student"] if arm["student_size"] is None else f"{arm['student']} at {arm['student_size']} px"
+
+
+def _loss(arm: Mapping[str, Any]) -> str:
+    parts = [arm["loss"].replace(",", ", ")]
+    if arm["temperature"] is not None:
+        parts.append(f"temperature {arm['temperature']:g}")
+    if arm["balance"] != "weights":
+        parts.append(f"balanced by {arm['balance']}")
+    return "; ".join(parts)
+
+
+def _pairs(arm: Mapping[str, Any]) -> str:
+    """Return the pairs of layers once a cell has them, before that what was asked for."""
+    if arm["pairs"] is None:
+        asked = arm["hints"]
+        return NOTHING if asked is None else asked if isinstance(asked, str) else ", ".join(asked)
+    texts = []
+    for pair in arm["pairs"]:
+        times = "" if pair["weight"] == 1 else f" times {pair['weight']:g}"
+        texts.append(f"{pair['teacher']} -> {pair['student']}{times}".replace(" ", "\u00a0"))  # no line ends within
+    return ", ".join(texts) or NOTHING
 
 
 def _gap_row(gap: Gap) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from keyhole.reports import explained, figures
@@ -74,8 +74,13 @@ def _held_out(arms: Sequence[Mapping[str, Any]]) -> bool:
 
 def _best(arms: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """Return the arm that the held-out images choose; without any, the one that is highest on the test images."""
+    return max(arms, key=_deciding(arms))
+
+
+def _deciding(arms: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], float]:
+    """Return what arms are ranked by, the best as well as the lowest."""
     key = "held_out_top1" if _held_out(arms) else "top1"
-    return max(arms, key=lambda arm: float(arm[key]["last"]))
+    return lambda arm: float(arm[key]["last"])
 
 
 def _summary(result: Mapping[str, Any]) -> str:
@@ -93,10 +98,11 @@ def _summary(result: Mapping[str, Any]) -> str:
         text += f", with {ratio:.2f} times fewer" if ratio > 1 else f", with {1 / ratio:.2f} times as many"
         text += " parameters"
     if len(result["arms"]) > 1:
-        worst = min(result["arms"], key=lambda arm: arm["top1"]["last"])
-        text += f"; lowest of the {len(result['arms'])}: {worst['name']}, {worst['top1']['last']:.2f} %"
+        worst = min(result["arms"], key=_deciding(result["arms"]))
+        reached = f"{worst['name']}, {worst['top1']['last']:.2f} %"
+        text += f"; lowest of the {len(result['arms'])}: {reached}"
         if _held_out(result["arms"]):
-            text += f". That {best['name']} is the best say the held-out images"
+            text += f". That {best['name']} is the best of them and {worst['name']} the lowest say the held-out images"
     if lost := result.get("diverged"):
         text += f". Diverged, and left out: {', '.join(lost)}"
     return f"{text}."

@@ -86,7 +86,14 @@ def conclude(
             choices = {each.name: each.layers for each in final}
             fresh[number] = fresh_study(whole, group.plan, choices, comparisons=comparisons_of(final))
     names = [plan.name for plan in study.arms]
-    verdict = judge(results, names, baseline=study.baseline, comparisons=study.comparisons, landscapes=landscapes)
+    verdict = judge(
+        results,
+        names,
+        baseline=study.baseline,
+        comparisons=study.comparisons,
+        landscapes=landscapes,
+        classes=data.classes,
+    )
     return Conclusion(verdict, {**study.described(teacher.name, results), "mixed": mixture(results)}, fresh)
 
 

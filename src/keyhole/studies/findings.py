@@ -40,7 +40,7 @@ def what_is_found(
             *_does_it_matter(count, spread),
             *_do_centers_pay(standings),
             *_where_controls_stand(standings),
-            _does_searching_pay(winner),
+            _does_searching_pay(winner, matters=_matters(spread)),
             _do_held_out_images_tell(tells, early_tells, alone=False),
         ]
     return tuple(part for part in parts if part)
@@ -53,7 +53,7 @@ def _does_it_matter(count: int, spread: Spread) -> tuple[str, str]:
         f"{100 * spread.share_high:.0f} %): a standard deviation of {spread.between:.2f} points against "
         f"{spread.noise:.2f} of single runs about their combination."
     )
-    if spread.between == 0 or (spread.p is not None and spread.p >= SURE):
+    if not _matters(spread):
         answer = (
             "Which layers are taken cannot be told to matter; if it does, then by a standard deviation of at most "
             f"{spread.between_high:.2f} points."
@@ -63,6 +63,10 @@ def _does_it_matter(count: int, spread: Spread) -> tuple[str, str]:
     else:
         answer = "Which layers are taken matters, more than the chance of a single run."
     return answer, variance
+
+
+def _matters(spread: Spread) -> bool:
+    return spread.between > 0 and (spread.p is None or spread.p < SURE)
 
 
 def _do_centers_pay(standings: Sequence[Standing]) -> list[str]:
@@ -122,10 +126,12 @@ def _where_controls_stand(standings: Sequence[Standing]) -> list[str]:
     return parts
 
 
-def _does_searching_pay(winner: Winner | None) -> str:
+def _does_searching_pay(winner: Winner | None, *, matters: bool) -> str:
+    """Return what searching is worth; of layers that cannot be told to matter nothing is claimed beside that."""
     if winner is None or winner.low is None or winner.high is None:
         return ""
-    pays = "pays" if winner.low > 0 else "costs" if winner.high < 0 else "is not shown to pay"
+    sure = matters and (winner.low > 0 or winner.high < 0)
+    pays = ("pays" if winner.low > 0 else "costs") if sure else "is not shown to pay"
     many = len(set(winner.chosen))
     which = "the combination that was chosen so" if many == 1 else f"the {many} combinations that were chosen so"
     return (

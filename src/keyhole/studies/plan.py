@@ -7,14 +7,14 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 from keyhole.distillation.config import TrainConfig
-from keyhole.errors import DataError, SettingError, unknown_name
+from keyhole.distillation.notation import parse_terms, write_term
+from keyhole.errors import DataError, KeyholeError, SettingError, unknown_name
 from keyhole.files import read_toml, sha256
 from keyhole.plans import ArmPlan, beside, parse_count, read_arm, settled_before
 
@@ -105,9 +105,16 @@ class Study:
 
         Args:
             teacher: Name of the teacher's network, whatever file it came from.
-            results: Of cells; the teacher's accuracy is in them.
+            results: Of cells; the teacher's accuracy, the precision and the pairs of layers are in them.
         """
-        known = [result["teacher_top1"] for result in results if result is not None and "teacher_top1" in result]
+        finished = [result for result in results if result is not None]
+        pairs = {result["arm"]: result["hints"] for result in finished if "hints" in result}
+        precisions = sorted({str(result["precision"]) for result in finished if "precision" in result})
+        train = {
+            name: value for name, value in self.config.deciding.items() if name not in ("seed", "epochs", "batch_size")
+        } | ({"precision": " and ".join(precisions)} if precisions else {})
+        names = [plan.name for plan in self.arms]
+        known = [result["teacher_top1"] for result in finished if "teacher_top1" in result]
         return {
             "teacher": teacher,
             "teacher_top1": known[0] if known else None,
@@ -117,6 +124,12 @@ class Study:
             "batch_size": self.config.batch_size,
             "holdout": self.holdout,
             "seeds": list(self.seeds),
+            "train": json.loads(json.dumps(train)),
+            "arms": [_told(plan, pairs.get(plan.name)) for plan in self.arms],
+            "comparisons": [
+                {"name": each.name, **dict(zip(("arms", "against"), sides_of(each, names), strict=True))}
+                for each in self.comparisons
+            ],
         }
 
     def recipe(self, cell: Cell) -> dict[str, Any]:
@@ -126,8 +139,7 @@ class Study:
         itself. The precision is as the file says;
         :func:`keyhole.studies.recipes.settled` replaces ``auto`` by what the first process of the study took.
         """
-        config = asdict(replace(self.config, seed=cell.seed))
-        settings = settled_before({key: value for key, value in config.items() if key not in ("device", "compile")})
+        settings = settled_before(replace(self.config, seed=cell.seed).deciding)
         plan = settled_before(asdict(cell.plan))
         for key in ("student", "hints"):
             plan[key] = _content(plan[key])
@@ -140,6 +152,17 @@ class Study:
         }
         value: dict[str, Any] = json.loads(json.dumps(recipe))
         return value
+
+
+def _told(plan: ArmPlan, pairs: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
+    """Return what a report says of an arm: its loss with all weights, and which layers teach which, once known."""
+    try:
+        terms = parse_terms(plan.terms, temperature=plan.temperature, equal=plan.balance == "gradients")
+        loss = ",".join(map(write_term, terms))
+    except KeyholeError:  # code of the user's that is not here, where only a report is written
+        loss = plan.terms
+    asked = {name: getattr(plan, name) for name in ("student", "student_size", "temperature", "balance")}
+    return {"name": plan.name, **asked, "loss": loss, "hints": plan.hints, "pairs": pairs}
 
 
 def _content(name: Any) -> Any:
@@ -426,13 +449,19 @@ def sides_of(comparison: Comparison, names: Sequence[str]) -> tuple[list[str], l
 
 
 def matching(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return the names that are meant: those that stand there, or fit a pattern, each once and in their order.
+    """Return the names that are meant: one that stands there, or those that fit a pattern, each once, in their order.
+
+    Only ``*`` makes a pattern; brackets and question marks stand for themselves, as in ``ce,dkd(beta=2)``.
 
     Example:
         >>> matching(["kd", "* ends"], ["kd", "hint random", "hint stage ends"])
         ['kd', 'hint stage ends']
     """
-    return [name for name in names if any(name == one or fnmatchcase(name, one) for one in patterns)]
+    meant = set()
+    for one in patterns:
+        fits = re.compile(".*".join(map(re.escape, one.split("*"))), re.DOTALL)
+        meant |= {one} if one in names else {name for name in names if fits.fullmatch(name)}
+    return [name for name in names if name in meant]
 
 
 def by_student(cells: Iterable[Cell], twins: Mapping[str, str]) -> list[list[Cell]]:

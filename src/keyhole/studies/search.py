@@ -268,7 +268,7 @@ def _unranked(place: int, total: int, count: int) -> Iterator[int]:
 
 def _recipe(teacher: Network, data: Data, plan: ArmPlan, search: SearchConfig, train: TrainConfig) -> dict[str, Any]:
     """Return all that decides the result of a search."""
-    settings = settled_before({key: value for key, value in asdict(train).items() if key not in ("device", "compile")})
+    settings = settled_before(train.deciding)
     return {
         "teacher_sha256": fingerprint(teacher),
         "data": data.name,

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from keyhole.distillation.evaluation import near_chance
 from keyhole.errors import SettingError, unknown_name
 from keyhole.studies.plan import Comparison, sides_of
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from keyhole.studies.landscape import Landscape
 
 SURE = 0.05  # a corrected probability below it is beyond chance
+_MOST_TOLD = 3  # cells or arms by name, where there may be many
 SAME = 1e-6  # points; accuracies of a million images differ by more, and sums of rounded numbers by less
 
 
@@ -35,6 +37,7 @@ class Row:
         macs: Multiply-accumulates for one image, likewise.
         held_out: Top-1 on the held-out images after the last epoch, percent, one a seed; empty where none were.
         same_as: The first arm of which every loss of every seed is the very same; None where it is that one itself.
+        why: What happened to each seed that diverged.
     """
 
     arm: str
@@ -46,6 +49,7 @@ class Row:
     macs: int | None
     held_out: tuple[float, ...] = ()
     same_as: str | None = None
+    why: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,7 @@ def judge(
     baseline: str | None = None,
     comparisons: Sequence[Comparison] = (),
     landscapes: Sequence[Landscape] = (),
+    classes: int | None = None,
 ) -> Verdict:
     """Return the verdict over the cells of a study.
 
@@ -146,6 +151,7 @@ def judge(
             the end with, and two names of one student count as two.
         landscapes: Of arms that try all combinations. What is said of those is said there: the highest of many
             combinations is high by chance as well, and no finding.
+        classes: Of the data; with it is told which arms have hardly learnt anything.
 
     Raises:
         UnknownNameError: There is no such arm, as baseline or in a comparison.
@@ -192,6 +198,8 @@ def judge(
     if missing and any(row.last for row in rows):
         parts.append(f"{missing} cells are still open.")
     parts += _diverged(rows, judged)
+    if classes:
+        parts += _learnt_nothing(rows, classes)
     return Verdict(tuple(parts), against, rows, gaps, missing, tuple(landscapes), tuple(answers), unanswered)
 
 
@@ -273,6 +281,7 @@ def _row(arm: str, cells: Sequence[Mapping[str, Any]]) -> Row:
         parameters=whole[0]["parameters"] if whole else None,
         macs=whole[0]["macs"] if whole else None,
         held_out=tuple(held) if len(held) == len(whole) else (),
+        why=tuple(str(cell["diverged"]) for cell in ordered if cell["diverged"]),
     )
 
 
@@ -365,7 +374,24 @@ def _diverged(rows: Sequence[Row], judged: Sequence[Row]) -> list[str]:
         return []
     kept = len(_ranked(judged)) < sum(bool(row.last) for row in judged)
     cells = "1 cell" if count == 1 else f"{count} cells"
-    return [f"{cells} diverged, and no arm that did is called the highest." if kept else f"{cells} diverged."]
+    reasons = [(row.arm, seed, why) for row in rows for seed, why in zip(row.diverged, row.why, strict=False)]
+    shown = "; ".join(f"{arm}, seed {seed}: {why.rstrip('.')}" for arm, seed, why in reasons[:_MOST_TOLD])
+    shown += "; ..." if len(reasons) > _MOST_TOLD else ""
+    which = f"{cells} diverged, and no arm that did is called the highest" if kept else f"{cells} diverged"
+    return [f"{which} ({shown})." if shown else f"{which}."]
+
+
+def _learnt_nothing(rows: Sequence[Row], classes: int) -> list[str]:
+    """Return which arms are hardly better than chance in the mean; how they differ says nothing of how they learn."""
+    found = [row for row in rows if row.last and near_chance(statistics.fmean(row.last) / 100, classes)]
+    if not found:
+        return []
+    shown = ", ".join(row.arm for row in found[:_MOST_TOLD]) + (", ..." if len(found) > _MOST_TOLD else "")
+    count = "1 arm is" if len(found) == 1 else f"{len(found)} arms are"
+    return [
+        f"{count} hardly better than chance ({100 / classes:.1f} %) and learnt next to nothing, so differences of "
+        f"{'it' if len(found) == 1 else 'them'} say little: {shown}."
+    ]
 
 
 def _highest(rows: Sequence[Row]) -> tuple[str | None, str]:

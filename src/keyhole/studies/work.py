@@ -193,7 +193,8 @@ def _copy_twins(job: _Job) -> int:
             if value is None:  # the user has just removed it
                 continue
             own = _kept(job, cell, value["diverged"], {"same_as": done.plan.name})
-            for network in board.cohorts.glob(f"*/{done.id}.safetensors"):
+            made = sorted(board.cohorts.glob(f"*/{done.id}.safetensors"), key=lambda file: file.stat().st_mtime_ns)
+            for network in made[-1:]:  # of a cell that was trained anew with another recipe the older one is there too
                 # in a folder of its own, as that of the cohort may be swept by who takes it up; tensors alone are
                 # copied, as a file of a network of the user's builds none
                 tensors, told = read_tensors(network)
