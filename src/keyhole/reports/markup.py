@@ -74,7 +74,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, strong: S
         rows: One text a column; escaped unless it is :class:`Html`.
         strong: Rows that are set apart, such as the teacher's.
     """
-    kinds = [' class="n"' if column.number else ' class="t"' for column in columns]
+    kinds = [f' class="{_kind(column, [row[i] for row in rows])}"' for i, column in enumerate(columns)]
     head = "".join(f"<th{kind}>{escape(column.title)}</th>" for column, kind in zip(columns, kinds, strict=True))
     lines = []
     for i, row in enumerate(rows):
@@ -82,6 +82,16 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, strong: S
         kind = ' class="strong"' if i in strong else ""
         lines.append(f"<tr{kind}>{cells}</tr>")
     return Html(f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>')
+
+
+_SHORT = 18  # letters; text up to it stays on a line, and longer text has a width that can be read
+
+
+def _kind(column: Column, cells: Sequence[str]) -> str:
+    if column.number:
+        return "n"
+    plain = (re.sub("<[^>]*>", "", cell) if isinstance(cell, Html) else cell for cell in cells)
+    return "s" if all(len(cell) <= _SHORT for cell in plain) else "t"
 
 
 def color(number: int) -> str:
@@ -246,7 +256,7 @@ code{font:.92em ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",mo
 table{border-collapse:collapse;font-size:.93rem;margin:6px 0 10px;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:6px 22px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}
 th{font-weight:600;color:var(--soft);font-size:.85rem;vertical-align:bottom}
-th.n,td.n{text-align:right}td.n{white-space:nowrap}
+th.n,td.n{text-align:right}td.n,td.s{white-space:nowrap}
 td.t{min-width:min(15em,34vw);max-width:26em;overflow-wrap:anywhere}
 td code{overflow-wrap:normal;white-space:pre}
 tr.strong td{font-weight:650}

@@ -145,7 +145,8 @@ def _table(verdict: Verdict) -> Html:
     held_out = any(row.held_out for row in verdict.rows)
     if held_out:
         heads += ["held out, %: mean", "held out minus test"]
-    heads += ["seeds", "diverged", "parameters", "MACs"]
+    diverged = any(row.diverged for row in verdict.rows)
+    heads += ["seeds", *(["diverged"] if diverged else []), "parameters", "MACs"]
     rows = [
         [
             row.arm,
@@ -153,7 +154,7 @@ def _table(verdict: Verdict) -> Html:
             *_mean_and_spread(row.best),
             *([_mean_and_spread(row.held_out)[0], _above_test(row)] if held_out else []),
             str(len(row.seeds)),
-            str(len(row.diverged)) if row.diverged else NOTHING,
+            *([str(len(row.diverged)) if row.diverged else NOTHING] if diverged else []),
             amount(row.parameters) if row.parameters is not None else NOTHING,
             amount(row.macs) if row.macs is not None else NOTHING,
         ]
