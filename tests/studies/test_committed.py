@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import subprocess
@@ -22,6 +23,7 @@ from keyhole.studies.board import Board
 from keyhole.studies.conclusion import mixture
 from keyhole.studies.landscape import groups_of
 from keyhole.studies.plan import Study, expand, read_study, with_combinations
+from keyhole.studies.verdict import judge
 
 STUDIES = Path(__file__).resolve().parents[2] / "docs" / "results" / "studies"
 
@@ -32,7 +34,13 @@ def names(glob: str | None) -> list[str]:
 
 @pytest.mark.parametrize(
     ("name", "cells", "passes"),
-    [("brute-force", 174, 4), ("reference", 39, 1), ("reference-240", 24, 2), ("variants", 54, 1)],
+    [
+        ("brute-force", 174, 4),
+        ("brute-force-fresh", 66, 1),
+        ("reference", 39, 1),
+        ("reference-240", 24, 2),
+        ("variants", 54, 1),
+    ],
 )
 def test_a_committed_study_can_be_read(name: str, cells: int, passes: int) -> None:
     whole = with_combinations(read_study(STUDIES / f"{name}.toml"), names)
@@ -41,7 +49,7 @@ def test_a_committed_study_can_be_read(name: str, cells: int, passes: int) -> No
     assert whole.config.precision == "bf16"  # not what a busy machine finds faster
 
 
-@pytest.mark.parametrize("name", ["brute-force", "reference", "reference-240", "variants"])
+@pytest.mark.parametrize("name", ["brute-force", "brute-force-fresh", "reference", "reference-240", "variants"])
 def test_arms_with_and_without_hints_weigh_the_other_terms_alike(name: str) -> None:
     plans = read_study(STUDIES / f"{name}.toml").arms
     told = {
@@ -63,6 +71,23 @@ def test_the_reference_study_was_made_by_another_version_for_each_seed() -> None
     cells = [json.loads(path.read_text()) for path in sorted((STUDIES / "reference" / "cells").glob("*.json"))]
     (mixed,) = mixture(cells)
     assert (mixed["what"], sorted(mixed["cells"].values()), mixed["seeds"]) == ("source", [13, 13, 13], [])
+
+
+@pytest.mark.parametrize("name", ["brute-force", "brute-force-fresh", "reference"])
+def test_what_a_finished_study_tells_is_what_its_cells_hold(name: str) -> None:
+    study = with_combinations(read_study(STUDIES / f"{name}.toml"), names)
+    board = Board(STUDIES / name, make=False)
+    results = [board.result(cell.id) for cell in study.cells]
+    found = judge(results, [plan.name for plan in study.arms], baseline=study.baseline, comparisons=study.comparisons)
+    told = json.loads((STUDIES / name / "result.json").read_text())
+    assert found.open_cells == told["open_cells"] == 0
+    rows = json.loads(json.dumps(found.to_json()["rows"]))
+    assert rows == told["rows"]
+    for key in ("gaps", "comparisons"):
+        own = {each["arm"]: pytest.approx(each["mean"]) for each in found.to_json()[key]}
+        assert own == {each["arm"]: each["mean"] for each in told[key]}
+    page = html.unescape((STUDIES / name / "report.html").read_text()).replace("\xa0", " ")
+    assert told["sentence"].split(". ")[0] in page
 
 
 def test_the_committed_cohort_weighs_the_other_terms_alike() -> None:
