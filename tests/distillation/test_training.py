@@ -513,6 +513,19 @@ def test_an_arm_that_diverges_is_dropped_and_the_others_go_on(
     assert "in epoch 1" in trained.diverged["wild"]
 
 
+def test_all_terms_that_are_not_finite_are_named(toy_teacher: Network, toy_input: InputSpec) -> None:
+    cohort = cohort_of(arm("ce,kd", toy_input, "a"), teacher=toy_teacher)
+    (learner,) = cohort.learners
+    for sums, told in (
+        ({"ce": 1.0, "kd": 1.0, "loss": 2.0}, {}),
+        ({"ce": math.nan, "kd": math.inf, "loss": math.nan}, {"a": "ce is nan, kd is inf in epoch 2"}),
+        ({"ce": 1.0, "kd": math.inf, "loss": math.inf}, {"a": "kd is inf in epoch 2"}),
+        ({"ce": 1.0, "kd": 1.0, "loss": math.inf}, {"a": "loss is inf in epoch 2"}),
+    ):
+        learner.sums = {name: torch.tensor(value) for name, value in sums.items()}
+        assert cohort.diverged("in epoch 2") == told
+
+
 def test_a_cohort_that_diverges_whole_comes_to_an_end(toy_split: MemorySplit, toy_input: InputSpec) -> None:
     config = replace(CONFIG, epochs=30, lr=1e30, momentum=0.99)
     trained = fit(cohort_of(arm("ce", toy_input), config=config), toy_split, diverging="drop")

@@ -284,11 +284,12 @@ class Cohort:
             weights = ((name, t.detach().abs().sum()) for name, t in learner.numbers() if t.is_floating_point())
             looked = [*learner.sums.items(), *weights]
             values = torch.stack([value.to(self.device, torch.float32) for _, value in looked]).tolist()  # read at once
-            losses = len(learner.sums)
-            wrong = [i for i, value in enumerate(values) if not math.isfinite(value)]
-            told = [i for i in wrong if i < losses] or wrong[:1]
-            if told:
-                found[learner.arm.name] = f"{', '.join(f'{looked[i][0]} is {values[i]}' for i in told)} {where}"
+            wrong = [(name, value) for (name, _), value in zip(looked, values, strict=True) if not math.isfinite(value)]
+            terms = [(name, value) for name, value in wrong if name in learner.sums and name != "loss"]
+            if (
+                told := terms or wrong[:1]
+            ):  # the sum of the terms, and what stands behind it, only where they are finite
+                found[learner.arm.name] = f"{', '.join(f'{name} is {value}' for name, value in told)} {where}"
         return found
 
     def average_sums(self) -> None:
