@@ -198,7 +198,7 @@ def test_a_face_model_is_exported_and_used_like_any_other(tmp_path: Path) -> Non
     crops = torch.randint(0, 256, (3, 24, 24, 3), dtype=torch.uint8)
     torch.testing.assert_close(exported.embed(crops), original.embed(crops), rtol=0, atol=1e-3)
     assert exported.licenses.data == '"drawn"'
-    (tmp_path / "people.txt").write_text("p1\np2\np4\n")
+    (tmp_path / "people.txt").write_bytes(b"\xef\xbb\xbfp1\np2\np4\n")  # with a byte order mark
     some = (*command[:-1], "int8", "--people", tmp_path / "people.txt", "--degrade", "fixed:8;jpeg=50")
     small = keyhole(*some, "--out", tmp_path / "small.onnx", "--json").json
     sharp = keyhole(*some[:-2], "--out", tmp_path / "sharp.onnx", "--json").json
@@ -217,6 +217,8 @@ def test_a_face_model_is_exported_and_used_like_any_other(tmp_path: Path) -> Non
     assert load_face_model(tmp_path / "x.onnx", threads=1).fingerprint == exported.fingerprint  # described beside it
     again = keyhole("export", "--model", tmp_path / "x.onnx.toml", *command[3:], "--out", tmp_path / "y.onnx")
     assert "is ONNX already" in again.err
+    over = ("export", "--model", tmp_path / "x.onnx.toml", *command[3:], "--out", tmp_path / "x.onnx")
+    assert f"would write over {tmp_path / 'x.onnx'}, of the model itself" in keyhole(*over).err
     assert "is a face model" in keyhole("export", "--model", source, "--out", tmp_path / "z.onnx").err
     assert "the model itself" in keyhole(*command, "--out", source).err
 
@@ -226,8 +228,10 @@ def test_a_classifier_is_exported(tmp_path: Path, cifar100_root: Path) -> None:
     student = tmp_path / "student.safetensors"
     save(build("resnet8", classes=100), student)
     command = ("export", "--model", student, "--data", "cifar100", "--root", cifar100_root, "--samples", 16)
+    (tmp_path / "x.onnx.toml").write_text("file = 'x.onnx'\n")  # of a face model that lay there
     found = keyhole(*command, "--out", tmp_path / "x.onnx", "--json").json
     assert found["cosine"] > 0.9999
+    assert not (tmp_path / "x.onnx.toml").exists()
     assert "mean cosine" in keyhole(*command, "--out", tmp_path / "x.xml").out
     told = ("--data", "cifar100", "--root", cifar100_root, "--json")
     for name in ("x.onnx", "x.xml"):

@@ -43,7 +43,7 @@ from keyhole.models.network import InputSpec
         ("ce,kd,hint", {"ce": 1.0, "kd": 1.0, "hint": 100.0}),
         ("ce,at", {"ce": 1.0, "at": 1000.0}),
         (" ce = 0.5 , hint= 5e1,", {"ce": 0.5, "hint": 50.0}),
-        ("kd=0", {"kd": 0.0}),
+        ("ce,kd=0", {"ce": 1.0, "kd": 0.0}),
         ("ce,dkd,ls,vid", {"ce": 1.0, "dkd": 1.0, "ls": 9.0, "vid": 1.0}),
         ("ce,kd,semckd", {"ce": 1.0, "kd": 1.0, "semckd": 400.0}),
         ("wttm,crd,sp,dist", {"wttm": 4.0, "crd": 0.8, "sp": 3000.0, "dist": 2.0}),

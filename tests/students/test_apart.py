@@ -54,6 +54,13 @@ def read(roots: list[Path], teacher: FaceTeacher, leave: Iterable[str] = ()) -> 
     return read_faces(roots, shown=how, seen=how, camera=CAMERA, who=Who(leave=frozenset(leave)))
 
 
+def test_the_one_person_of_a_test_is_apart_by_name(tmp_path: Path) -> None:
+    for photo in (1, 2):
+        pattern_faces.write(tmp_path / "test" / "ann" / f"{photo}.png", NUMBER["ann"], photo)
+    assert people_apart(Apart(tmp_path / "test", None)).apart == {"1", "2", "ann"}  # or it is a folder of one each
+    assert people_apart(Apart(tmp_path / "test" / "ann", None)).apart == {"1", "2"}
+
+
 def test_people_of_folds_are_apart_by_name(album: Path, teacher: FaceTeacher) -> None:
     people = people_apart(Apart(album, (2,)))
     assert people.apart == {"cid", "dot"}

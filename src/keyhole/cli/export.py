@@ -71,8 +71,7 @@ def export(
     from keyhole.exporting import export as write
     from keyhole.faces.models.face_model import is_face_model
 
-    if Path(model).resolve() == out.resolve():
-        raise SettingError(f"--out is {out}, the model itself. Choose another file.")
+    _check_target(model, out)
     if shown.faces is None and (model == o.FACE_MODEL or is_face_model(Path(model))):
         raise SettingError(f"{model} is a face model; name aligned crops to check it on: --faces.")
     description: str | None = None
@@ -81,7 +80,10 @@ def export(
         prepared, pixels = _of_classes(model, images, network, shown.samples, seed)
     else:
         prepared, pixels, description = _of_faces(model, shown.faces, shown, seed)
+    beside = out.with_name(f"{out.name}.toml")
     found = write(prepared, out, pixels, precision=precision)
+    if description is None:
+        beside.unlink(missing_ok=True)  # of an earlier face model there, which would make this one look like it
     value = {
         "file": str(out), "precision": precision, "bytes": found.size_bytes, "worst": found.worst,
         "cosine": found.cosine, "least_cosine": found.least_cosine, "images": found.checked,
@@ -89,7 +91,6 @@ def export(
     if description is not None:
         from keyhole.files import write_text
 
-        beside = out.with_name(f"{out.name}.toml")
         write_text(beside, f"file = {_quoted(out.name)}\n{description}")
         value["description"] = str(beside)
     o.emit(
@@ -98,6 +99,18 @@ def export(
         f"images (least {found.least_cosine:.4f}), largest difference {100 * found.worst:.2g} % of the largest output",
         as_json=json,
     )
+
+
+def _check_target(model: str, out: Path) -> None:
+    """Raise where a file that would be written is one that the model consists of, such as that of a description."""
+    from keyhole.students.teachers import file_of
+
+    path = Path(model)
+    read = {path, file_of(model) if path.suffix == ".toml" else path}
+    read |= {file.with_suffix(".bin") for file in read if file.suffix == ".xml"}
+    written = {out, out.with_name(f"{out.name}.toml"), *([out.with_suffix(".bin")] if out.suffix == ".xml" else [])}
+    if same := {file.resolve() for file in read} & {file.resolve() for file in written}:
+        raise SettingError(f"--out would write over {min(same)}, of the model itself. Choose another file.")
 
 
 def _of_classes(

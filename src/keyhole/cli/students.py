@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from unicodedata import normalize
 
 import typer
 
@@ -334,10 +335,13 @@ def read_people(path: Path | None) -> frozenset[str] | None:
     """Return the names of a file, one a line; None where no file is given."""
     if path is None:
         return None
+    from keyhole.files import read_text
+
     try:
-        return frozenset(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Cannot read {path}: {error}. Expected one name a line.") from error
+        lines = normalize("NFC", read_text(path, "one name a line")).splitlines()  # as names of albums are
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text ({error}). Expected one name a line.") from error
+    return frozenset(line.strip() for line in lines if line.strip())
 
 
 def _plans(cohort: Path | None, base: StudentPlan) -> tuple[StudentPlan, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from jaxtyping import Float
@@ -62,7 +62,10 @@ def people_apart(apart: Apart) -> People:
         DataError: The album or its ``pairs.txt`` cannot be read.
     """
     with open_album(apart.root) as album:
-        known = frozenset(people_of(album.pictures()).values())
+        listed = people_of(album.pictures())
+    # whether a folder that holds all is a person or just a folder cannot be told; then its name is apart as well
+    folders = {PurePosixPath(name).parent.name for name in listed}
+    known = frozenset(listed.values()) | (folders - {""} if len(folders) == 1 else set())
     chosen = known if apart.folds is None else lfw.people_in(apart.root, apart.folds)
     return People(chosen, known)
 
