@@ -179,12 +179,14 @@ class ArmMaker:
         key = _key_of("likeness", deciding)
 
         def measure() -> str:
+            """Return the similarities, or what happened to the student, as JSON."""
             try:
                 return json.dumps(compare().round(6).tolist())
             except WarmUpError as error:  # kept as well, so that all processes are told the same
                 return json.dumps(str(error))
 
         def compare() -> Float[np.ndarray, "l m"]:
+            """Return the similarities with a student that is warmed up for it."""
             student = warm_up(
                 plan.student,
                 spec,

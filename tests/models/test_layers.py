@@ -520,3 +520,25 @@ def test_a_layer_that_does_not_exist_leaves_no_hook_on_the_others() -> None:
     with pytest.raises(UnknownNameError):
         Tapped(net, ["0", "nope"])
     assert not any(part._forward_hooks for part in net.modules())
+
+
+@pytest.mark.parametrize("size", [(156, 97), (180, 125), (98, 38), (38, 98), (33, 33), (64, 32)])
+def test_channels_of_a_network_of_convolutions_are_first_whatever_its_image(size: tuple[int, int]) -> None:
+    network = build("resnet20", classes=10, input=InputSpec(size, (0.5,) * 3, (0.5,) * 3))
+    sides = [tuple(-(-side // 2**stage) for side in size) for stage in range(3)]
+    assert [(layer.channels, layer.size) for layer in layers(network)] == [
+        (16 * 2**stage, sides[stage]) for stage in range(3) for _ in range(3)
+    ]
+
+
+@pytest.mark.parametrize(("size", "width"), [((384, 384), 96), ((256, 128), 16), ((256, 128), 32), ((64, 64), 48)])
+def test_channels_of_layers_over_the_last_dimension_are_last(size: tuple[int, int], width: int) -> None:
+    network = Network("net", ColorLast(width), InputSpec(size, (0.5,) * 3, (0.5,) * 3), 5)
+    form = (size[0] // 4, size[1] // 4)
+    assert {(layer.channels, layer.size) for layer in layers(network)} == {(width, form)}
+    image = torch.rand(1, 3, *size)
+    _, features = Tapped(network.module, ["blocks.0"], image=size)(image)
+    module = network.module
+    assert isinstance(module, ColorLast)
+    expected = module.blocks[0](module.stem(image).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    assert torch.equal(features["blocks.0"], expected)

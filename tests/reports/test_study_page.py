@@ -75,7 +75,7 @@ def test_how_the_students_were_trained_and_what_each_learns_by_stands_on_the_pag
         .replace("\u00a0", " ")
     )
     for text in (
-        "Training: sgd, learning rate 0.05, falling by steps of 0.1 after 50 % and 75 % of the epochs, rising for 0.5 "
+        "Training: sgd, learning rate 0.05, a tenth of it each after 50 % and 75 % of the epochs, rising for 0.5 "
         "epochs first, momentum 0.9, weight decay 0.0005, padded, cropped and flipped images, bf16.",
         "ce=0.1, kd=0.9",
         "ce=1, hint=100; balanced by gradients",
@@ -88,6 +88,8 @@ def test_how_the_students_were_trained_and_what_each_learns_by_stands_on_the_pag
         assert text in page, text
     assert "hints against kd: hints" not in page
     assert "later:" not in page.split("What the study was made to compare")[1]
+    still = {**train, "milestones": [], "warmup_epochs": 1.0}
+    assert "learning rate 0.05, constant, rising for 1 epoch first" in study_page(found, {**SETTING, "train": still})
     assert "by a cosine" in study_page(found, {**SETTING, "train": {**train, "schedule": "cosine"}}).replace(
         "&nbsp;", " "
     )

@@ -83,9 +83,12 @@ def test_what_a_finished_study_tells_is_what_its_cells_hold(name: str) -> None:
     assert found.open_cells == told["open_cells"] == 0
     rows = json.loads(json.dumps(found.to_json()["rows"]))
     assert rows == told["rows"]
-    for key in ("gaps", "comparisons"):
-        own = {each["arm"]: pytest.approx(each["mean"]) for each in found.to_json()[key]}
-        assert own == {each["arm"]: each["mean"] for each in told[key]}
+    keys = ("mean", "low", "high", "p") if told["landscapes"] else ("mean", "low", "high", "p", "corrected")
+    for kind in ("gaps", "comparisons"):  # beside a landscape, gaps are corrected apart from its own
+        own = {each["arm"]: {key: pytest.approx(each[key]) for key in keys} for each in found.to_json()[kind]}
+        assert own == {each["arm"]: {key: each[key] for key in keys} for each in told[kind]}
+    if not told["landscapes"]:
+        assert found.sentence == told["sentence"]
     page = html.unescape((STUDIES / name / "report.html").read_text()).replace("\xa0", " ")
     assert told["sentence"].split(". ")[0] in page
 

@@ -362,13 +362,14 @@ def test_why_cells_diverged_is_told_of_the_first_three() -> None:
 
 
 def test_arms_that_learnt_next_to_nothing_are_told() -> None:
-    cells = grid(kd=[60.0, 61.0], dead=[1.0, 2.0], b=[2.9, 2.8])
+    cells = grid(kd=[60.0, 61.0], dead=[1.0, 1.4], b=[1.1, 1.2])
     found = judge(cells, ["kd", "dead", "b"], classes=100)
     told = "2 arms are hardly better than chance (1.0 %) and learnt next to nothing, so differences of them say little"
     assert f"{told}: dead, b." in found.findings
     assert "better than chance" not in judge(cells, ["kd", "dead", "b"]).sentence
-    assert "better than chance" not in judge(grid(kd=[60.0, 61.0], b=[4.0, 5.0]), ["kd", "b"], classes=100).sentence
-    assert "1 arm is hardly better than chance (50.0 %)" in judge(grid(kd=[60.0]), ["kd"], classes=2).sentence
+    assert "1 arm is hardly better than chance (50.0 %)" in judge(grid(kd=[54.0]), ["kd"], classes=2).sentence
+    for top1, classes in ((2.0, 100), (16.0, 10), (56.0, 2)):
+        assert "better than chance" not in judge(grid(kd=[top1]), ["kd"], classes=classes).sentence
 
 
 def test_a_baseline_that_diverged_is_told() -> None:

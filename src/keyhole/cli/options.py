@@ -121,6 +121,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             options.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=kinds[name]))
 
     def run(**given: Any) -> None:
+        """Run the command with its options put together by group."""
         parts = {
             name: group(**{field.name: given.pop(field.name) for field in fields(group)})
             for name, group in groups.items()
@@ -316,7 +317,7 @@ def check_teacher(network: Network, data: Data, *, device: str) -> None:
     """Warn a person when a teacher is hardly better than chance on up to 1,000 training images with labels."""
     import torch
 
-    from keyhole.distillation.evaluation import evaluate, near_chance
+    from keyhole.distillation.evaluation import evaluate
     from keyhole.runtime import choose_device
 
     split = data.train  # test images are for the last table
@@ -324,10 +325,11 @@ def check_teacher(network: Network, data: Data, *, device: str) -> None:
         return
     some = split.subset(torch.linspace(0, len(split) - 1, min(1000, len(split))).long())
     found = evaluate(network, some, device=choose_device(device))
-    if near_chance(found.top1, data.classes):
+    chance = 1 / data.classes
+    if found.top1 < 3 * chance and found.top1 < 0.5 + chance / 2:
         note(
             f"Warning: {network.name} is right on {100 * found.top1:.1f} % of {found.images} images, chance is "
-            f"{100 / data.classes:.1f} %. Check --weights, --mean and --std; hints of an untrained teacher mean "
+            f"{100 * chance:.1f} %. Check --weights, --mean and --std; hints of an untrained teacher mean "
             "nothing."
         )
 

@@ -28,17 +28,6 @@ class Accuracy:
     images: int
 
 
-def near_chance(top1: float, classes: int) -> bool:
-    """Return whether a top-1 (0 to 1) is hardly better than chance: that of a network that has learnt nothing.
-
-    Example:
-        >>> near_chance(0.02, 100), near_chance(0.04, 100), near_chance(0.7, 2), near_chance(0.8, 2)
-        (True, False, True, False)
-    """
-    chance = 1 / classes
-    return top1 < 3 * chance and top1 < 0.5 + chance / 2
-
-
 @torch.no_grad()
 def evaluate(
     network: Network,

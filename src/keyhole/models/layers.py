@@ -74,18 +74,27 @@ def tap(module: nn.Module, names: Sequence[str], *, reduce: Reduce | None = None
         if any(hasattr(sub, "_orig_mod") or sub._compiled_call_impl is not None for sub in module.modules()):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         for name in names:
-            handle = find_layer(inner, name).register_forward_hook(_keep(features, name, reduce, None))
+            handle = find_layer(inner, name).register_forward_hook(_keep(features, name, reduce))
             stack.callback(handle.remove)
         yield features
 
 
-def _keep(features: dict[str, Tensor], name: str, reduce: Reduce | None, image: tuple[int, int] | None) -> Any:
+def _keep(
+    features: dict[str, Tensor],
+    name: str,
+    reduce: Reduce | None,
+    image: tuple[int, int] | None = None,
+    *,
+    color_last: bool = False,
+) -> Any:
+    """Return a hook that keeps the output of a layer; with ``image`` as a map."""
+
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
         value = _first_tensor(output)
         if value is None:
             raise ShapeError(f"Layer {name} returned a {type(output).__name__}; expected a tensor. Tap another layer.")
         if image is not None:
-            value = as_map(value, image)
+            value = as_map(value, image, color_last=color_last)
         features[name] = value.clone() if reduce is None else reduce(value)  # a rectifier may overwrite it in place
 
     return hook
@@ -122,7 +131,7 @@ class Tapped(nn.Module):
         self._features: dict[str, Tensor] = {}
         found = [find_layer(module, name) for name in self.names]  # all of them, before the first one is touched
         self._handles = [
-            layer.register_forward_hook(_keep(self._features, name, reduce, image))
+            layer.register_forward_hook(_keep(self._features, name, reduce, image, color_last=_color_last(layer)))
             for name, layer in zip(self.names, found, strict=True)
         ]
 
@@ -159,7 +168,9 @@ def find_layer(module: nn.Module, name: str) -> nn.Module:
     return sub
 
 
-def as_map(feature: Tensor, image: tuple[int, int] | None = None) -> Float[Tensor, "n c h w"]:
+def as_map(
+    feature: Tensor, image: tuple[int, int] | None = None, *, color_last: bool = False
+) -> Float[Tensor, "n c h w"]:
     """Return a feature as a map with channels first, whatever form its network uses.
 
     Tokens (n, t, c) are laid out in the form of the image after leaving out the class and register tokens in front (the
@@ -168,8 +179,9 @@ def as_map(feature: Tensor, image: tuple[int, int] | None = None) -> Float[Tenso
     Args:
         feature: The output of a layer.
         image: Height and width of what the network was given. Then (n, h, w, c), as in Swin, is told from (n, c, h, w)
-            by which of both has more of the image's form. Without it a map has its channels first, and images are
-            square.
+            by which of both is the image at some stride, within a pixel. Without it a map has its channels first, and
+            images are square.
+        color_last: What a map is of which both could be so, or neither.
 
     Raises:
         ShapeError: The feature has fewer than 2 or more than 4 dimensions.
@@ -182,12 +194,15 @@ def as_map(feature: Tensor, image: tuple[int, int] | None = None) -> Float[Tenso
         >>> as_map(torch.zeros(2, 8, 4, 64), image=(128, 64)).shape
         torch.Size([2, 64, 8, 4])
     """
-    form = 1.0 if image is None else image[0] / image[1]
     if feature.ndim == 4:
-        _, a, b, c = feature.shape
-        ends_in_channels = image is not None and min(a, b, c) > 0 and _unlike(a / b, form) < _unlike(b / c, form)
-        return feature.permute(0, 3, 1, 2) if ends_in_channels else feature
+        if image is not None:
+            _, a, b, c = feature.shape
+            first, last = _is_at_a_stride((b, c), image), _is_at_a_stride((a, b), image)
+            if last if first != last else color_last:
+                return feature.permute(0, 3, 1, 2)
+        return feature
     if feature.ndim == 3:
+        form = 1.0 if image is None else image[0] / image[1]
         n, t, c = feature.shape
         for prefix in range(min(9, t)):
             height, width = (round(((t - prefix) * side) ** 0.5) for side in (form, 1 / form))
@@ -199,8 +214,20 @@ def as_map(feature: Tensor, image: tuple[int, int] | None = None) -> Float[Tenso
     raise ShapeError(f"A feature has the shape {tuple(feature.shape)}; expected (n, c), (n, t, c) or (n, c, h, w).")
 
 
-def _unlike(form: float, other: float) -> float:
-    return round(abs(math.log(form / other)), 9)
+def _is_at_a_stride(size: tuple[int, int], image: tuple[int, int]) -> bool:
+    """Return whether one stride takes both sides of an image to those of a size, each within a pixel."""
+    low = max(whole / (side + 1) for side, whole in zip(size, image, strict=True))
+    high = min(whole / (side - 1) if side > 1 else math.inf for side, whole in zip(size, image, strict=True))
+    return low < high
+
+
+def _color_last(module: nn.Module) -> bool:
+    """Return whether a layer most likely has its channels last: it works on the last dimension alone."""
+    parts = list(module.modules())
+    first = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+    return any(isinstance(part, (nn.Linear, nn.LayerNorm)) for part in parts) and not any(
+        isinstance(part, first) for part in parts
+    )
 
 
 def layers(network: Network, pattern: str | None = None) -> list[Layer]:
@@ -239,12 +266,11 @@ def layers(network: Network, pattern: str | None = None) -> list[Layer]:
         raise SettingError(f"{network.name} has no layers to choose from; name some with a glob, such as '*'.")
     modules = dict(network.module.named_modules())
     image = network.input.size_px
-    return [
-        _describe(name, modules[name], as_map(torch.empty(run.outputs[name], device="meta"), image)) for name in names
-    ]
+    return [_describe(name, modules[name], run.outputs[name], image) for name in names]
 
 
-def _describe(name: str, module: nn.Module, mapped: Tensor) -> Layer:
+def _describe(name: str, module: nn.Module, shape: tuple[int, ...], image: tuple[int, int]) -> Layer:
+    mapped = as_map(torch.empty(shape, device="meta"), image, color_last=_color_last(module))
     size = (int(mapped.shape[2]), int(mapped.shape[3]))
     return Layer(name, type(module).__name__, int(mapped.shape[1]), size, sum(p.numel() for p in module.parameters()))
 

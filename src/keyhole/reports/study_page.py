@@ -108,20 +108,24 @@ def _how(setting: Mapping[str, Any]) -> str:
         f"{plural(setting['epochs'], 'epoch')} on {setting['data']}, batch {setting['batch_size']}, "
         f"{held_out} held out for choosing, {plural(len(setting['seeds']), 'seed')}. "
         f"{_trained(setting['train']) if 'train' in setting else ''}"
-        "Students of one seed saw the same batches in the same order. The test images were used after the training "
-        f"alone, on the networks of the last and of the best epoch; {best}."
+        "Students of one seed saw the same batches in the same order. The test images were used after their training "
+        f"alone, on the networks of the last and of the best epoch (and once to measure the teacher); {best}."
     )
 
 
 def _trained(train: Mapping[str, Any]) -> str:
     """Return how students were trained, in a sentence."""
-    falls = "a cosine" if train["schedule"] == "cosine" else "steps of 0.1"
-    if train["schedule"] == "step":
-        falls += f" after {words([f'{100 * part:g} %' for part in train['milestones']])} of the epochs"
+    if train["schedule"] == "cosine":
+        falls = "falling by a cosine"
+    elif train["milestones"]:
+        falls = f"a tenth of it each after {words([f'{100 * part:g} %' for part in train['milestones']])} of the epochs"
+    else:
+        falls = "constant"
+    warm_up = train["warmup_epochs"]
     parts = [
         f"{train['optimizer']}{' (Nesterov)' if train['nesterov'] else ''}, learning rate {train['lr']:g}",
-        f"falling by {falls}",
-        *([f"rising for {train['warmup_epochs']:g} epochs first"] if train["warmup_epochs"] else []),
+        falls,
+        *([f"rising for {warm_up:g} epoch{'' if warm_up == 1 else 's'} first"] if warm_up else []),
         f"momentum {train['momentum']:g}",
         f"weight decay {train['weight_decay']:g}",
         "padded, cropped and flipped images" if train["augment"] else "images as they are",

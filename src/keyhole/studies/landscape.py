@@ -30,7 +30,7 @@ from keyhole.studies.standings import (
 from keyhole.studies.variance import Spread, rank_correlation, spread_of
 from keyhole.studies.verdict import Gap, Row, paired
 
-_PLAIN = ("stage-ends", "uniform", "all", "last-only")  # rules that their name tells in whole
+_OF_A_COUNT, _OF_ANY_COUNT = ("stage-ends", "uniform"), ("all", "last-only")  # rules that their name tells in whole
 _CHOOSING = ("name", "hints", "metric", "count", "center", "hint", "samples", "layers", "seed")
 # Of the speed of a large matrix product, measured (docs/results/distillation.md); a student steps, a teacher looks.
 _STUDENT_SPEED, _TEACHER_SPEED = 0.52, 0.84
@@ -327,8 +327,9 @@ def _marks(
         cells = {seed: cell for seed, cell in by_arm.get(rival, {}).items() if seed in average}
         if not cells:
             continue
-        plain = (rule,) if rule in _PLAIN else ()
         layers = tuple(pair["teacher"] for pair in next(iter(cells.values())).get("hints", ()))
+        told = rule in _OF_ANY_COUNT or (rule in _OF_A_COUNT and len(layers) == len(next(iter(group.arms))))
+        plain = (rule,) if told else ()
         if layers in group.arms and _trained_alike(cells, by_arm.get(group.arms[layers], {})):
             arms.setdefault(layers, []).append(rival)
             takers.setdefault(layers, []).extend(own for own in plain if own not in takers[layers])

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from keyhole.distillation.evaluation import near_chance
 from keyhole.errors import SettingError, unknown_name
 from keyhole.studies.plan import Comparison, sides_of
 
@@ -383,13 +382,15 @@ def _diverged(rows: Sequence[Row], judged: Sequence[Row]) -> list[str]:
 
 def _learnt_nothing(rows: Sequence[Row], classes: int) -> list[str]:
     """Return which arms are hardly better than chance in the mean; how they differ says nothing of how they learn."""
-    found = [row for row in rows if row.last and near_chance(statistics.fmean(row.last) / 100, classes)]
+    chance = 100 / classes
+    hardly = min(1.5 * chance, 0.9 * chance + 10)
+    found = [row for row in rows if row.last and statistics.fmean(row.last) < hardly]
     if not found:
         return []
     shown = ", ".join(row.arm for row in found[:_MOST_TOLD]) + (", ..." if len(found) > _MOST_TOLD else "")
     count = "1 arm is" if len(found) == 1 else f"{len(found)} arms are"
     return [
-        f"{count} hardly better than chance ({100 / classes:.1f} %) and learnt next to nothing, so differences of "
+        f"{count} hardly better than chance ({chance:.1f} %) and learnt next to nothing, so differences of "
         f"{'it' if len(found) == 1 else 'them'} say little: {shown}."
     ]
 
