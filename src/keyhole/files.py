@@ -226,6 +226,7 @@ def write_tensors(
     text = {"keyhole": json.dumps(dict(metadata), allow_nan=False)}
 
     def save(target: Path) -> None:
+        """Write the tensors, and tell a full disk as other writers do."""
         try:
             save_file(plain, target, metadata=text)
         except SafetensorError as error:  # safetensors reports a full disk in its own type

@@ -375,6 +375,7 @@ def _filled(name: str, keys: Mapping[str, Any]) -> str:
     """Return a name with the values of keys in braces; doubled braces stand for themselves."""
 
     def part(found: re.Match[str]) -> str:
+        """Return what stands for a brace, a doubled one, or a key in braces."""
         text = found[0]
         if text in ("{{", "}}"):
             return text[0]
@@ -411,6 +412,7 @@ def with_combinations(study: Study, candidates: Callable[[str | None], Sequence[
     """
 
     def arms() -> Iterator[ArmPlan]:
+        """Yield the arms as they are, and for one of combinations all of them."""
         for plan in study.arms:
             if plan.hints != EVERY:
                 yield plan
